@@ -1,0 +1,90 @@
+"""Typed options: what a plugin can be told, how it is checked, and how a missing library is reported."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+
+from cbir_faiss.errors import ConfigError, MissingDependency
+
+
+class Options(BaseModel):
+    """Typed options of a plugin: unknown keys are refused, nothing is coerced, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def resolve_path(value: str | Path, info: ValidationInfo) -> Path:
+    """``value`` relative to the folder of the config it stands in; unchanged where it stands in none."""
+    folder = (info.context or {}).get("folder", "")
+    return Path(os.path.normpath(Path(folder, value).expanduser()))
+
+
+Bits = Annotated[int, Field(ge=8, le=65_536, multiple_of=8)]
+"""Length of a binary code: a multiple of 8, because codes are stored in whole bytes."""
+RelativePath = Annotated[Path, AfterValidator(resolve_path)]
+"""A path option; in a config it is relative to the config file."""
+
+OptionsT = TypeVar("OptionsT", bound=BaseModel)
+
+
+def parse_options(model: type[OptionsT], values: Mapping[str, Any], *, folder: str = "") -> OptionsT:
+    """``values`` checked against ``model``; ``folder`` is what relative paths are relative to.
+
+    Raises:
+        ConfigError: for the first thing that is wrong; its ``path`` is the dotted name of the option.
+    """
+    # Strict validation of Python objects would refuse a list for a tuple and a str for a Path, JSON does not.
+    text = json.dumps(dict(values), default=_to_json)
+    try:
+        return model.model_validate_json(text, context={"folder": folder})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(_explain(first, model), path=path) from None
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise ConfigError(f"{value!r} is not a value that an option can have")
+
+
+def _explain(error: Any, model: type[BaseModel]) -> str:
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1]), model.model_fields, n=1)
+        known = ", ".join(sorted(model.model_fields)) or "none"
+        return "unknown key; " + (f"did you mean '{near[0]}'?" if near else f"the keys are: {known}")
+    if error["type"] == "missing":
+        return "is required"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return str(error["msg"]).replace("Input should", "must").replace("must be a valid", "must be a")
+
+
+def need(module: str, extra: str) -> Any:
+    """The imported ``module`` of an optional dependency.
+
+    Raises:
+        MissingDependency: it is not installed; the message has the pip line with our ``extra``.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and not module.startswith(error.name):
+            raise
+        raise MissingDependency(
+            f"'{module.split('.')[0]}' is not installed: pip install 'cbir-faiss[{extra}]'"
+        ) from error

@@ -1,0 +1,56 @@
+"""Names to plugins. Ours and strangers' are found the same way: by entry points, imported when asked for."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, cast
+
+from cbir_faiss.base import Plugin
+from cbir_faiss.errors import CbirError, MissingDependency, UnknownPlugin
+
+Group = Literal["sources", "extractors", "codecs", "backends", "rescorers"]
+GROUPS: tuple[Group, ...] = ("sources", "extractors", "codecs", "backends", "rescorers")
+_OUR_PACKAGES = ("cbir_faiss", "cbir_connectors")
+
+
+@cache
+def _entries(group: Group) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in sorted(entry_points(group=f"cbir_faiss.{group}"))}
+
+
+def names(group: Group) -> list[str]:
+    """The names of every installed plugin of a group, sorted. Imports none of them."""
+    return list(_entries(group))
+
+
+def load(group: Group, name: str) -> type[Plugin]:
+    """The plugin class registered as ``name``.
+
+    Raises:
+        UnknownPlugin: nothing is registered under that name; the message suggests the nearest and lists all.
+        MissingDependency: the plugin's module needs a library that is not installed.
+        CbirError: the entry point is broken: its module or attribute does not exist.
+    """
+    entries = _entries(group)
+    if name not in entries:
+        near = difflib.get_close_matches(name, entries, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UnknownPlugin(f"no {group[:-1]} named '{name}'; {hint}there are: {', '.join(entries) or 'none'}")
+    try:
+        plugin = entries[name].load()
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] not in _OUR_PACKAGES:
+            raise MissingDependency(
+                f"{group[:-1]} '{name}' needs the Python package '{error.name}': pip install {error.name}"
+            ) from error
+        raise CbirError(f"{group[:-1]} '{name}': its entry point is broken: {error}") from error
+    except AttributeError as error:
+        raise CbirError(f"{group[:-1]} '{name}': its entry point is broken: {error}") from error
+    return cast("type[Plugin]", plugin)
+
+
+def make(group: Group, name: str, **options: Any) -> Any:
+    """A plugin of that name with these options, checked against its ``Options``."""
+    return load(group, name)(**options)
