@@ -2,8 +2,8 @@
 
     images ──Extractor──▶ columns ──Codec──▶ codes ──Backend──▶ Hits ──Rescorer──▶ Hits
 
-A plugin is a class with a ``name``, a nested ``Options`` and one or two underscore methods. It is constructed from plain
-keyword options, which are checked against ``Options`` (unknown, missing and wrongly typed ones are a ConfigError).
+A plugin is a class with a ``name``, a nested ``Options`` and one or two underscore methods. It is constructed from
+plain keyword options, which are checked against ``Options`` (unknown, missing and wrongly typed ones are a ConfigError).
 """
 
 from __future__ import annotations
@@ -327,7 +327,7 @@ class Backend(Plugin):
         super().__init__(**options)
         self._default_search = self.SearchOptions() if self._search_options_have_defaults() else None
 
-    # ----------------------------------------------------------------------------------------------------------------- life
+    # -- life
 
     @classmethod
     def scoped(cls, options: Mapping[str, Any], scope: str) -> dict[str, Any]:
@@ -380,7 +380,7 @@ class Backend(Plugin):
     def close(self) -> None:
         """Give back connections and files. Closing twice is no error."""
 
-    # -------------------------------------------------------------------------------------------------------------- content
+    # -- content
 
     def upsert(self, ids: Ids, vectors: Codes, payload: Sequence[Payload] | None = None) -> None:
         """Store ``vectors`` ``(n, width)`` under ``ids`` ``(n,)``; an id that exists is replaced, payload included.
@@ -437,7 +437,7 @@ class Backend(Plugin):
         self._require("vectors")
         return self._scroll(batch_size) if self.dim is not None else iter(())
 
-    # --------------------------------------------------------------------------------------------------------------- search
+    # -- search
 
     def search(
         self,
@@ -529,7 +529,7 @@ class Backend(Plugin):
                 return within(hits, radius)
             k = min(total, 4 * k)
 
-    # --------------------------------------------------------------------------------------------------------------- checks
+    # -- checks
 
     def _metric_for(self, kind: Kind) -> Metric:
         chosen: Metric | None = getattr(self.options, "metric", None)
@@ -598,7 +598,7 @@ class Rescorer(Plugin):
         return self
 
     def rescore(self, queries: Columns, hits: Hits, fetch: Fetch, k: int) -> Hits:
-        """The best ``k`` of ``hits`` ``(n, candidates)``, re-ranked; it may drop some. Distances are the rescorer's own."""
+        """The best ``k`` of ``hits`` ``(n, candidates)``, re-ranked (it may drop some), with its own distances."""
         again = self._rescore(queries, hits, fetch)
         return Hits(np.ascontiguousarray(again.ids[:, :k]), np.ascontiguousarray(again.distances[:, :k]))
 
