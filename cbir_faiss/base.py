@@ -3,7 +3,7 @@
     images ──Extractor──▶ columns ──Codec──▶ codes ──Backend──▶ Hits ──Rescorer──▶ Hits
 
 A plugin is a class with a ``name``, a nested ``Options`` and one or two underscore methods. It is constructed from
-plain keyword options, which are checked against ``Options`` (unknown, missing and wrongly typed ones are a ConfigError).
+plain keyword options, checked against ``Options`` (unknown, missing and wrongly typed ones are a ConfigError).
 """
 
 from __future__ import annotations
