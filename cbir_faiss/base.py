@@ -123,6 +123,8 @@ class Extractor(Plugin):
     """Turns images (or ready vectors) into named columns, one or more of which are embeddings."""
 
     reads: ClassVar[Literal["image", "vector"]] = "image"
+    free_options: ClassVar[frozenset[str]] = frozenset()
+    """Options that do not decide the output: a batch size, or a path whose bytes are in ``_weights_digest``."""
 
     @property
     @abstractmethod
@@ -162,7 +164,8 @@ class Extractor(Plugin):
 
     def fingerprint(self) -> str:
         """A digest of all that decides the output: plugin, options, weights. Keys the embedding cache."""
-        text = json.dumps([self.name, self.options.model_dump(mode="json"), self._weights_digest()], sort_keys=True)
+        options = self.options.model_dump(mode="json", exclude=set(self.free_options))
+        text = json.dumps([self.name, options, self._weights_digest()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def freeze(self, folder: Path) -> tuple[str, dict[str, Any]]:
@@ -598,12 +601,28 @@ class Rescorer(Plugin):
         return self
 
     def rescore(self, queries: Columns, hits: Hits, fetch: Fetch, k: int) -> Hits:
-        """The best ``k`` of ``hits`` ``(n, candidates)``, re-ranked (it may drop some), with its own distances."""
+        """The best ``k`` of ``hits`` ``(n, candidates)``, re-ranked (it may drop some), with its own distances.
+
+        Raises:
+            InputError: a column of ``needs_queries`` is not there, or has not one row a query.
+        """
+        for column in self.needs_queries:
+            if column not in queries or len(queries[column]) != len(hits):
+                got = f"{len(queries[column])} rows" if column in queries else "none"
+                raise InputError(f"rescorer '{self.name}' needs '{column}' of {len(hits)} queries, got {got}")
         again = self._rescore(queries, hits, fetch)
         return Hits(np.ascontiguousarray(again.ids[:, :k]), np.ascontiguousarray(again.distances[:, :k]))
 
+    def pack(self, columns: Columns) -> dict[str, NDArray[Any]]:
+        """What is to be stored of the extractor's columns: one row an item, which ``fetch`` gives back unchanged.
+
+        Rows of a 2-d array of any dtype, so that a store can append, map and gather them. ``code`` is not among them:
+        the index has it.
+        """
+        return self._pack(columns)
+
     def resident_bytes(self, items: int, widths: Mapping[str, int]) -> int:
-        """Bytes of stored columns that rescoring ``items`` items reads; ``widths`` are bytes an item by column."""
+        """Bytes of packed columns that rescoring ``items`` items reads; ``widths`` are their bytes an item."""
         return items * sum(widths[column] for column in self.needs_items)
 
     def save(self, path: Path) -> None:
@@ -611,10 +630,27 @@ class Rescorer(Plugin):
         write_state(path, {"plugin": self.name, "options": self.options.model_dump(mode="json")}, self.state)
 
     def restore(self, path: Path) -> Rescorer:
-        """Take the state that ``save`` wrote."""
-        self.state = read_state(path)[1]
+        """Take the state that ``save`` wrote for a rescorer of the same name and options, ``candidates`` aside.
+
+        Raises:
+            CorruptCollection: the file is missing, cut short, altered, or of another rescorer.
+        """
+        meta, state = read_state(path)
+        mine, theirs = self._identity(self.options.model_dump(mode="json")), self._identity(meta.get("options", {}))
+        if meta.get("plugin") != self.name or theirs != mine:
+            raise CorruptCollection(
+                f"{path}: state of '{meta.get('plugin')}' {theirs}, but here is '{self.name}' {mine}"
+            )
+        self.state = state
         return self
 
+    @staticmethod
+    def _identity(options: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in options.items() if key != "candidates"}
+
     def _fit(self, columns: Columns, labels: NDArray[Any] | None) -> None: ...
+    def _pack(self, columns: Columns) -> dict[str, NDArray[Any]]:
+        return {column: columns[column] for column in self.needs_items if column != "code"}
+
     @abstractmethod
     def _rescore(self, queries: Columns, hits: Hits, fetch: Fetch) -> Hits: ...

@@ -29,7 +29,8 @@ def hadamard(order: int) -> Floats:
     matrix = np.ones((1, 1), np.float32)
     while len(matrix) < order:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return matrix * np.float32(order**-0.5)
+    matrix *= np.float32(order**-0.5)
+    return matrix
 
 
 class HadamardRotation:
@@ -107,11 +108,12 @@ def _orthonormal(order: int) -> Floats:
     k, i = np.ogrid[:order, :order]
     matrix = np.cos(np.pi * k * (2 * i + 1) / (2 * order)) * (2 / order) ** 0.5
     matrix[0] *= 0.5**0.5
-    return matrix.astype(np.float32)
+    return np.asarray(matrix, np.float32)
 
 
 def _signs(seed: int, n: int) -> Floats:
     """n values ±1. Raw words of PCG64, because NumPy promises their stream and not that of its distributions."""
     words = np.random.PCG64(seed).random_raw(-(-n // 64)).astype("<u8")
     bits = np.unpackbits(words.view(np.uint8), count=n)
-    return bits.astype(np.float32) * 2 - 1
+    signs: Floats = bits.astype(np.float32) * 2 - 1
+    return signs

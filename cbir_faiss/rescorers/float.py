@@ -1,0 +1,96 @@
+"""Candidates of a coarse search ranked again by their stored vectors."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbir_faiss import base
+from cbir_faiss.checks import check_floats
+from cbir_faiss.errors import InputError
+from cbir_faiss.rescorers._rerank import Candidates, rerank
+from cbir_faiss.types import Columns, Floats, Hits
+
+
+class FloatRescorer(base.Rescorer):
+    """Exact distances to the first candidates.
+
+    ``cosine`` is 1 - cos of the vectors less the database's mean (``center: false`` leaves the mean in); a vector
+    without direction is at 1. ``l2`` (squared) does not depend on the mean and ``ip`` is taken as it is.
+
+    ``store`` says what is kept an item: float32, float16, or int8: one byte a dimension, the range of each dimension
+    in the database cut into 255 steps (items added later are clipped to it).
+    """
+
+    name: ClassVar[str] = "float"
+    needs_items: ClassVar[tuple[str, ...]] = ("embedding",)
+    needs_queries: ClassVar[tuple[str, ...]] = ("embedding",)
+
+    class Options(base.Options):
+        candidates: Candidates = 100
+        metric: Literal["cosine", "l2", "ip"] = "cosine"
+        center: bool = True
+        store: Literal["float32", "float16", "int8"] = "float32"
+
+    def _fit(self, columns: Columns, labels: NDArray[Any] | None) -> None:
+        x = check_floats(columns["embedding"], "rescorer 'float'")
+        if len(x) == 0:
+            raise InputError("rescorer 'float' learns the database's mean, and there are no vectors")
+        mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.state = {"mean": mean if self.options.metric != "ip" and self.options.center else np.zeros_like(mean)}
+        if self.options.store == "int8":
+            low, high = x.min(axis=0), x.max(axis=0)
+            self.state |= {"low": low, "step": np.where(high > low, (high - low) / 255, 1).astype(np.float32)}
+
+    def _pack(self, columns: Columns) -> dict[str, NDArray[Any]]:
+        x = self._checked(columns["embedding"])
+        if self.options.store == "float16":
+            largest = float(np.abs(x).max(initial=0))
+            if largest > float(np.finfo(np.float16).max):
+                raise InputError(f"rescorer 'float': {largest:g} does not fit in float16; use store: float32 or int8")
+        if self.options.store != "int8":
+            return {"embedding": x.astype(self.options.store, copy=False)}
+        scaled = (x - self.state["low"]) / self.state["step"]
+        return {"embedding": np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled).astype(np.uint8)}
+
+    def _rescore(self, queries: Columns, hits: Hits, fetch: base.Fetch) -> Hits:
+        centred = self._checked(queries["embedding"]) - self.state["mean"]
+        return rerank(centred, hits, self.options.candidates, lambda ids: fetch(ids, "embedding"), self._distances)
+
+    def _distances(self, queries: Floats, stored: NDArray[Any]) -> Floats:
+        """float32 ``(n, m)`` of centred queries ``(n, dim)`` and rows ``(m, dim)`` as they are stored."""
+        items = self._unpack(stored)
+        products: Floats = queries @ items.T
+        if self.options.metric == "ip":
+            return -products
+        own, others = _squares(queries)[:, None], _squares(items)
+        if self.options.metric == "l2":
+            distances: Floats = own - 2 * products + others
+        else:
+            lengths: Floats = np.sqrt(own) * np.sqrt(others)
+            lengths[lengths == 0] = np.inf
+            distances = np.float32(1) - products / lengths
+        np.maximum(distances, 0, out=distances)
+        return distances
+
+    def _unpack(self, stored: NDArray[Any]) -> Floats:
+        """Centred float32 ``(m, dim)``."""
+        mean = self.state["mean"]
+        if self.options.store != "int8":
+            items: Floats = np.subtract(stored, mean, dtype=np.float32)
+        else:
+            items = np.multiply(stored, self.state["step"], dtype=np.float32)
+            items += self.state["low"] - mean
+        return items
+
+    def _checked(self, x: NDArray[Any]) -> Floats:
+        if "mean" not in self.state:
+            raise InputError("rescorer 'float' is not fitted: call fit(columns) with the database's columns first")
+        return check_floats(x, "rescorer 'float'", len(self.state["mean"]))
+
+
+def _squares(x: Floats) -> Floats:
+    squares: Floats = np.einsum("ij,ij->i", x, x)
+    return squares

@@ -1,0 +1,223 @@
+"""Rescorers against distances taken one by one in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cbir_faiss import registry
+from cbir_faiss.errors import ConfigError, CorruptCollection, DimensionMismatch, InputError
+from cbir_faiss.types import Hits
+
+RNG = np.random.default_rng(0)
+ITEMS = (RNG.standard_normal((300, 24)) + 3).astype(np.float32)
+QUERIES = (RNG.standard_normal((37, 24)) + 3).astype(np.float32)
+
+
+def hits_of(ids):
+    ids = np.asarray(ids, np.int64)
+    return Hits(ids, np.where(ids < 0, np.inf, np.arange(ids.shape[1])).astype(np.float32))
+
+
+def store(rescorer, items=ITEMS):
+    """``fetch`` over what the rescorer packs, and a record of what was asked of it."""
+    packed = rescorer.pack({"embedding": items})
+    asked = []
+
+    def fetch(ids, column):
+        asked.append(ids)
+        return packed[column][ids]
+
+    fetch.asked = asked
+    return fetch
+
+
+def everything():
+    return hits_of(np.stack([RNG.permutation(len(ITEMS)) for _ in QUERIES]))
+
+
+def expected(metric, center):
+    mean = ITEMS.astype(np.float64).mean(axis=0) if center else 0
+    x, q = ITEMS - mean, QUERIES - mean
+    if metric == "l2":
+        return ((q[:, None] - x[None]) ** 2).sum(axis=2)
+    if metric == "ip":
+        return -(QUERIES.astype(np.float64) @ ITEMS.T)
+    return 1 - (q @ x.T) / (np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(x, axis=1))
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("metric", ["cosine", "l2", "ip"])
+def test_float_ranks_by_the_exact_distance(metric, center):
+    rescorer = registry.make("rescorers", "float", metric=metric, center=center, candidates="all")
+    rescorer.fit({"embedding": ITEMS})
+    hits = rescorer.rescore({"embedding": QUERIES}, everything(), store(rescorer), k=10)
+    truth = expected(metric, center)
+    assert hits.ids.dtype == np.int64
+    assert hits.distances.dtype == np.float32
+    np.testing.assert_array_equal(hits.ids, np.argsort(truth, axis=1)[:, :10])
+    np.testing.assert_allclose(hits.distances, np.sort(truth, axis=1)[:, :10], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "dtype", "error"), [("float16", np.float16, 2e-3), ("int8", np.uint8, 2e-2)])
+def test_float_keeps_fewer_bytes_at_a_small_error(kind, dtype, error):
+    rescorer = registry.make("rescorers", "float", store=kind, candidates="all").fit({"embedding": ITEMS})
+    packed = rescorer.pack({"embedding": ITEMS})["embedding"]
+    assert packed.dtype == dtype
+    assert packed.shape == ITEMS.shape
+    hits = rescorer.rescore({"embedding": QUERIES}, everything(), store(rescorer), k=len(ITEMS))
+    truth = np.take_along_axis(expected("cosine", True), hits.ids, axis=1)
+    np.testing.assert_allclose(hits.distances, truth, atol=error)
+
+
+def test_float_clips_what_is_added_later_and_survives_a_constant_dimension():
+    items = ITEMS.copy()
+    items[:, 3] = 7
+    rescorer = registry.make("rescorers", "float", store="int8").fit({"embedding": items})
+    later = rescorer.pack({"embedding": np.full((1, 24), 1e6, np.float32)})["embedding"]
+    assert (later == 255).all()
+    assert (rescorer.pack({"embedding": items})["embedding"][:, 3] == 0).all()
+
+
+def test_float_looks_at_the_first_candidates_only():
+    rescorer = registry.make("rescorers", "float", candidates=5).fit({"embedding": ITEMS})
+    first = everything()
+    hits = rescorer.rescore({"embedding": QUERIES}, first, store(rescorer), k=10)
+    assert hits.ids.shape == (len(QUERIES), 5)
+    np.testing.assert_array_equal(np.sort(hits.ids), np.sort(first.ids[:, :5]))
+
+
+def test_more_candidates_than_hits_are_no_error():
+    rescorer = registry.make("rescorers", "float", candidates=1000).fit({"embedding": ITEMS})
+    hits = rescorer.rescore({"embedding": QUERIES}, hits_of([[4, 2]] * len(QUERIES)), store(rescorer), k=10)
+    assert hits.ids.shape == (len(QUERIES), 2)
+
+
+def test_missing_hits_stay_last_and_are_never_fetched():
+    rescorer = registry.make("rescorers", "float").fit({"embedding": ITEMS})
+    ids = [[5, -1, -1], [-1, -1, -1], [1, 2, 3]]
+    fetch = store(rescorer)
+    hits = rescorer.rescore({"embedding": QUERIES[:3]}, hits_of(ids), fetch, k=3)
+    assert hits.ids[0].tolist() == [5, -1, -1]
+    assert hits.ids[1].tolist() == [-1, -1, -1]
+    assert np.isinf(hits.distances[0, 1:]).all()
+    assert np.isinf(hits.distances[1]).all()
+    assert all((asked >= 0).all() for asked in fetch.asked)
+
+
+def test_nothing_found_at_all():
+    rescorer = registry.make("rescorers", "float").fit({"embedding": ITEMS})
+    for ids in (np.full((2, 3), -1), np.empty((2, 0))):
+        hits = rescorer.rescore({"embedding": QUERIES[:2]}, hits_of(ids), store(rescorer), k=3)
+        assert hits.ids.shape == ids.shape
+
+
+def test_a_vector_without_direction_is_at_one_and_equals_keep_their_order():
+    items = np.zeros((4, 8), np.float32)
+    rescorer = registry.make("rescorers", "float").fit({"embedding": items})
+    hits = rescorer.rescore({"embedding": items[:1]}, hits_of([[2, 0, 3, 1]]), store(rescorer, items), k=4)
+    assert hits.ids[0].tolist() == [2, 0, 3, 1]
+    assert hits.distances[0].tolist() == [1, 1, 1, 1]
+
+
+def test_few_and_many_queries_agree_with_one():
+    rescorer = registry.make("rescorers", "float", candidates=50).fit({"embedding": ITEMS})
+    fetch, first = store(rescorer), everything()
+    together = rescorer.rescore({"embedding": QUERIES}, first, fetch, k=50)
+    for i in range(len(QUERIES)):
+        one = Hits(first.ids[i : i + 1], first.distances[i : i + 1])
+        alone = rescorer.rescore({"embedding": QUERIES[i : i + 1]}, one, fetch, k=50)
+        np.testing.assert_allclose(alone.distances[0], together.distances[i], atol=1e-6)
+
+
+@settings(deadline=None, max_examples=50, derandomize=True)
+@given(bits=st.integers(1, 70), items=st.integers(1, 40), queries=st.integers(1, 20), seed=st.integers(0, 99))
+def test_asymmetric_is_the_signed_sum_of_projections(bits, items, queries, seed):
+    rng = np.random.default_rng(seed)
+    signs = rng.integers(0, 2, (items, bits), dtype=np.uint8)
+    codes = np.packbits(signs, axis=1)
+    projection = rng.standard_normal((queries, bits)).astype(np.float32)
+    first = hits_of(np.stack([rng.permutation(items) for _ in range(queries)]))
+    rescorer = registry.make("rescorers", "asymmetric", candidates="all")
+    hits = rescorer.rescore({"projection": projection}, first, lambda ids, column: codes[ids], k=items)
+    truth = -(projection @ (signs * 2.0 - 1).T)
+    np.testing.assert_allclose(hits.distances, np.sort(truth, axis=1), atol=1e-4)
+    np.testing.assert_allclose(np.take_along_axis(truth, hits.ids, axis=1), hits.distances, atol=1e-4)
+
+
+def test_asymmetric_keeps_no_floats():
+    rescorer = registry.make("rescorers", "asymmetric")
+    assert rescorer.needs_items == ("code",)
+    assert rescorer.needs_queries == ("projection",)
+    assert rescorer.pack({"embedding": ITEMS}) == {}
+    assert rescorer.resident_bytes(10, {"code": 32, "embedding": 5120}) == 320
+
+
+def test_asymmetric_refuses_codes_of_another_length():
+    codes = np.zeros((3, 4), np.uint8)
+    rescorer = registry.make("rescorers", "asymmetric")
+    with pytest.raises(DimensionMismatch, match="projections of 16 bits, codes of 32"):
+        rescorer.rescore({"projection": np.ones((1, 16), np.float32)}, hits_of([[0, 1]]), lambda i, c: codes[i], k=2)
+
+
+def test_none_changes_nothing():
+    first = everything()
+    hits = registry.make("rescorers", "none").rescore({}, first, lambda ids, column: ids, k=7)
+    np.testing.assert_array_equal(hits.ids, first.ids[:, :7])
+    np.testing.assert_array_equal(hits.distances, first.distances[:, :7])
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
+def test_saved_state_ranks_the_same(tmp_path, kind):
+    rescorer = registry.make("rescorers", "float", store=kind).fit({"embedding": ITEMS})
+    rescorer.save(tmp_path / "state")
+    again = registry.make("rescorers", "float", store=kind, candidates=9).restore(tmp_path / "state")
+    first = everything()
+    for k in (rescorer, again):
+        assert k.pack({"embedding": ITEMS})["embedding"].dtype == np.dtype({"int8": "uint8"}.get(kind, kind))
+    one = rescorer.rescore({"embedding": QUERIES}, Hits(first.ids[:, :9], first.distances[:, :9]), store(rescorer), 9)
+    two = again.rescore({"embedding": QUERIES}, first, store(again), 9)
+    np.testing.assert_array_equal(one.ids, two.ids)
+
+
+def test_state_of_another_rescorer_or_altered_is_refused(tmp_path):
+    path = tmp_path / "state"
+    registry.make("rescorers", "float").fit({"embedding": ITEMS}).save(path)
+    with pytest.raises(CorruptCollection, match="int8"):
+        registry.make("rescorers", "float", store="int8").restore(path)
+    with pytest.raises(CorruptCollection, match="state of 'float'"):
+        registry.make("rescorers", "none").restore(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CorruptCollection, match="cut short or altered"):
+        registry.make("rescorers", "float").restore(path)
+
+
+def test_bad_input_is_one_clear_error():
+    rescorer = registry.make("rescorers", "float")
+    fetch = lambda ids, column: ITEMS[ids]  # noqa: E731
+    with pytest.raises(InputError, match="not fitted"):
+        rescorer.rescore({"embedding": QUERIES[:1]}, hits_of([[0]]), fetch, k=1)
+    with pytest.raises(InputError, match="no vectors"):
+        rescorer.fit({"embedding": ITEMS[:0]})
+    rescorer.fit({"embedding": ITEMS})
+    with pytest.raises(InputError, match="needs 'embedding' of 1 queries, got none"):
+        rescorer.rescore({}, hits_of([[0]]), fetch, k=1)
+    with pytest.raises(InputError, match="got 2 rows"):
+        rescorer.rescore({"embedding": QUERIES[:2]}, hits_of([[0]]), fetch, k=1)
+    with pytest.raises(DimensionMismatch, match="24 dimensions, got 3"):
+        rescorer.rescore({"embedding": QUERIES[:1, :3]}, hits_of([[0]]), fetch, k=1)
+    with pytest.raises(InputError, match="NaN"):
+        rescorer.rescore({"embedding": np.full((1, 24), np.nan, np.float32)}, hits_of([[0]]), fetch, k=1)
+    big = registry.make("rescorers", "float", store="float16").fit({"embedding": ITEMS})
+    with pytest.raises(InputError, match="does not fit in float16"):
+        big.pack({"embedding": ITEMS * 1e6})
+
+
+@pytest.mark.parametrize(
+    "options", [{"candidates": 0}, {"candidates": "some"}, {"metric": "hamming"}, {"store": "int4"}]
+)
+def test_bad_options_are_config_errors(options):
+    with pytest.raises(ConfigError):
+        registry.make("rescorers", "float", **options)
