@@ -1,0 +1,50 @@
+"""Bootstrap intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cbir_faiss.errors import InputError
+from cbir_faiss.evaluate import bootstrap
+from cbir_faiss.evaluate.bootstrap import bootstrap_ci, paired_difference
+
+
+def test_interval_is_that_of_the_normal_approximation() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 4000)
+    low, high = bootstrap_ci(values, resamples=2000)
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.1 * half)
+
+
+def test_same_seed_same_draws_whatever_is_resampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(1).random((50, 2))
+    both = bootstrap_ci(values, seed=4)
+    np.testing.assert_allclose(both[:, 1], bootstrap_ci(values[:, 1], seed=4), rtol=1e-12)
+    assert not np.array_equal(both, bootstrap_ci(values, seed=5))
+    monkeypatch.setattr(bootstrap, "_DRAWS", 120)  # two resamples at a time
+    np.testing.assert_allclose(bootstrap_ci(values, seed=4), both, rtol=1e-12)
+
+
+def test_paired_difference_is_narrower_than_the_values() -> None:
+    random = np.random.default_rng(2)
+    a = random.random(300)
+    b = a - 0.01 + random.normal(0, 0.01, 300)
+    mean, (low, high) = paired_difference(a, b)
+    assert low < mean < high
+    assert low > 0
+    assert high - low < 0.01
+    assert mean == pytest.approx((a - b).mean())
+
+
+def test_one_query_has_an_interval_without_width() -> None:
+    np.testing.assert_array_equal(bootstrap_ci(np.array([0.25])), [0.25, 0.25])
+
+
+def test_values_that_cannot_be_resampled_are_refused() -> None:
+    with pytest.raises(InputError, match="at least one query"):
+        bootstrap_ci(np.zeros(0))
+    with pytest.raises(InputError, match="at least one query"):
+        bootstrap_ci(np.zeros(3), resamples=0)
+    with pytest.raises(InputError, match="of the same queries"):
+        paired_difference(np.zeros(3), np.zeros(4))

@@ -1,0 +1,176 @@
+"""Measures with ties against all orders of the tied items, and without ties against scikit-learn."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cbir_faiss.errors import InputError
+from cbir_faiss.evaluate.histograms import Histograms
+from cbir_faiss.evaluate.metrics import MEASURES, average_precision, measure, per_query
+from cbir_faiss.evaluate.ties import TiedRankings
+
+
+def plain(ranking: tuple[bool, ...], total: int, k: int) -> dict[str, Fraction]:
+    """The definitions, one rank at a time, in exact arithmetic."""
+    found, total_precision = 0, Fraction(0)
+    for rank, relevant in enumerate(ranking[:k], 1):
+        found += relevant
+        total_precision += Fraction(found, rank) if relevant else 0
+    return {
+        "map": total_precision / found if found else Fraction(0),
+        "map_full": total_precision / min(k, total) if total else Fraction(0),
+        "precision": Fraction(found, k),
+        "hit": Fraction(int(found > 0)),
+        "recall": Fraction(found, total) if total else Fraction(0),
+    }
+
+
+def every_order(groups: list[tuple[int, int]]) -> list[tuple[bool, ...]]:
+    """All distinct relevance sequences of groups (items, relevant); each is as likely as any other."""
+    choices = [
+        [tuple(i in chosen for i in range(n)) for chosen in itertools.combinations(range(n), r)] for n, r in groups
+    ]
+    return [tuple(itertools.chain.from_iterable(order)) for order in itertools.product(*choices)]
+
+
+group = st.integers(0, 4).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n)))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(queries=st.lists(st.lists(group, min_size=3, max_size=3), min_size=1, max_size=3), k=st.integers(1, 14))
+def test_expectation_worst_and_best_are_those_of_all_orders(queries: list[list[tuple[int, int]]], k: int) -> None:
+    counts = np.array(queries, np.int32)
+    totals = counts[:, :, 1].sum(axis=1, dtype=np.int64)
+    spreads = TiedRankings(Histograms(counts[:, :, 0], counts[:, :, 1]), 14).measures(k, totals)
+    for i, groups in enumerate(queries):
+        orders = [plain(order, int(totals[i]), k) for order in every_order(groups)]
+        for name in MEASURES:
+            values = [order[name] for order in orders]
+            expected = [float(sum(values) / len(values)), float(min(values)), float(max(values))]
+            np.testing.assert_allclose([part[i] for part in spreads[name]], expected, rtol=0, atol=1e-12)
+
+
+def test_relevant_first_is_not_always_the_best_order() -> None:
+    # Rank 1 relevant, then one slot for a relevant or an irrelevant item behind two irrelevant ones: taking the
+    # relevant one lowers the mean precision of what was found.
+    histograms = Histograms(np.array([[1, 2, 2]], np.int32), np.array([[1, 0, 1]], np.int32))
+    best = TiedRankings(histograms, 4).measures(4, np.array([2]))["map"].best
+    assert best[0] == 1.0
+
+
+def test_large_groups_match_sampled_orders() -> None:
+    random = np.random.default_rng(3)
+    items, relevant = np.array([[3, 40, 500, 2000]], np.int32), np.array([[2, 17, 60, 100]], np.int32)
+    totals = relevant.sum(axis=1, dtype=np.int64)
+    orders = []
+    for _ in range(2000):
+        groups = [random.permutation(np.arange(n) < r) for n, r in zip(items[0], relevant[0], strict=True)]
+        orders.append(np.concatenate(groups))
+    sampled = per_query(np.array(orders), np.repeat(totals, len(orders)), [30, 300, 2543])
+    tied = TiedRankings(Histograms(items, relevant), 2543)
+    for k in (30, 300, 2543):
+        for name, spread in tied.measures(k, totals).items():
+            values = sampled[f"{name}@{k}"]
+            assert spread.worst[0] - 1e-12 <= values.min()
+            assert values.max() <= spread.best[0] + 1e-12
+            error = values.std() / np.sqrt(len(values))
+            assert abs(values.mean() - spread.expected[0]) <= 4 * error + 1e-9
+
+
+def test_a_ranking_without_ties_has_one_value() -> None:
+    random = np.random.default_rng(5)
+    relevant = random.random((7, 12)) < 0.3
+    totals = relevant.sum(axis=1, dtype=np.int64)
+    histograms = Histograms(np.ones((7, 12), np.int32), relevant.astype(np.int32))
+    values = per_query(relevant, totals, [1, 5, 12], histograms=histograms)
+    for key in (f"{name}@{k}" for name in MEASURES for k in (1, 5, 12)):
+        for suffix in ("_min", "_max", "_observed"):
+            np.testing.assert_allclose(values[key + suffix], values[key], rtol=0, atol=1e-12)
+
+
+def test_full_rankings_agree_with_scikit_learn() -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    random = np.random.default_rng(7)
+    scores, relevant = random.random((20, 60)), random.random((20, 60)) < 0.2
+    ranked = np.take_along_axis(relevant, np.argsort(-scores, axis=1), axis=1)
+    totals = relevant.sum(axis=1, dtype=np.int64)
+    values = per_query(ranked, totals, [60], exact=True)
+    expected = [sklearn.average_precision_score(r, s) for r, s in zip(relevant, scores, strict=True)]
+    np.testing.assert_allclose(values["map@60"], expected, atol=1e-12)
+    np.testing.assert_allclose(values["map_full@60"], expected, atol=1e-12)
+    np.testing.assert_allclose(average_precision(ranked)[:, -1], expected, atol=1e-12)
+
+
+def test_measure_gives_the_keys_of_results() -> None:
+    relevant = np.array([[True, False], [False, False]])
+    totals = np.array([4, 0])
+    got = measure(relevant, totals, [1, 2], exact=True)
+    families = {f"{name}@{k}" for name in MEASURES for k in (1, 2)}
+    suffixes = ("", "_min", "_max", "_observed")
+    assert set(got) == {f + s for f in families for s in suffixes} | {"map@1_ci95", "map@2_ci95"}
+    assert got["map@2"] == got["map@2_min"] == got["map@2_max"] == got["map@2_observed"] == 0.5
+    assert got["map_full@2"] == 0.25
+    assert got["precision@2"] == 0.25
+    assert got["hit@2"] == 0.5
+    assert got["recall@2"] == 0.125
+    low, high = got["map@2_ci95"]
+    assert 0 <= low <= 0.5 <= high <= 1
+
+
+def test_approximate_search_has_no_worst_and_best() -> None:
+    got = measure(np.array([[True, False]]), np.array([1]), [2])
+    assert got["map@2_min"] is None
+    assert got["recall@2_max"] is None
+    assert got["map@2"] == got["map@2_observed"] == 1.0
+
+
+def test_k_beyond_the_collection() -> None:
+    """Three items: what is missing at ranks 4 and 5 is not relevant, and precision still divides by k."""
+    relevant = np.array([[True, False, True, False, False]])
+    histograms = Histograms(np.array([[1, 1, 1]], np.int32), np.array([[1, 0, 1]], np.int32))
+    got = measure(relevant, np.array([2]), [5], histograms=histograms)
+    assert got["precision@5"] == got["precision@5_observed"] == 0.4
+    assert got["map@5"] == pytest.approx((1 + 2 / 3) / 2)
+    assert got["recall@5"] == 1.0
+
+
+def test_hits_as_deep_as_a_small_collection() -> None:
+    relevant, totals = np.array([[True, False, True]]), np.array([2])
+    padded = np.array([[True, False, True, False, False]])
+    assert measure(relevant, totals, [2, 5]) == measure(padded, totals, [2, 5])
+
+
+def test_one_class_is_always_right() -> None:
+    histograms = Histograms(np.array([[5, 2, 3]], np.int32), np.array([[5, 2, 3]], np.int32))
+    got = measure(np.ones((1, 4), bool), np.array([10]), [4], histograms=histograms)
+    assert got["map@4"] == pytest.approx(1)
+    assert got["map@4_min"] == pytest.approx(1)
+    assert got["hit@4"] == 1
+
+
+@pytest.mark.parametrize(
+    ("relevant", "totals", "ks", "message"),
+    [
+        (np.zeros((0, 3), bool), np.zeros(0, np.int64), [1], "bool"),
+        (np.zeros((2, 3), np.int8), np.zeros(2, np.int64), [1], "bool"),
+        (np.zeros((2, 0), bool), np.zeros(2, np.int64), [1], "bool"),
+        (np.zeros((2, 3), bool), np.zeros(2, np.int64), [0], "ranks from 1"),
+        (np.zeros((2, 3), bool), np.zeros(2, np.int64), [], "ranks from 1"),
+        (np.zeros((2, 3), bool), np.zeros(3, np.int64), [1], "totals"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(relevant, totals, ks, message) -> None:
+    with pytest.raises(InputError, match=message):
+        measure(relevant, totals, ks)
+
+
+def test_histograms_of_other_data_are_refused() -> None:
+    histograms = Histograms(np.array([[1, 1]], np.int32), np.array([[1, 0]], np.int32))
+    with pytest.raises(InputError, match="other data"):
+        measure(np.array([[True]]), np.array([2]), [1], histograms=histograms)
