@@ -1,0 +1,70 @@
+"""What every source of image files shares: order, opening, and a digest of each file."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+from pydantic import Field
+
+from cbir_faiss import base, images
+from cbir_faiss.errors import BadImage
+from cbir_faiss.options import Options
+
+
+class FileOptions(Options):
+    """max_megapixels: larger images are failures; read from the header, so they cost nothing."""
+
+    max_megapixels: float = Field(images.DEFAULT_MAX_MEGAPIXELS, gt=0)
+
+
+class Files:
+    """Items and the files they stand for, sorted by the items' paths."""
+
+    def __init__(self, pairs: Iterable[tuple[base.Item, Path]], max_megapixels: float) -> None:
+        ordered = sorted(pairs, key=lambda pair: pair[0].path)
+        self.items = [item for item, _ in ordered]
+        self.paths = [path for _, path in ordered]
+        self.max_megapixels = max_megapixels
+        self._digests: dict[tuple[Path, int, int], bytes] = {}
+
+    def read(self, index: int) -> Image.Image:
+        """Image ``index``; BadImage where it cannot be used."""
+        return images.open_image(self.paths[index], max_megapixels=self.max_megapixels)
+
+    def content_key(self, index: int) -> bytes:
+        """SHA-256 of the file; remembered until its size or time of change is another. BadImage where it is gone."""
+        path = self.paths[index]
+        try:
+            status = path.stat()
+            known = (path, status.st_size, status.st_mtime_ns)
+            if known not in self._digests:
+                self._digests[known] = hashlib.sha256(path.read_bytes()).digest()
+        except OSError as error:
+            raise BadImage(str(error.strerror or error)) from error
+        return self._digests[known]
+
+
+class FileSource(base.Source):
+    """A source whose items are image files. An author writes ``_find``."""
+
+    @cached_property
+    def files(self) -> Files:
+        """The items and their files, looked for once."""
+        return Files(self._find(), self.options.max_megapixels)
+
+    @abstractmethod
+    def _find(self) -> Iterable[tuple[base.Item, Path]]: ...
+
+    def _items(self) -> Sequence[base.Item]:
+        return self.files.items
+
+    def _read(self, index: int) -> Image.Image:
+        return self.files.read(index)
+
+    def _content_key(self, index: int) -> bytes:
+        return self.files.content_key(index)

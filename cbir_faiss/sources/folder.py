@@ -1,0 +1,65 @@
+"""A folder of images; the name of the sub-folder is the class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from cbir_faiss import base
+from cbir_faiss.errors import InputError
+from cbir_faiss.images import image_suffixes
+from cbir_faiss.options import RelativePath
+from cbir_faiss.sources._files import FileOptions, FileSource
+
+
+class Folder(FileSource):
+    """Every image below ``root``, at any depth; its label is the first folder below ``root``, if it lies in one.
+
+    A file counts as an image by its suffix; other files, and hidden files and folders, are passed over. Links to
+    folders are followed, but not back into a folder that one stands in. Names that are not UTF-8 are shown with
+    their odd bytes as ``\\xNN``.
+    """
+
+    name: ClassVar[str] = "folder"
+
+    class Options(FileOptions):
+        """root: the folder, relative to the config file."""
+
+        root: RelativePath
+
+    options: Options
+
+    def _find(self) -> Iterator[tuple[base.Item, Path]]:
+        root = self.options.root
+        if not root.is_dir():
+            raise InputError(f"source 'folder': {'not a folder' if root.exists() else 'no such folder'}: {root}")
+        for path in _walk(root, frozenset()):
+            relative = os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+            label, separator, _ = relative.partition("/")
+            yield base.Item(relative, (label,) if separator else ()), path
+
+    def _place(self) -> str:
+        return f"no image file (by suffix) below {self.options.root}"
+
+
+def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """Image files below ``folder``; ``above`` are the devices and inodes of the folders it lies in."""
+    try:
+        status = folder.stat()
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise InputError(f"source 'folder': cannot list {folder}: {error.strerror}") from error
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        path = folder / entry.name
+        if entry.is_dir():
+            yield from _walk(path, above | {here})
+        # A link to nothing is an item that fails when it is read; pipes, sockets and devices are none.
+        elif path.suffix.lower() in image_suffixes() and (entry.is_file() or entry.is_symlink()):
+            yield path

@@ -1,0 +1,165 @@
+"""Images named in a table: CSV, JSON Lines or Parquet with path, label and any other columns as payload."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cbir_faiss import base
+from cbir_faiss.errors import InputError
+from cbir_faiss.options import RelativePath, need
+from cbir_faiss.sources._files import FileOptions, FileSource
+
+_Row = tuple[str, dict[str, Any]]
+"""Where a row stands ("line 3"), and its values by column."""
+
+_INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})")
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d{1,2})?")
+
+
+class List(FileSource):
+    """One row an image. ``path`` is required; ``label`` is one class, or a list of several; the rest is payload.
+
+    An empty cell of a CSV file, and null or NaN in Parquet, is a value that is not there. A CSV column in which every
+    value is written like a number (without leading zeros) holds numbers, any other holds text.
+    """
+
+    name: ClassVar[str] = "list"
+
+    class Options(FileOptions):
+        """file: ``.csv``, ``.jsonl`` (or ``.ndjson``) or ``.parquet``. root: what paths in it are relative to; the
+        folder of the file where left out. label_separator: between the labels of one CSV cell."""
+
+        file: RelativePath
+        root: RelativePath | None = None
+        label_separator: str | None = None
+
+    options: Options
+
+    def _find(self) -> Iterator[tuple[base.Item, Path]]:
+        file = self.options.file
+        readers: dict[str, Callable[[Path], Iterator[_Row]]] = {
+            ".csv": partial(_csv, separator=self.options.label_separator),
+            ".jsonl": _jsonl,
+            ".ndjson": _jsonl,
+            ".parquet": _parquet,
+        }
+        if file.suffix.lower() not in readers:
+            raise InputError(f"source 'list': {file}: the suffix must be one of {', '.join(readers)}")
+        if not file.is_file():
+            raise InputError(f"source 'list': no such file: {file}")
+        seen: dict[str, str] = {}
+        root = self.options.root or file.parent
+        try:
+            for where, row in readers[file.suffix.lower()](file):
+                item = _item(where, row)
+                if item.path in seen:
+                    raise InputError(f"{where}: '{item.path}' stands in {seen[item.path]} already")
+                seen[item.path] = where
+                yield item, root / item.path
+        except InputError as error:
+            raise InputError(f"source 'list': {file}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"source 'list': {file}: not UTF-8 text: {error}") from error
+
+    def _place(self) -> str:
+        return f"no rows in {self.options.file}"
+
+
+def _item(where: str, row: dict[str, Any]) -> base.Item:
+    path, label = row.pop("path", None), row.pop("label", None)
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise InputError(f"{where}: 'path' must be the path of an image, not {path!r}")
+    labels = label if isinstance(label, list) else [] if label is None else [label]
+    if not all(isinstance(value, (str, int)) for value in labels):
+        raise InputError(f"{where}: 'label' must be a text, an integer or a list of them, not {label!r}")
+    return base.Item(path, tuple(dict.fromkeys(str(value) for value in labels)), row)
+
+
+def _csv(file: Path, separator: str | None) -> Iterator[_Row]:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(lines, strict=True)
+        try:
+            header = next(reader, [])
+            if "path" not in header or len(set(header)) != len(header):
+                raise InputError(f"line 1: the header must name each column once, and one 'path', got {header}")
+            rows = [(reader.line_num, cells) for cells in reader if cells]
+        except csv.Error as error:
+            raise InputError(f"line {reader.line_num}: {error}") from error
+    for line, cells in rows:
+        if len(cells) != len(header):
+            raise InputError(f"line {line}: {len(cells)} values for {len(header)} columns")
+    convert = {
+        name: str if name in ("path", "label") else _type(cells[at] for _, cells in rows)
+        for at, name in enumerate(header)
+    }
+    for line, cells in rows:
+        row = {name: convert[name](cell) for name, cell in zip(header, cells, strict=True) if cell}
+        if separator and "label" in row:
+            row["label"] = [part.strip() for part in row["label"].split(separator) if part.strip()]
+        yield f"line {line}", row
+
+
+def _type(cells: Iterator[str]) -> Callable[[str], Any]:
+    """The narrowest of int, float and str that all non-empty cells of a column are written in."""
+    kind: Callable[[str], Any] = int
+    for cell in filter(None, cells):
+        if kind is int and not _INTEGER.fullmatch(cell):
+            kind = float
+        if kind is float and not _NUMBER.fullmatch(cell):
+            return str
+    return kind
+
+
+def _jsonl(file: Path) -> Iterator[_Row]:
+    with file.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line, parse_constant=_no_constant)
+            except ValueError as error:
+                raise InputError(f"line {number}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise InputError(f"line {number}: must be a JSON object, not {type(row).__name__}")
+            yield f"line {number}", row
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _parquet(file: Path) -> Iterator[_Row]:
+    parquet = need("pyarrow.parquet", "parquet")
+    try:
+        table = parquet.read_table(file)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are among these
+        raise InputError(f"not a whole Parquet file: {error}") from error
+    if "path" not in table.column_names:
+        raise InputError(f"there must be a column 'path', got {table.column_names}")
+    for number, row in enumerate(table.to_pylist(), start=1):
+        where = f"row {number}"
+        plain = {name: _plain(where, name, value) for name, value in row.items()}
+        yield where, {name: value for name, value in plain.items() if value is not None}
+
+
+def _plain(where: str, name: str, value: Any) -> Any:
+    """``value`` as JSON has it: dates and times as ISO text, NaN as None."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, list):
+        return [_plain(where, name, part) for part in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(where, name, part) for key, part in value.items()}
+    raise InputError(f"{where}: column '{name}': {type(value).__name__} has no form in JSON")

@@ -1,0 +1,146 @@
+"""Ready vectors: ``.npy``, ``.fvecs``, ``.bvecs``, or HDF5 in the layout of ann-benchmarks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbir_faiss import base
+from cbir_faiss.errors import BadImage, InputError
+from cbir_faiss.options import Options, RelativePath, need
+from cbir_faiss.types import Floats
+
+
+class Vectors(base.Source):
+    """Rows of a matrix; the path of an item is its row number, padded with zeros so that sorting keeps the order.
+
+    Files are memory-mapped where their format allows (everything but compressed or chunked HDF5).
+    """
+
+    name: ClassVar[str] = "vectors"
+    yields: ClassVar[Literal["image", "vector"]] = "vector"
+
+    class Options(Options):
+        """file: the vectors, the format by its suffix. key: the data set inside an HDF5 file.
+        labels: one a row, a 1-d ``.npy`` of integers or texts, or a text file with one a line."""
+
+        file: RelativePath
+        key: str = "train"
+        labels: RelativePath | None = None
+
+    options: Options
+
+    def matrix(self) -> NDArray[np.floating[Any]]:
+        """All vectors at once, floats ``(n, dim)``, memory-mapped where possible; integers become float32.
+
+        Nothing is checked for NaN here: that would read the whole file.
+        """
+        stored = self._stored
+        return stored if stored.dtype.kind == "f" else stored.astype(np.float32)
+
+    @cached_property
+    def _stored(self) -> NDArray[Any]:
+        path = self.options.file
+        readers = {".npy": _npy, ".fvecs": _fvecs, ".bvecs": _bvecs, ".hdf5": self._hdf5, ".h5": self._hdf5}
+        if path.suffix.lower() not in readers:
+            raise InputError(f"source 'vectors': {path}: the suffix must be one of {', '.join(readers)}")
+        if not path.is_file():
+            raise InputError(f"source 'vectors': no such file: {path}")
+        stored = readers[path.suffix.lower()](path)
+        if stored.ndim != 2 or stored.dtype.kind not in "fiu" or stored.shape[1] == 0:
+            raise InputError(f"source 'vectors': {path} holds {stored.dtype} {stored.shape}, not numbers (n, dim)")
+        return stored
+
+    def _hdf5(self, path: Path) -> NDArray[Any]:
+        try:
+            with need("h5py", "hdf5").File(path) as file:
+                if self.options.key not in file:
+                    raise InputError(f"source 'vectors': {path} has no '{self.options.key}', but {', '.join(file)}")
+                data = file[self.options.key]
+                offset = data.id.get_offset()
+                if offset is None:
+                    return cast("NDArray[Any]", data[()])
+                return np.memmap(path, dtype=data.dtype, mode="r", offset=offset, shape=data.shape)
+        except OSError as error:
+            raise InputError(f"source 'vectors': {path} is not a whole HDF5 file") from error
+
+    @cached_property
+    def _labels(self) -> list[str] | None:
+        path = self.options.labels
+        if path is None:
+            return None
+        try:
+            if path.suffix.lower() == ".npy":
+                labels = [str(label) for label in np.load(path, allow_pickle=False).ravel().tolist()]
+            else:
+                labels = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"source 'vectors': cannot read the labels {path}: {error}") from error
+        if len(labels) != len(self._stored):
+            raise InputError(f"source 'vectors': {len(labels)} labels for {len(self._stored)} vectors: {path}")
+        return labels
+
+    def _items(self) -> Sequence[base.Item]:
+        return _Rows(len(self._stored), self._labels)
+
+    def _place(self) -> str:
+        return f"no rows in {self.options.file}"
+
+    def _read(self, index: int) -> Floats:
+        vector = np.array(self._stored[index], dtype=np.float32)
+        if not np.isfinite(vector).all():
+            raise BadImage("the vector holds NaN or infinity")
+        return vector
+
+    def _content_key(self, index: int) -> bytes:
+        return hashlib.sha256(np.array(self._stored[index], dtype=np.float32).tobytes()).digest()
+
+
+class _Rows(Sequence[base.Item]):
+    """Items made when they are looked at: a million of them kept would be larger than their vectors."""
+
+    def __init__(self, count: int, labels: list[str] | None) -> None:
+        self._indices, self._labels, self._digits = range(count), labels, len(str(max(0, count - 1)))
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[row] for row in self._indices[index]]
+        row = self._indices[index]
+        return base.Item(f"{row:0{self._digits}d}", (self._labels[row],) if self._labels else ())
+
+
+def _npy(path: Path) -> NDArray[Any]:
+    try:
+        return cast("NDArray[Any]", np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"source 'vectors': {path} is not a whole .npy file of numbers: {error}") from error
+
+
+def _fvecs(path: Path) -> NDArray[Any]:
+    return _vecs(path, 4).view(np.dtype("<f4"))
+
+
+def _bvecs(path: Path) -> NDArray[Any]:
+    return _vecs(path, 1)
+
+
+def _vecs(path: Path, itemsize: int) -> NDArray[np.uint8]:
+    """The bytes ``(n, dim * itemsize)`` of records that begin with their dimension as a little-endian int32."""
+    if path.stat().st_size == 0:
+        return np.empty((0, itemsize), np.uint8)
+    data = np.memmap(path, np.uint8, mode="r")
+    dim = int(data[:4].view("<i4")[0]) if len(data) >= 4 else 0
+    record = 4 + dim * itemsize
+    # Looking at the first and the last record finds a cut or foreign file without reading all of it.
+    if dim < 1 or len(data) % record or int(data[-record:][:4].view("<i4")[0]) != dim:
+        raise InputError(f"source 'vectors': {path} is cut short or not a {path.suffix} file")
+    return data.reshape(-1, record)[:, 4:]
