@@ -90,10 +90,13 @@ class RescorerContract(Contract):
         return self.columns(self.items)
 
     def run(self, rescorer: Rescorer, database: Mapping[str, Any], hits: Hits, k: int) -> Hits:
+        extracted = {name: column for name, column in database.items() if name != "code"}
+        stored = {"code": database["code"], **rescorer.pack(extracted)}
+
         def fetch(ids: Ids, column: str) -> Any:
             assert (ids >= 0).all(), "a missing hit was fetched"
             assert column in rescorer.needs_items, f"'{column}' is not declared in needs_items"
-            return database[column][ids // 10]
+            return stored[column][ids // 10]
 
         queries = {name: self.columns(len(hits), seed=1)[name] for name in rescorer.needs_queries}
         return rescorer.rescore(queries, hits, fetch, k)
