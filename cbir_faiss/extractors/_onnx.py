@@ -1,0 +1,99 @@
+"""One ONNX model in ONNX Runtime: what it takes and gives, and running it in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbir_faiss import threads
+from cbir_faiss.errors import ConfigError, InputError
+from cbir_faiss.options import need
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class Model:
+    """A model with one image input ``(n, …)``; ``run`` is thread-safe.
+
+    Raises:
+        ConfigError: the file is absent or no model that ONNX Runtime can load, an input or output of that name does
+            not exist, or it takes something else than images; the message is one line.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        *,
+        feed: str | None = None,
+        outputs: Sequence[str] = (),
+        device: Literal["cpu", "cuda"] = "cpu",
+    ) -> None:
+        self.file = file
+        self._session = _session(file, device)
+        inputs = {value.name: value for value in self._session.get_inputs()}
+        self.feed = feed or next(iter(inputs))
+        known = [value.name for value in self._session.get_outputs()]
+        self.outputs = list(outputs) or known[:1]
+        _known([self.feed], list(inputs), "input")
+        _known(self.outputs, known, "outputs")
+        if inputs[self.feed].type not in _DTYPES or len(inputs[self.feed].shape) != 4:
+            raise ConfigError(f"{file}: input '{self.feed}' takes {inputs[self.feed].type}, not a batch of images")
+        self.dtype = np.dtype(_DTYPES[inputs[self.feed].type])
+        first = inputs[self.feed].shape[0]
+        self._fixed_batch = first if isinstance(first, int) else None
+
+    def metadata(self) -> dict[str, str]:
+        """The texts stored with the model."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def run(self, x: NDArray[Any], batch_size: int) -> list[NDArray[Any]]:
+        """Every output, ``(len(x), …)``, computed at most ``batch_size`` at a time.
+
+        Raises:
+            InputError: the model refuses the input (its shape, as a rule); the message is one line.
+        """
+        step = self._fixed_batch or batch_size
+        parts = [self._run(x[start : start + step]) for start in range(0, len(x), step)]
+        return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+    def _run(self, x: NDArray[Any]) -> list[NDArray[Any]]:
+        count = len(x)
+        if self._fixed_batch and count < self._fixed_batch:
+            x = np.concatenate([x, np.zeros((self._fixed_batch - count, *x.shape[1:]), x.dtype)])
+        try:
+            results = self._session.run(self.outputs, {self.feed: np.ascontiguousarray(x, dtype=self.dtype)})
+        except Exception as error:  # ONNX Runtime's errors have no common base but this
+            raise InputError(f"{self.file}: {_one_line(error)}") from error
+        return [np.asarray(result)[:count] for result in results]
+
+
+def _session(file: Path, device: Literal["cpu", "cuda"]) -> Any:
+    ort = need("onnxruntime", "onnx")
+    if not file.is_file():
+        raise ConfigError(f"no such file: {file}", path="model")
+    if _PROVIDERS[device] not in ort.get_available_providers():
+        raise ConfigError(f"this ONNX Runtime has no {_PROVIDERS[device]}: pip install onnxruntime-gpu", path="device")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads.available()
+    # Threads that spin while they wait take the cores from those that decode.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(file), options, providers=[_PROVIDERS[device]])
+    except Exception as error:  # ONNX Runtime's errors have no common base but this
+        raise ConfigError(f"{file} is not a model that ONNX Runtime can load: {_one_line(error)}") from error
+
+
+def _known(wanted: Sequence[str], known: Sequence[str], path: str) -> None:
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"the model has no '{name}', but {', '.join(known)}", path=path)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
