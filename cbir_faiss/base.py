@@ -136,6 +136,10 @@ class Extractor(Plugin):
         """The columns that are embeddings, to be compared one by one; the others are side columns."""
         return (next(iter(self.outputs)),)
 
+    def load(self) -> None:
+        """Load the model and its libraries now; otherwise the first use does."""
+        self._load()
+
     def prepare(self, item: Any) -> NDArray[Any]:
         """One image (RGB ``PIL.Image``) or vector, ready for the model. Thread-safe; equal shapes batch together."""
         return self._prepare(item)
@@ -172,6 +176,9 @@ class Extractor(Plugin):
         """Write what is needed to extract without the original weights; returns plugin name and options that
         reproduce this extractor, with file options relative to ``folder``."""
         return self.name, self.options.model_dump(mode="json")
+
+    def _load(self) -> None:
+        """Nothing to load."""
 
     def _weights_digest(self) -> str:
         return ""
@@ -318,6 +325,7 @@ class Backend(Plugin):
     capabilities: ClassVar[Capabilities] = Capabilities()
     exact: ClassVar[bool] = False
     needs_training: ClassVar[bool] = False
+    filters_ids: ClassVar[bool] = False
     own_storage: ClassVar[bool] = False
     """True where the engine keeps the data itself, at the address in the options; False where ``save`` writes files."""
 
@@ -446,10 +454,12 @@ class Backend(Plugin):
         self,
         vectors: Codes,
         k: int = 10,
-        where: Where | Mapping[str, Any] | str | None = None,
+        where: Where | Mapping[str, Any] | str | Ids | None = None,
         options: Options | Mapping[str, Any] | None = None,
     ) -> Hits:
         """The ``k`` nearest of each query ``(n, width)``; ``options`` are this backend's ``SearchOptions``.
+
+        ``where`` is a filter over payloads or, for backends that say ``filters_ids``, the ids that may be found.
 
         Raises:
             InputError: k < 1, NaN, wrong dtype, a zero vector under cosine, a filter that cannot be read.
@@ -460,10 +470,9 @@ class Backend(Plugin):
             raise InputError(f"k must be at least 1, got {k}")
         self._made()
         queries = self._check_vectors(vectors)
-        if where is not None:
-            self._require("filter")
-            where = parse_where(where)
-        return self._search(queries, k, where, self._search_options(options))
+        # Only a backend that says so is given ids, and it declares them in its own signature.
+        allowed = None if where is None else cast("Where", self._filter(where))
+        return self._search(queries, k, allowed, self._search_options(options))
 
     def range_search(
         self, vectors: Codes, radius: float, where: Where | Mapping[str, Any] | str | None = None
@@ -551,6 +560,14 @@ class Backend(Plugin):
     def _made(self) -> None:
         if self.dim is None:
             raise InputError(f"backend '{self.name}' is empty: create, restore or upsert first")
+
+    def _filter(self, where: Where | Mapping[str, Any] | str | Ids) -> Where | Ids:
+        self._require("filter")
+        if not isinstance(where, np.ndarray):
+            return parse_where(where)
+        if not self.filters_ids:
+            raise Unsupported(f"backend '{self.name}' filters by payload, not by a list of ids")
+        return check_ids(where)
 
     def _require(self, capability: str) -> None:
         if getattr(self.capabilities, capability) == "refused":

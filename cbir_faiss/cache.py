@@ -1,4 +1,4 @@
-"""The embedding cache: shards of ``.npy`` files, each written aside and renamed, so a killed run keeps the whole ones."""
+"""The embedding cache: shards of ``.npy`` files, written aside and renamed, so a killed run keeps the whole ones."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from cbir_faiss import threads
 from cbir_faiss.base import Extractor, Source
 from cbir_faiss.cache import EmbeddingCache
 from cbir_faiss.errors import BadImage, ConfigError, InputError
+from cbir_faiss.types import Columns
 
 Progress = Callable[[int, int], None]
 """``progress(done, total)``, called as work advances."""
+BLOCK = 50_000
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,36 @@ class Failure:
     reason: str
 
 
-@dataclass(frozen=True)
 class Extraction:
-    """Columns of the items that could be used.
+    """Columns of the items that could be used, read in blocks so that they need not fit in memory.
 
-    rows: int64 ``(n,)``, indices into the source's items, ascending. columns: name → ``(n, width)``.
+    rows: int64 ``(n,)``, indices into the source's items, ascending.
     computed: how many items were extracted now; the rest came from the cache.
+    seconds: what extracting the computed ones took.
     """
 
-    rows: NDArray[np.int64]
-    columns: dict[str, NDArray[Any]]
-    failed: list[Failure]
-    computed: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    def __init__(
+        self,
+        rows: NDArray[np.int64],
+        read: Callable[[slice | NDArray[np.int64]], Columns],
+        failed: list[Failure],
+        computed: int,
+        seconds: float,
+    ) -> None:
+        self.rows, self.failed, self.computed, self.seconds = rows, failed, computed, seconds
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def block(self, rows: slice | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Columns of some rows of this extraction."""
+        return dict(self._read(rows))
+
+    @cached_property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """All of them in memory, name → ``(n, width)``."""
+        return self.block(slice(0, len(self.rows)))
 
 
 @dataclass(frozen=True)
@@ -109,7 +129,6 @@ def extract(
         ConfigError: the extractor does not read what the source yields.
     """
     check_pair(source, extractor)
-    began = time.perf_counter()
     matrix = getattr(source, "matrix", None)
     if matrix is not None:
         return _from_matrix(source, extractor, matrix())
@@ -123,6 +142,7 @@ def extract(
     done = total - len(first_of)
     if progress:
         progress(done, total)
+    began = time.perf_counter()
     for batch in stream(source, extractor, first_of.values(), batch_size=batch_size):
         failed += batch.failed
         store.add([keys[row] for row in batch.rows], batch.columns)
@@ -134,9 +154,11 @@ def extract(
     rows = np.array([row for row, key in keys.items() if key in store], np.int64)
     if not len(rows):
         raise InputError(f"not one of {total} items could be used; {failed[0].path}: {failed[0].reason}")
-    columns = store.gather([keys[int(row)] for row in rows])
     computed = sum(1 for key in first_of if key in store)
-    return Extraction(rows, columns, failed, computed, {"extract": time.perf_counter() - began})
+    seconds = time.perf_counter() - began if computed else 0.0
+    return Extraction(
+        rows, lambda some: store.gather([keys[int(row)] for row in rows[some]]), failed, computed, seconds
+    )
 
 
 def _extract(
@@ -199,12 +221,16 @@ def _with_copies(
 
 def _from_matrix(source: Source, extractor: Extractor, matrix: NDArray[Any]) -> Extraction:
     """Ready vectors need neither threads nor a cache; rows that are not finite are failures."""
-    x = np.asarray(matrix, dtype=np.float32)
-    finite = np.isfinite(x).all(axis=1)
+    finite = np.concatenate([np.isfinite(matrix[i : i + BLOCK]).all(axis=1) for i in range(0, len(matrix), BLOCK)])
     rows = np.flatnonzero(finite).astype(np.int64)
     items = source.items()
     failed = [Failure(items[i].path, "the vector holds NaN or infinity") for i in np.flatnonzero(~finite).tolist()]
     if not len(rows):
-        raise InputError(f"not one of {len(x)} vectors is finite")
+        raise InputError(f"not one of {len(matrix)} vectors is finite")
     name = next(iter(extractor.embeddings))
-    return Extraction(rows, {name: x if finite.all() else x[rows]}, failed, 0, {"extract": 0.0})
+    whole = len(rows) == len(matrix)
+
+    def read(some: slice | NDArray[np.int64]) -> Columns:
+        return {name: np.asarray(matrix[some] if whole else matrix[rows[some]], np.float32)}
+
+    return Extraction(rows, read, failed, 0, 0.0)

@@ -1,0 +1,353 @@
+"""The command line: the only place that prints. Results go to stdout, progress and errors to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cbir_faiss.errors import CbirError, ConfigError
+from cbir_faiss.registry import GROUPS, load, names
+
+if TYPE_CHECKING:
+    from cbir_faiss.collection import Collection, Match
+
+BAD_USAGE = 2
+
+
+class _Commands(click.Group):
+    """Turns our errors into one line on stderr and an exit status: 1 the work failed, 2 bad usage or config."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except ConfigError as error:
+            _fail(error, BAD_USAGE)
+        except CbirError as error:
+            _fail(error, 1)
+        except KeyboardInterrupt:
+            _fail("interrupted", 130)
+        except BrokenPipeError:
+            sys.exit(0)
+
+
+def _fail(message: object, status: int) -> None:
+    click.echo(str(message).replace("\n", " "), err=True)
+    sys.exit(status)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="cbir-faiss")
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens to stderr.")
+def main(verbose: bool) -> None:
+    """Image embeddings, raw or as binary codes, in FAISS or a vector database.
+
+    \b
+    cbir compare configs/demo.yaml --out runs/demo      what each choice costs, on your data
+    cbir build photos.yaml --out photos.cbir            one collection of it
+    cbir search photos.cbir query.jpg -k 5              the pictures most like one
+    """
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+
+
+@main.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the results. [runs/<config's name>]"
+)
+def compare(config: Path, out: Path | None) -> None:
+    """Run every combination of CONFIG; write results.json and report.html, print a table.
+
+    \b
+    cbir compare configs/demo.yaml --out runs/demo
+    """
+    from cbir_faiss.config import load_config
+    from cbir_faiss.evaluate.recommend import recommend
+    from cbir_faiss.evaluate.run import run
+
+    out = out or Path("runs", config.stem)
+    with _Bar("extracting") as bar:
+        results = run(load_config(config), out, progress=bar.progress, report=bar.note)
+    click.echo(_table(results["rows"]))
+    if results["failed"]:
+        _report_failures(results["failed"])
+    advice = recommend(results["rows"])
+    if advice:
+        click.echo(f"\n{advice[1]}")
+    click.echo(f"\n{out / 'report.html'}")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def report(folder: Path) -> None:
+    """Write report.html again from the results stored in FOLDER.
+
+    \b
+    cbir report runs/demo
+    """
+    from cbir_faiss.evaluate.report import write_report
+
+    click.echo(write_report(folder))
+
+
+@main.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The collection to make.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+def build(config: Path, out: Path, as_json: bool) -> None:
+    """Build the one collection that CONFIG describes. Started again after being killed, it goes on where it was.
+
+    \b
+    cbir build photos.yaml --out photos.cbir
+    """
+    from cbir_faiss.collection import Collection
+
+    with _Bar("extracting") as bar:
+        collection = Collection.build(config, out, progress=bar.progress)
+    done = collection.report
+    assert done is not None
+    if as_json:
+        click.echo(json.dumps(done.as_dict(), ensure_ascii=False))
+        return
+    click.echo(
+        f"{out}: {done.items:,} items in {done.seconds['total']:.1f} s, {done.resumed_items:,} of them extracted before"
+    )
+    if done.images_per_second:
+        click.echo(f"{done.images_per_second:,.1f} images/s; " + _seconds(done.seconds))
+    click.echo(f"peak memory {done.peak_rss_bytes / 1e6:,.0f} MB")
+    _report_failures([{"path": f.path, "reason": f.reason} for f in done.failed])
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
+@click.option("-k", default=5, show_default=True, help="How many to find.")
+@click.option("--where", help="A filter: 'label = \"cat\" and year >= 1990'.")
+@click.option("--id", "ids", type=int, multiple=True, help="Query by an item of the collection.")
+@click.option(
+    "--vector", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Query by vectors, a .npy (n, dim)."
+)
+@click.option("--json", "as_json", is_flag=True, help="One list a query of {id, path, label, distance}.")
+def search(
+    folder: Path,
+    images: tuple[Path, ...],
+    k: int,
+    where: str | None,
+    ids: tuple[int, ...],
+    vector: Path | None,
+    as_json: bool,
+) -> None:
+    """Find the items of the collection FOLDER most like each of IMAGES.
+
+    \b
+    cbir search photos.cbir query.jpg -k 5
+    cbir search photos.cbir --id 17 --where 'label = "cat"' --json
+    """
+    if sum(map(bool, (images, ids, vector))) != 1:
+        raise click.UsageError("give images, or --id, or --vector")
+    from cbir_faiss.collection import Collection
+
+    with Collection.open(folder) as collection:
+        found, queries = _search(collection, images, ids, vector, k, where)
+    if as_json:
+        click.echo(json.dumps([[match.as_dict() for match in some] for some in found], ensure_ascii=False))
+        return
+    for query, some in zip(queries, found, strict=True):
+        click.echo(query)
+        for match in some:
+            click.echo(
+                f"  {match.distance:10.4f}  {match.id:8d}  {match.path}  {'' if match.label is None else match.label}"
+            )
+
+
+def _search(
+    collection: Collection,
+    images: tuple[Path, ...],
+    ids: tuple[int, ...],
+    vector: Path | None,
+    k: int,
+    where: str | None,
+) -> tuple[list[list[Match]], list[str]]:
+    if ids:
+        return collection.search_ids(ids, k, where), [f"id {i}" for i in ids]
+    if vector:
+        queries = _vectors(vector)
+        return collection.search(queries, k, where), [f"vector {i}" for i in range(len(queries))]
+    return collection.search(list(images), k, where), [str(image) for image in images]
+
+
+def _vectors(path: Path) -> Any:
+    import numpy as np
+
+    try:
+        queries = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise CbirError(f"{path}: not a .npy file of vectors ({error})") from error
+    return queries[None] if queries.ndim == 1 else queries
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def info(folder: Path, as_json: bool) -> None:
+    """What the collection FOLDER holds.
+
+    \b
+    cbir info photos.cbir
+    """
+    from cbir_faiss.collection import Collection
+
+    with Collection.open(folder) as collection:
+        facts = collection.info()
+    if as_json:
+        click.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    for key, value in facts.items():
+        click.echo(f"{key:<12} {_fact(key, value)}")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def verify(folder: Path) -> None:
+    """Read every byte of the collection FOLDER and say which files are not as they were written.
+
+    \b
+    cbir verify photos.cbir
+    """
+    from cbir_faiss.collection import Collection
+    from cbir_faiss.storage.manifest import read_manifest
+
+    collection = Collection(folder, read_manifest(folder))
+    damaged = collection.verify()
+    for name, how in damaged:
+        click.echo(f"{folder / name}: {how}")
+    if damaged:
+        raise CbirError(f"{folder}: {len(damaged)} of {len(collection.manifest.files)} files are damaged")
+    click.echo(f"{folder}: {len(collection.manifest.files)} files, {len(collection):,} items, all as they were written")
+
+
+@main.command()
+def plugins() -> None:
+    """Every installed plugin and its options."""
+    for group in GROUPS:
+        click.echo(group)
+        for name in names(group):
+            click.echo(f"  {name:<24} {_options_of(group, name)}")
+
+
+def _options_of(group: Any, name: str) -> str:
+    try:
+        plugin = load(group, name)
+    except CbirError as error:
+        return f"({error})"
+    fields = plugin.Options.model_fields.items()
+    return "  ".join(
+        key if field.is_required() else f"{key}={field.get_default(call_default_factory=True)}" for key, field in fields
+    )
+
+
+def _fact(key: str, value: Any) -> str:
+    if key == "bytes":
+        return f"{sum(value.values()):,} in {len(value)} files"
+    if key == "labels":
+        shown = ", ".join(f"{label} ({count})" for label, count in list(value.items())[:8])
+        return f"{len(value)}: {shown}{', …' if len(value) > 8 else ''}"
+    if isinstance(value, dict):
+        return " ".join([value["name"], *(f"{k}={v}" for k, v in value["options"].items())])
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _seconds(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{name} {spent:.1f} s" for name, spent in seconds.items() if name != "total")
+
+
+def _report_failures(failed: list[dict[str, str]], most: int = 5) -> None:
+    for failure in failed[:most]:
+        click.echo(f"left out: {failure['path']}: {failure['reason']}", err=True)
+    if len(failed) > most:
+        click.echo(f"left out: {len(failed) - most} more, listed in the results", err=True)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    from cbir_faiss.evaluate.recommend import bytes_per_item, main_measure, name_of
+
+    measure = main_measure(rows)
+    knn = next(name for name in rows[0]["metrics"] if name.startswith("knn_recall@"))
+    head = ["extractor", "combination", measure, "worst–best", knn, "bytes/item", "resident MB", "p50 ms", "QPS"]
+    lines = [head]
+    for row in rows:
+        low, high = row["metrics"].get(f"{measure}_min"), row["metrics"].get(f"{measure}_max")
+        resident = row["bytes"]["resident"]
+        lines.append(
+            [
+                row["title"],
+                name_of(row),
+                _cell(row["metrics"][measure]),
+                "–" if low is None else f"{low:.3f}–{high:.3f}",
+                _cell(row["metrics"][knn]),
+                f"{bytes_per_item(row):,.0f}",
+                "–" if resident is None else f"{resident / 1e6:.2f}",
+                f"{row['latency_ms']['p50']:.2f}",
+                f"{row['qps']:,.0f}",
+            ]
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    aligned = [
+        [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        for line in lines
+    ]
+    return "\n".join("  ".join(line).rstrip() for line in aligned)
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+class _Bar:
+    """Progress on stderr, on a terminal only."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._bar: Any = None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    @property
+    def progress(self) -> Callable[[int, int], None] | None:
+        return self._progress if sys.stderr.isatty() else None
+
+    @property
+    def note(self) -> Callable[[str], None] | None:
+        return self._note if sys.stderr.isatty() else None
+
+    def _progress(self, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None or self._bar.total != total:
+            self._end()
+            self._bar = tqdm(total=total, desc=self._what, unit="img", file=sys.stderr)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self._end()
+
+    def _note(self, text: str) -> None:
+        self._end()
+        click.echo(f"\r\x1b[K{text[:100]}", err=True, nl=False)
+
+    def _end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What a saved index takes in memory, measured in a process of its own.
+
+    python -m cbir_faiss.evaluate.resident      reads one JSON job a line, answers one number a line
+
+The figure is the growth of RssAnon + RssShmem over opening the index and answering one query. A first job on a tiny
+index of the same backend pays for the libraries, so that they are not counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+
+def resident_bytes() -> int:
+    """RssAnon + RssShmem of this process, after giving free memory back."""
+    gc.collect()
+    with contextlib.suppress(OSError):  # not glibc: the figure is then a little high
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssShmem"))
+
+
+class ResidentMeter:
+    """A worker process that opens saved indexes and says what they take."""
+
+    def __init__(self) -> None:
+        self._worker: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> ResidentMeter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._worker is not None:
+            self._worker.communicate()
+
+    def measure(self, name: str, options: Mapping[str, Any], folder: Path, query: Any) -> int | None:
+        """Resident bytes of backend ``name`` saved in ``folder``, after one ``query``; None where it cannot be told."""
+        if not Path("/proc/self/status").exists():
+            return None
+        if self._worker is None:
+            command = [sys.executable, "-m", "cbir_faiss.evaluate.resident"]
+            self._worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._worker.stdin is not None
+        assert self._worker.stdout is not None
+        np.save(folder / "query.npy", query)
+        self._worker.stdin.write(json.dumps({"name": name, "options": dict(options), "folder": str(folder)}) + "\n")
+        self._worker.stdin.flush()
+        answer = self._worker.stdout.readline().strip()
+        (folder / "query.npy").unlink()
+        return int(answer) if answer.isdigit() else None
+
+
+def _measure(job: Mapping[str, Any]) -> int:
+    from cbir_faiss.registry import make
+
+    query = np.load(Path(job["folder"], "query.npy"))
+    _open(make("backends", job["name"], **job["options"]), Path(job["folder"]), query)  # pays for the libraries
+    before = resident_bytes()
+    backend = make("backends", job["name"], **job["options"])
+    _open(backend, Path(job["folder"]), query)
+    return max(0, resident_bytes() - before)
+
+
+def _open(backend: Any, folder: Path, query: Any) -> None:
+    backend.restore(folder)
+    backend.search(query, 1)
+
+
+def main() -> None:
+    for line in sys.stdin:
+        print(_measure(json.loads(line)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The manifest: one generation of a collection, and everything that must be true of its files."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cbir_faiss.errors import CorruptCollection
+from cbir_faiss.storage.files import sha256_of, write_durably
+
+FORMAT = 1
+CURRENT = "CURRENT"
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(_Entry):
+    """Size and SHA-256 of one live file."""
+
+    size: int
+    sha256: str
+
+
+class PluginEntry(_Entry):
+    """A plugin as the collection needs it: name and options; paths are relative to the collection."""
+
+    name: str
+    options: dict[str, Any]
+
+
+class SegmentEntry(_Entry):
+    """A segment: its folder, how many rows it has, and the bitmap of those that live (None: all)."""
+
+    name: str
+    rows: int
+    live_rows: int
+    live: str | None = None
+
+
+class Manifest(_Entry):
+    """One generation. Immutable: a change writes the next one."""
+
+    format: int = FORMAT
+    generation: int = 1
+    config: dict[str, Any]
+    extractor: PluginEntry | None
+    fingerprint: str = ""
+    codec: PluginEntry
+    backend: PluginEntry
+    rescore: PluginEntry
+    embedding: str
+    dim: int
+    bits: int | None
+    next_id: int
+    failed: int = 0
+    segments: tuple[SegmentEntry, ...]
+    files: dict[str, FileEntry]
+
+    @property
+    def items(self) -> int:
+        """Items that a search can find."""
+        return sum(segment.live_rows for segment in self.segments)
+
+
+def describe_files(folder: Path, names: list[str]) -> dict[str, FileEntry]:
+    """The entries of files, by path relative to ``folder``."""
+    return {
+        name: FileEntry(size=(folder / name).stat().st_size, sha256=sha256_of(folder / name)) for name in sorted(names)
+    }
+
+
+def commit(folder: Path, manifest: Manifest) -> None:
+    """Make ``manifest`` the current generation. Its files must be on disk already; readers see all of it or nothing."""
+    content = manifest.model_dump_json(indent=1).encode()
+    name = f"manifest-{manifest.generation}.json"
+    write_durably(folder / name, content)
+    write_durably(folder / CURRENT, f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The current manifest, its digest checked.
+
+    Raises:
+        CorruptCollection: no collection, a damaged CURRENT or manifest, or another format version (both are named).
+    """
+    try:
+        name, digest = (folder / CURRENT).read_text().split()
+        content = (folder / name).read_bytes()
+    except (OSError, ValueError) as error:
+        hint = (
+            "" if (folder / CURRENT).exists() else " (no CURRENT file: not a collection, or its build did not finish)"
+        )
+        raise CorruptCollection(f"{folder}: cannot open{hint}: {error}") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise CorruptCollection(f"{folder / name}: altered: it does not have the digest that CURRENT gives")
+    return _parse(content, folder / name)
+
+
+def check_sizes(folder: Path, manifest: Manifest) -> None:
+    """Raises CorruptCollection where a live file is missing or not as long as the manifest says."""
+    for name, entry in manifest.files.items():
+        path = folder / name
+        size = path.stat().st_size if path.exists() else None
+        if size != entry.size:
+            met = "missing" if size is None else f"{size} bytes"
+            raise CorruptCollection(f"{path}: {met}, the manifest says {entry.size} bytes")
+
+
+def damaged_files(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
+    """Every live file that is missing, cut short or altered, and how; reads all of them."""
+    damaged = []
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.exists():
+            damaged.append((name, "missing"))
+        elif path.stat().st_size != entry.size:
+            damaged.append((name, f"{path.stat().st_size} bytes instead of {entry.size}"))
+        elif sha256_of(path) != entry.sha256:
+            damaged.append((name, "altered: another SHA-256 than when it was written"))
+    return damaged
+
+
+def _parse(content: bytes, path: Path) -> Manifest:
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise CorruptCollection(f"{path}: not a manifest of format {FORMAT}: {error.errors()[0]['msg']}") from error
+    if manifest.format != FORMAT:
+        raise CorruptCollection(f"{path}: format {manifest.format}, this version reads format {FORMAT}")
+    return manifest
