@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss.errors import DimensionMismatch, InputError
-from cbir_faiss.types import Floats, Hits, Ids, Payload, RangeHits
+from cbir_faiss.types import MISSING_ID, Floats, Hits, Ids, Payload, RangeHits
 
 
 def check_floats(x: Any, who: str, dim: int | None = None) -> Floats:
@@ -77,6 +77,14 @@ def within(hits: Hits, radius: float) -> RangeHits:
     keep = (hits.distances <= radius) & (hits.ids >= 0)
     limits = np.concatenate([[0], np.cumsum(keep.sum(axis=1))]).astype(np.int64)
     return RangeHits(limits, hits.ids[keep], hits.distances[keep])
+
+
+def check_rows(rows: Ids, queries: int, items: int) -> None:
+    """Raises InputError where ``rows`` are not item numbers ``(queries, k)`` below ``items``, or -1 for none."""
+    if rows.ndim != 2 or len(rows) != queries:
+        raise InputError(f"rows must be ({queries}, k), one line a query, got {rows.shape}")
+    if rows.size and (int(rows.max()) >= items or int(rows.min()) < MISSING_ID):
+        raise InputError(f"rows must lie in -1..{items - 1}, got {rows.min()}..{rows.max()}")
 
 
 def check_ids(ids: Any, *, unique: bool = False) -> Ids:

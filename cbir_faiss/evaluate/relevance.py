@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cbir_faiss.checks import check_rows
 from cbir_faiss.errors import InputError
 from cbir_faiss.types import MISSING_ID, Ids
 
@@ -68,10 +69,7 @@ class Relevance:
             InputError: not as many rows as queries, or a row beyond the items.
         """
         mine = self.queries[:, queries or slice(None)]
-        if rows.ndim != 2 or len(rows) != mine.shape[1]:
-            raise InputError(f"rows must be ({mine.shape[1]}, k), one line a query, got {rows.shape}")
-        if rows.size and (int(rows.max()) >= self.items.shape[1] or int(rows.min()) < MISSING_ID):
-            raise InputError(f"rows must lie in -1..{self.items.shape[1] - 1}, got {rows.min()}..{rows.max()}")
+        check_rows(rows, mine.shape[1], self.items.shape[1])
         out = np.empty(rows.shape, np.bool_)
         step = max(1, _PAIRS // max(1, rows.shape[1]))
         for start in range(0, len(rows), step):
