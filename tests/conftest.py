@@ -1,0 +1,40 @@
+"""Fixtures that several areas share: a folder of small pictures, and an embedding cache of the test's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing a test computes is found by another, or left with the user."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("CBIR_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Three classes of 12 pictures each: stripes, checks and blobs in random colours, told apart by their edges."""
+    root = tmp_path / "pictures"
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:48, :48]
+    patterns = {
+        "stripes": (x // 6) % 2,
+        "checks": (x // 6 + y // 6) % 2,
+        "blob": ((x - 24) ** 2 + (y - 24) ** 2 < 260) * 1,
+    }
+    for name, pattern in patterns.items():
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            shifted = np.roll(pattern, tuple(rng.integers(0, 6, 2)), axis=(0, 1))
+            noise = rng.normal(0, 8, (48, 48, 1))
+            pixels = 60 + 140 * shifted[..., None] + noise + rng.integers(-20, 20, 3)
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / name / f"{i:02}.png")
+    return root

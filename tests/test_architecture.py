@@ -1,0 +1,83 @@
+"""The folder tree is the architecture: a room imports only from rooms above it, and core loads no heavy library."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "cbir_faiss"
+CONNECTORS = Path(__file__).parents[1] / "connectors" / "cbir_connectors"
+# Top to bottom; rooms of one line know nothing of each other.
+ROOMS = [
+    {"types", "errors", "labels"},
+    {"filters", "checks", "options", "state", "threads"},
+    {"base"},
+    {"registry", "images", "cache"},
+    {"sources", "extractors", "codecs", "backends", "rescorers", "testing", "extraction", "config"},
+    {"storage"},
+    {"build"},
+    {"collection", "evaluate"},
+    {"cli"},
+]
+HEAVY = ("torch", "torchvision", "faiss", "onnxruntime", "sklearn", "matplotlib")
+
+
+def level(room: str) -> int:
+    return next(i for i, rooms in enumerate(ROOMS) if room in rooms)
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room not in ("__init__", "__main__"):
+            yield room, path
+
+
+def rooms_imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # "from cbir_faiss import threads" names the room in the alias
+            names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "cbir_faiss" else [node.module]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "cbir_faiss" and len(parts) > 1:
+                yield parts[1]
+
+
+@pytest.mark.parametrize(("room", "path"), list(modules()), ids=lambda v: str(v.name) if isinstance(v, Path) else v)
+def test_a_room_imports_only_from_rooms_above_it(room: str, path: Path) -> None:
+    for other in rooms_imported(path):
+        assert other == room or level(other) < level(room), f"{path.name} ({room}) imports {other}"
+
+
+def test_every_room_has_its_place() -> None:
+    assert {room for room, _ in modules()} == set().union(*ROOMS)
+
+
+@pytest.mark.parametrize("path", sorted(CONNECTORS.rglob("*.py")), ids=lambda p: p.name)
+def test_a_connector_knows_only_the_contract(path: Path) -> None:
+    allowed = set().union(*ROOMS[: level("base") + 1])
+    assert set(rooms_imported(path)) <= allowed
+
+
+def test_importing_the_package_loads_no_heavy_library() -> None:
+    code = "import sys, cbir_faiss, cbir_faiss.cli, cbir_faiss.config; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_public_names_are_there() -> None:
+    import cbir_faiss
+
+    for name in cbir_faiss.__all__:
+        assert getattr(cbir_faiss, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = cbir_faiss.nothing
