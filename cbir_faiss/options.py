@@ -6,7 +6,7 @@ import difflib
 import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -64,14 +64,24 @@ def _to_json(value: Any) -> Any:
 
 def _explain(error: Any, model: type[BaseModel]) -> str:
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), model.model_fields, n=1)
-        known = ", ".join(sorted(model.model_fields)) or "none"
+        keys = _keys(model, error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), keys, n=1)
+        known = ", ".join(sorted(keys)) or "none"
         return "unknown key; " + (f"did you mean '{near[0]}'?" if near else f"the keys are: {known}")
     if error["type"] == "missing":
         return "is required"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     return str(error["msg"]).replace("Input should", "must").replace("must be a valid", "must be a")
+
+
+def _keys(model: Any, loc: Sequence[int | str]) -> list[str]:
+    """The keys that are known at ``loc``, in ``model`` or in a model or typed mapping inside it."""
+    for part in loc:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field and field.annotation
+    keys: Mapping[str, Any] = getattr(model, "model_fields", None) or getattr(model, "__annotations__", {})
+    return list(keys)
 
 
 def need(module: str, extra: str) -> Any:

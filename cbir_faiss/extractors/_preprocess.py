@@ -7,14 +7,28 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import PlainSerializer, PlainValidator, model_validator
 
 from cbir_faiss.errors import BadImage
 from cbir_faiss.options import Options
 from cbir_faiss.types import Floats
 
-Side = Annotated[int, Field(ge=1, le=8192)]
-Size = Side | tuple[Side, Side]
+_MAX_SIDE = 8192
+
+
+def _size(value: Any) -> int | tuple[int, int]:
+    sides = value if isinstance(value, (list, tuple)) else (value, value)
+    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= _MAX_SIDE for side in sides):
+        raise ValueError(f"must be a number of pixels from 1 to {_MAX_SIDE}, or [height, width]")
+    return value if isinstance(value, int) else (sides[0], sides[1])
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+# Validated by hand, because the message for a union would be about one of its parts.
+Size = Annotated[int | tuple[int, int], PlainValidator(_size), PlainSerializer(_as_is, return_type=Any)]
 """One number, or height and width."""
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 PerChannel = tuple[float, float, float]

@@ -36,7 +36,9 @@ class Network(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, model: Any, layers: Mapping[str, str], pool: Pool, preprocess: Preprocess) -> None:
         super().__init__()
         self.layers, self.pool, self.preprocess = dict(layers), pool, preprocess
-        self.maps = create_feature_extractor(model, {node: column for column, node in layers.items()}).eval()
+        self.maps = create_feature_extractor(
+            model, {node: column for column, node in layers.items()}, suppress_diff_warning=True
+        ).eval()
         # Swin Transformers keep channels last in these, every other model has maps (n, c, h, w).
         swin = isinstance(model, torchvision.models.SwinTransformer)
         self.channels_last = {c for c, node in layers.items() if swin and node.split(".")[0] in ("features", "norm")}

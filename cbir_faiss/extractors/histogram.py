@@ -11,7 +11,6 @@ from PIL import Image
 from pydantic import Field
 
 from cbir_faiss import base
-from cbir_faiss.options import Options
 from cbir_faiss.types import Columns, Floats
 
 _Bins = tuple[int, int, int]
@@ -26,7 +25,7 @@ class Histogram(base.Extractor):
 
     name: ClassVar[str] = "histogram"
 
-    class Options(Options):
+    class Options(base.Options):
         """bins: of hue, saturation and value. grid: tiles a side. size: images are first reduced (never enlarged) to
         at most this many pixels a side."""
 

@@ -11,7 +11,6 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from cbir_faiss import base
-from cbir_faiss.options import Options
 from cbir_faiss.types import Columns, Floats
 
 _EPSILON = 1e-3  # of L2-Hys: the gradients of a flat block must not be blown up to length 1
@@ -29,7 +28,7 @@ class Hog(base.Extractor):
 
     name: ClassVar[str] = "hog"
 
-    class Options(Options):
+    class Options(base.Options):
         """size: pixels a side, a multiple of ``cell``. cell: pixels a side. block: cells a side.
         orientations: bins from 0 to 180 degrees."""
 

@@ -17,7 +17,7 @@ from cbir_faiss import base
 from cbir_faiss.errors import ConfigError, InputError
 from cbir_faiss.extractors._onnx import Model
 from cbir_faiss.extractors._preprocess import Preprocess, spatial_pool
-from cbir_faiss.options import Options, RelativePath
+from cbir_faiss.options import RelativePath
 from cbir_faiss.types import Columns
 
 
@@ -40,7 +40,7 @@ class Onnx(base.Extractor):
     name: ClassVar[str] = "onnx"
     free_options: ClassVar[frozenset[str]] = frozenset({"model", "batch_size"})
 
-    class Options(Options):
+    class Options(base.Options):
         """model: the file. input: its image input, the first where left out. outputs: one or several, the first where
         left out. pool: how maps ``(n, c, h, w)`` and sequences ``(n, t, c)`` become vectors. batch_size: images run at
         once; a model with a fixed batch keeps its own."""

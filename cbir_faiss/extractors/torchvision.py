@@ -23,7 +23,7 @@ from cbir_faiss.cache import default_cache
 from cbir_faiss.errors import ConfigError, MissingDependency
 from cbir_faiss.extractors._onnx import Model
 from cbir_faiss.extractors._preprocess import Interpolation, PerChannel, Preprocess, Size
-from cbir_faiss.options import Options, need, parse_options, resolve_path
+from cbir_faiss.options import need, parse_options, resolve_path
 from cbir_faiss.types import Columns
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Torchvision(base.Extractor):
     # The weights count by their digest.
     free_options: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size"})
 
-    class Options(Options):
+    class Options(base.Options):
         """model: a name that ``torchvision.models.get_model`` knows.
 
         weights: ``DEFAULT`` or another name that torchvision has for this model (downloaded once); the path (with a

@@ -11,7 +11,6 @@ from pydantic import Field
 
 from cbir_faiss import base
 from cbir_faiss.errors import DimensionMismatch, InputError
-from cbir_faiss.options import Options
 from cbir_faiss.types import Columns
 
 
@@ -22,7 +21,7 @@ class Vectors(base.Extractor):
     reads: ClassVar[Literal["image", "vector"]] = "vector"
     free_options: ClassVar[frozenset[str]] = frozenset({"dim"})
 
-    class Options(Options):
+    class Options(base.Options):
         """dim: the width, where it is to be known (and checked) before the first vector."""
 
         dim: int | None = Field(None, ge=1)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cbir_faiss import base
 from cbir_faiss.errors import BadImage, InputError
-from cbir_faiss.options import Options, RelativePath, need
+from cbir_faiss.options import RelativePath, need
 from cbir_faiss.types import Floats
 
 
@@ -26,7 +26,7 @@ class Vectors(base.Source):
     name: ClassVar[str] = "vectors"
     yields: ClassVar[Literal["image", "vector"]] = "vector"
 
-    class Options(Options):
+    class Options(base.Options):
         """file: the vectors, the format by its suffix. key: the data set inside an HDF5 file.
         labels: one a row, a 1-d ``.npy`` of integers or texts, or a text file with one a line."""
 
