@@ -1,7 +1,10 @@
 """Every FAISS backend through the contract, and what is particular to each."""
 
+import numpy as np
+
 from cbir_faiss.backends.faiss_binary_flat import FaissBinaryFlat
 from cbir_faiss.backends.faiss_flat import FaissFlat
+from cbir_faiss.backends.faiss_index import FaissIndex
 from cbir_faiss.backends.faiss_lsh import FaissLSH
 from cbir_faiss.testing import BackendContract
 
@@ -22,3 +25,73 @@ class TestFaissLSH(BackendContract):
 class TestFaissLSHWithThresholds(BackendContract):
     plugin = FaissLSH
     options = {"bits": 16, "rotate": False, "thresholds": True}
+
+
+class TestFactoryFlat(BackendContract):
+    plugin = FaissIndex
+    options = {"factory": "Flat"}
+    cases = [("float", "l2"), ("float", "ip"), ("float", "cosine")]
+
+
+class TestFactoryIVF(BackendContract):
+    plugin = FaissIndex
+    options = {"factory": "IVF4,Flat"}
+    cases = [("float", "l2"), ("float", "cosine")]
+    exhaustive = {"nprobe": 4}
+
+
+class TestFactoryHNSW(BackendContract):
+    plugin = FaissIndex
+    options = {"factory": "HNSW8"}
+    cases = [("float", "l2")]
+    exhaustive = {"ef": 200}
+
+
+class TestFactoryScalar(BackendContract):
+    plugin = FaissIndex
+    options = {"factory": "SQfp16"}
+    cases = [("float", "l2")]
+    tolerance = 0.01
+
+
+class TestFactoryProduct(BackendContract):
+    plugin = FaissIndex
+    options = {"factory": "PQ8x4np"}
+    cases = [("float", "l2")]
+    tolerance = np.inf
+    recall = 0.4
+
+
+class TestFactoryRotatedRaBitQ(BackendContract):
+    plugin = FaissIndex
+    options = {"factory": "RR16,IVF4,RaBitQ"}
+    cases = [("float", "l2")]
+    exhaustive = {"nprobe": 4}
+    tolerance = np.inf
+    recall = 0.5
+
+
+class TestFactoryITQHashing(BackendContract):
+    plugin = FaissIndex
+    options = {"factory": "ITQ16,LSH"}
+    cases = [("float", "hamming")]
+
+
+class TestFactoryBinaryFlat(BackendContract):
+    plugin = FaissIndex
+    options = {"factory": "BFlat"}
+    cases = [("binary", "hamming")]
+
+
+class TestFactoryBinaryIVF(BackendContract):
+    plugin = FaissIndex
+    options = {"factory": "BIVF2"}
+    cases = [("binary", "hamming")]
+    exhaustive = {"nprobe": 2}
+
+
+class TestFactoryBinaryHNSW(BackendContract):
+    plugin = FaissIndex
+    options = {"factory": "BHNSW8"}
+    cases = [("binary", "hamming")]
+    exhaustive = {"ef": 200}

@@ -23,6 +23,7 @@ from cbir_faiss.backends._files import publish, read_head, write_head
 from cbir_faiss.backends._lock import SharedLock
 from cbir_faiss.backends._payloads import Payloads
 from cbir_faiss.backends._rows import Mask, Rows
+from cbir_faiss.backends._stored import stored
 from cbir_faiss.errors import BackendError, CorruptCollection, InputError, MissingDependency, Unsupported
 from cbir_faiss.filters import Where
 from cbir_faiss.options import need
@@ -45,6 +46,7 @@ class DeviceOptions(base.Options):
 class FaissBackend(base.Backend):
     """A FAISS index. A subclass makes it in ``_new_index`` and says in ``selects`` whether it takes row selectors."""
 
+    filters_ids: ClassVar[bool] = True
     selects: ClassVar[bool] = False
     ranges: ClassVar[bool] = False
     """Whether ``range_search`` of the index can be trusted; where not, it is emulated."""
@@ -54,6 +56,7 @@ class FaissBackend(base.Backend):
         self._lock = SharedLock()
         self._read_only = False
         self._selector: tuple[Mask, Any] | None = None
+        self._plain: tuple[Any, Any] | None = None
         if self._on_gpu():
             self._declare(selects=False, ranges=False)  # the GPU's binary index refuses parameters and has no range
         self._forget()
@@ -70,7 +73,7 @@ class FaissBackend(base.Backend):
 
     def _vectors(self, rows: Ids) -> Codes:
         """The stored vectors of rows."""
-        return cast("Codes", self._cpu_index().reconstruct_batch(rows))
+        return stored(self._faiss, self._cpu_index(), rows)
 
     def _append(self, vectors: Codes, ids: Ids) -> None:
         self._index.add(vectors)
@@ -201,12 +204,12 @@ class FaissBackend(base.Backend):
 
     # -- search
 
-    def _search(self, vectors: Codes, k: int, where: Where | None, options: Any) -> Hits:
+    def _search(self, vectors: Codes, k: int, where: Where | Ids | None, options: Any) -> Hits:
         self._lock.acquire()
         try:
             rows = self._rows
             if where is None and not rows.dead and k <= rows.n:
-                return self._hits(*self._nearest(vectors, k, options))
+                return self._hits(*self._nearest(vectors, k, options), full=self.exact)
             return self._search_among(vectors, k, rows.select(where), options)
         except RuntimeError as error:
             raise BackendError(f"backend '{self.name}': {error}") from error
@@ -234,7 +237,19 @@ class FaissBackend(base.Backend):
         """
         if k > _GPU_WIDEST and self._on_gpu():
             raise Unsupported(f"on a GPU, FAISS returns at most {_GPU_WIDEST} neighbours; {k} are needed here")
-        return cast("Raw", self._index.search(vectors, k, params=self._parameters(options, selector)))
+        params = self._plain_parameters(options) if selector is None else self._parameters(options, selector)
+        return cast("Raw", self._index.search(vectors, k, params=params))
+
+    def _nearby(self, vectors: Codes, bound: float) -> tuple[Ids, NDArray[Any], Ids]:
+        """The index's own answer to a range search: limits, distances, rows; ``bound`` itself is excluded."""
+        return cast("tuple[Ids, NDArray[Any], Ids]", self._index.range_search(vectors, bound))
+
+    def _plain_parameters(self, options: Any) -> Any:
+        """``_parameters`` without a selector; those of the last options are kept, for making them takes a while."""
+        known = self._plain
+        if known is None or known[0] is not options:
+            known = self._plain = options, self._parameters(options, None)
+        return known[1]
 
     def _fetch_more(self, vectors: Codes, k: int, keep: Mask, options: Any) -> Raw:
         """The first k allowed rows of an index without selectors, a part of the queries at a time."""
@@ -263,10 +278,11 @@ class FaissBackend(base.Backend):
             known = self._selector = keep.copy(), self._faiss.IDSelectorBitmap(bitmap)
         return known[1]
 
-    def _hits(self, distances: NDArray[Any], rows: Ids) -> Hits:
+    def _hits(self, distances: NDArray[Any], rows: Ids, *, full: bool = False) -> Hits:
+        """FAISS's answer as ours; ``full``: nothing can be missing in it."""
         found = _as_distances(distances, self.metric)
         # For the padding FAISS has 3.4e38, 2147483647 or -2147483648, by type of index.
-        if len(rows) and rows.min() < 0:
+        if not full and len(rows) and rows.min() < 0:
             found[rows < 0] = np.inf
         return Hits(self._rows.ids_of(rows), found)
 
@@ -274,8 +290,8 @@ class FaissBackend(base.Backend):
         if not self.ranges or not len(vectors) or not self._rows.n:
             return super()._range(vectors, radius, where)
         with self._lock.shared(), self._engine():
-            limits, distances, rows = self._index.range_search(vectors, _threshold(radius, self.metric, self.dim))
-            query = np.repeat(np.arange(len(vectors)), np.diff(limits.astype(np.int64)))
+            limits, distances, rows = self._nearby(vectors, _threshold(radius, self.metric, self.dim))
+            query = np.searchsorted(limits, np.arange(len(rows)), side="right") - 1
             found, ids = _as_distances(distances, self.metric), self._rows.ids_of(rows)
             keep = (found <= radius) & self._rows.select(where)[rows]
         return _sorted_range(query[keep], ids[keep], found[keep], len(vectors))
@@ -326,13 +342,6 @@ class FaissBackend(base.Backend):
             yield
         except RuntimeError as error:
             raise BackendError(f"backend '{self.name}': {error}") from error
-
-
-def flat_codes(faiss: Any, index: Any) -> NDArray[np.uint8]:
-    """The codes ``(n, bits / 8)`` of an IndexBinaryFlat, which has no batched reconstruct; a view, mapped or not."""
-    size = index.ntotal * index.code_size
-    view: NDArray[np.uint8] = faiss.rev_swig_ptr(index.xb.data(), size)
-    return view.reshape(index.ntotal, index.code_size)
 
 
 def _as_distances(values: NDArray[Any], metric: Metric | None) -> NDArray[np.float32]:

@@ -14,18 +14,19 @@ class SharedLock:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        self._mutex = threading.Lock()  # entered directly where nobody has to wait: half the price of a Condition
+        self._changed = threading.Condition(self._mutex)
         self._readers = 0
         self._writing = False
 
     def acquire(self) -> None:
-        with self._changed:
+        with self._mutex:
             while self._writing:
                 self._changed.wait()
             self._readers += 1
 
     def release(self) -> None:
-        with self._changed:
+        with self._mutex:
             self._readers -= 1
             if self._writing:
                 self._changed.notify_all()

@@ -27,7 +27,7 @@ class Payloads:
         self._text = text
         self._limits = np.zeros(1, np.int64) if limits is None else limits
         self._recent: dict[int, bytes] = {}
-        self._matched: dict[Where, NDArray[np.bool_]] = {}
+        self._matched: dict[str, NDArray[np.bool_]] = {}
 
     @classmethod
     def opened(cls, path: Path, limits: NDArray[np.int64]) -> Payloads:
@@ -49,11 +49,12 @@ class Payloads:
 
     def matching(self, where: Where, rows: int) -> NDArray[np.bool_]:
         """bool ``(rows,)``: whose payload the filter matches."""
-        known = self._matched.get(where, np.empty(0, np.bool_))
+        filter_key = repr(where)  # not the filter itself, for in Python it equals one with 1 in place of true
+        known = self._matched.get(filter_key, np.empty(0, np.bool_))
         if len(known) < rows:
             known = np.concatenate([known, self._match(where, len(known), rows)])
             kept = list(self._matched.items())[1 - _REMEMBERED :]
-            self._matched = {key: value for key, value in kept if key != where} | {where: known}
+            self._matched = {key: value for key, value in kept if key != filter_key} | {filter_key: known}
         return known[:rows]
 
     def write(self, file: BinaryIO, rows: int) -> NDArray[np.int64]:

@@ -89,8 +89,13 @@ class Rows:
         rows = np.arange(self.n) if self._live is None else np.flatnonzero(self._live[: self.n])
         return rows if self._ids is None else rows[np.argsort(self._ids[rows], kind="stable")]
 
-    def select(self, where: Where | None) -> Mask:
-        """bool ``(n,)``: live rows whose payload ``where`` matches."""
+    def select(self, where: Where | Ids | None) -> Mask:
+        """bool ``(n,)``: live rows whose payload ``where`` matches, or whose id is among ``where``."""
+        if isinstance(where, np.ndarray):
+            rows = self.find(where)
+            among = np.zeros(self.n, np.bool_)
+            among[rows[rows >= 0]] = True
+            return among
         live = np.ones(self.n, np.bool_) if self._live is None else self._live[: self.n]
         return live if where is None else live & self.payloads.matching(where, self.n)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from cbir_faiss.backends._faiss import DeviceOptions, FaissBackend, flat_codes
+from cbir_faiss.backends._faiss import DeviceOptions, FaissBackend
 from cbir_faiss.base import Capabilities
-from cbir_faiss.types import Codes, Ids, Kind, Metric
+from cbir_faiss.types import Codes, Kind, Metric
 
 
 class FaissBinaryFlat(FaissBackend):
@@ -23,6 +23,3 @@ class FaissBinaryFlat(FaissBackend):
 
     def _new_index(self, sample: Codes | None) -> Any:
         return self._faiss.IndexBinaryFlat(self.dim)
-
-    def _vectors(self, rows: Ids) -> Codes:
-        return flat_codes(self._faiss, self._cpu_index())[rows]

@@ -1,0 +1,63 @@
+"""What FAISS indexes of different types have stored: codes and vectors by row, bits an item."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbir_faiss.types import Codes, Ids
+
+_mapping = threading.Lock()
+
+
+def stored(faiss: Any, index: Any, rows: Ids) -> Codes:
+    """The vectors or codes of ``rows``, decoded where the index keeps less than the vectors.
+
+    Raises:
+        RuntimeError: this type of index cannot give back what it stores.
+    """
+    if isinstance(index, faiss.IndexBinary):
+        return _stored_codes(faiss, index, rows)
+    ivf = faiss.try_extract_index_ivf(index)
+    if ivf is not None:
+        _map_rows(ivf)
+    vectors: Codes = index.reconstruct_batch(np.ascontiguousarray(rows))
+    return vectors
+
+
+def _stored_codes(faiss: Any, index: Any, rows: Ids) -> NDArray[np.uint8]:
+    storage = faiss.downcast_IndexBinary(getattr(index, "storage", index))
+    if isinstance(storage, faiss.IndexBinaryFlat):
+        # A view, mapped file or not; this type has no batched reconstruct.
+        flat: NDArray[np.uint8] = faiss.rev_swig_ptr(storage.xb.data(), storage.ntotal * storage.code_size)
+        return flat.reshape(-1, storage.code_size)[rows]
+    if isinstance(storage, faiss.IndexBinaryIVF):
+        _map_rows(storage)
+    codes = np.empty((len(rows), index.code_size), np.uint8)
+    for place, row in zip(codes, rows.tolist(), strict=True):
+        place[:] = storage.reconstruct(row)
+    return codes
+
+
+def _map_rows(ivf: Any) -> None:
+    """Let an IVF index find rows in its lists; from then on it keeps the map up to date itself."""
+    with _mapping:  # readers may come here together
+        if ivf.direct_map.no():
+            ivf.make_direct_map()
+
+
+def code_bits(faiss: Any, index: Any) -> int | None:
+    """Bits of the code by which an item is searched; None where floats are searched (or codes that are ours)."""
+    if isinstance(index, faiss.IndexBinary):
+        return None
+    if isinstance(index, faiss.IndexPreTransform):
+        return code_bits(faiss, faiss.downcast_index(index.index))
+    if isinstance(index, faiss.IndexRefine):
+        return code_bits(faiss, faiss.downcast_index(index.base_index))
+    if isinstance(index, faiss.IndexHNSW):
+        return code_bits(faiss, faiss.downcast_index(index.storage))
+    size = getattr(index, "code_size", None)
+    return None if size is None or size >= 4 * index.d else 8 * int(size)
