@@ -1,0 +1,45 @@
+"""Keys of other people's collections (UUID, text) as the int64 ids of this package."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from cbir_faiss.errors import BackendError
+
+KEY = "_key"
+"""Payload entry under which the original key of an item is kept when a collection is read."""
+
+
+class Keys:
+    """Two-way translation. An integer key is its own id; any other gets 63 bits of its digest, the same every time.
+
+    A digest cannot be inverted, so only keys that were met here (by searching or scrolling) are found again by id.
+    """
+
+    def __init__(self) -> None:
+        self._met: dict[int, Any] = {}
+
+    def id(self, key: Any) -> int:
+        """The id of ``key``.
+
+        Raises:
+            BackendError: two keys have the same digest, or an integer key is negative or beyond int64.
+        """
+        if isinstance(key, int):
+            if not 0 <= key < 2**63:
+                raise BackendError(f"key {key} is not an id: ids are 0 … 2^63 - 1")
+            return key
+        number = int.from_bytes(hashlib.blake2b(str(key).encode(), digest_size=8).digest(), "big") >> 1
+        if self._met.setdefault(number, key) != key:
+            raise BackendError(f"keys {key!r} and {self._met[number]!r} get the same id {number}")
+        return number
+
+    def key(self, number: int) -> Any:
+        """The key of an id: the one that was met, else the id itself."""
+        return self._met.get(number, number)
+
+    def labelled(self, key: Any, payload: Mapping[str, Any] | None) -> dict[str, Any]:
+        """``payload`` with the key added where it is not an integer, so that it is not lost."""
+        return dict(payload or {}) if isinstance(key, int) else {KEY: str(key), **(payload or {})}

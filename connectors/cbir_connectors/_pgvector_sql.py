@@ -1,0 +1,58 @@
+"""Filter trees as SQL over a jsonb payload. Every value, key and path is a bound parameter; nothing is pasted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from cbir_faiss.errors import InputError
+from cbir_faiss.filters import And, In, Not, Or, Range, Scalar, Where
+
+_SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+
+
+def compile_where(where: Where, payload: Any, sql: Any) -> tuple[Any, list[str]]:
+    """A boolean SQL expression over the jsonb expression ``payload``, never NULL, and its parameters in order.
+
+    sql: the module ``psycopg.sql``.
+    """
+    if isinstance(where, And):
+        return _joined(where.parts, " AND ", payload, sql)
+    if isinstance(where, Or):
+        return _joined(where.parts, " OR ", payload, sql)
+    if isinstance(where, Not):
+        inner, parameters = compile_where(where.part, payload, sql)
+        return sql.SQL("NOT ({})").format(inner), parameters
+    if isinstance(where, In):
+        return _in(where, payload, sql)
+    return _range(where, payload, sql)
+
+
+def _joined(parts: tuple[Where, ...], word: str, payload: Any, sql: Any) -> tuple[Any, list[str]]:
+    compiled = [compile_where(part, payload, sql) for part in parts]
+    joined = sql.SQL(word).join(sql.SQL("({})").format(text) for text, _ in compiled)
+    return joined, [value for _, values in compiled for value in values]
+
+
+def _in(where: In, payload: Any, sql: Any) -> tuple[Any, list[str]]:
+    if not where.values:
+        return sql.SQL("FALSE"), []
+    # Containment compares as filters do: 3 is 3.0, 1 is not true, and a GIN index on the payload serves it.
+    one = sql.SQL("{payload} @> %s::jsonb").format(payload=payload)
+    parameters = [_json(document) for value in where.values for document in ({where.key: value}, {where.key: [value]})]
+    return sql.SQL(" OR ").join([one] * len(parameters)), parameters
+
+
+def _range(where: Range, payload: Any, sql: Any) -> tuple[Any, list[str]]:
+    # Lax paths look into arrays by themselves, and comparing a number with a text is unknown, which is no match.
+    test = sql.SQL("jsonb_path_exists({payload}, %s::jsonpath, %s::jsonb)").format(payload=payload)
+    path = f"$.{json.dumps(where.key)}[*] ? (@ {_SIGNS[where.op]} $bound)"
+    return test, [path, _json({"bound": where.bound})]
+
+
+def _json(value: Mapping[str, Scalar | list[Scalar]]) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"a filter compares with finite values, not {value!r}") from error

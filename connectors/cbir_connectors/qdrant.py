@@ -1,0 +1,282 @@
+"""Qdrant: a server, cluster or cloud (``url``), the engine in this process (``path``), or the client's ``:memory:``.
+
+Qdrant has no Hamming distance. Codes are stored as bytes, 255 for a set bit and 0 for another, under Manhattan
+distance, which is then 255 times the Hamming distance, exactly. (With 0 and 1 instead, Qdrant's binary quantization,
+which cuts at 127, would make all codes equal.) No other collections look like that, so a collection of codes is known
+by its own configuration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import numpy as np
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from cbir_connectors._engine import (
+    Engine,
+    Shape,
+    batches,
+    payload_of,
+    present,
+    scoped_name,
+    search_filtered,
+    to_hits,
+    to_range,
+)
+from cbir_connectors._keys import Keys
+from cbir_connectors._qdrant_client import MEMORY, ClientTarget
+from cbir_connectors._qdrant_edge import EdgeTarget
+from cbir_connectors._qdrant_filter import Untranslatable
+from cbir_connectors._qdrant_target import Query, Target, Vectors
+from cbir_faiss import base
+from cbir_faiss.base import Capabilities
+from cbir_faiss.errors import Unsupported
+from cbir_faiss.filters import Where
+from cbir_faiss.options import RelativePath
+from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits
+
+SET_BIT = 255
+_REQUEST_BYTES = 16_000_000
+"""Target size of one upload request; a server refuses more than 32 MB unless it is told otherwise."""
+_JSON_BYTES = {"float": 20, "binary": 6}
+"""Bytes of one number in such a request, at most."""
+_SLACK = 1e-4
+_DISTANCES: dict[Metric, str] = {"l2": "Euclid", "ip": "Dot", "cosine": "Cosine", "hamming": "Manhattan"}
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r'^[^<>:"/\\|?*\x00-\x1f]+$')]
+IndexType = Literal["keyword", "integer", "float", "bool", "geo", "text", "datetime", "uuid"]
+
+
+class Qdrant(Engine):
+    """Floats under l2, ip or cosine with HNSW and optional quantization; codes by exact Hamming distance.
+
+    A search over codes is exact unless the search option ``exact`` is false; over floats it uses HNSW unless ``exact``
+    is true. An API key is read from CBIR_QDRANT_API_KEY.
+    """
+
+    name = "qdrant"
+    capabilities = Capabilities()
+
+    class Options(base.Options):
+        url: str | None = None
+        path: RelativePath | None = None
+        collection: Name = "cbir"
+        vector: str = ""
+        metric: Literal["l2", "ip", "cosine", "hamming"] | None = None
+        overwrite: bool = False
+        datatype: Literal["float32", "float16"] = "float32"
+        quantization: Literal["none", "binary", "binary-1.5", "binary-2", "scalar"] = "none"
+        hnsw_m: Annotated[int, Field(ge=0)] = 16
+        hnsw_ef_construct: Annotated[int, Field(ge=4)] = 100
+        full_scan_threshold: Annotated[int, Field(ge=10)] = 10_000
+        indexing_threshold: Annotated[int, Field(ge=0)] = 10_000
+        on_disk: bool = False
+        payload_indexes: Mapping[str, IndexType] = Field(default_factory=dict)
+        shard_number: Annotated[int, Field(ge=1)] | None = None
+        replication_factor: Annotated[int, Field(ge=1)] | None = None
+        write_consistency_factor: Annotated[int, Field(ge=1)] | None = None
+        prefer_grpc: bool = False
+        batch_size: Annotated[int, Field(ge=1)] = 1000
+        parallel: Annotated[int, Field(ge=1, le=64)] = 2
+        timeout: Annotated[float, Field(gt=0)] = 60
+        retries: Annotated[int, Field(ge=0)] = 4
+
+        @field_validator("url")
+        @classmethod
+        def _no_secret(cls, url: str | None) -> str | None:
+            if url is not None and ("@" in url or "api_key" in url or "api-key" in url):
+                raise ValueError("no secrets in addresses: put the API key in CBIR_QDRANT_API_KEY")
+            return url
+
+        @model_validator(mode="after")
+        def _one_place(self) -> Qdrant.Options:
+            if (self.url is None) == (self.path is None):
+                raise ValueError("give one of 'path' (in this process), 'url' (a server) or 'url: :memory:'")
+            if self.path is not None and "collection" in self.model_fields_set:
+                raise ValueError("a path holds one collection: leave 'collection' out, or give a 'url'")
+            return self
+
+    class SearchOptions(base.Options):
+        exact: bool | None = None
+        hnsw_ef: Annotated[int, Field(ge=1)] | None = None
+        oversampling: Annotated[float, Field(ge=1)] | None = None
+        rescore: bool | None = None
+
+    options: Options
+
+    @classmethod
+    def scoped(cls, options: Mapping[str, Any], scope: str) -> dict[str, Any]:
+        own = {**options, "overwrite": True}
+        if options.get("path") is not None:
+            return {**own, "path": str(Path(options["path"], scope))}
+        return {**own, "collection": scoped_name(options.get("collection", "cbir"), scope, 255)}
+
+    # -- life
+
+    def _connect(self) -> None:
+        self._keys = Keys()
+        chosen = self.options
+        self._target: Target = EdgeTarget(chosen) if chosen.path is not None else ClientTarget(chosen)
+        if chosen.url == MEMORY:
+            self._declare(capabilities=Capabilities(persist="refused"))
+
+    def _exact_by_default(self) -> bool:
+        return self.kind == "binary" or self.options.url == MEMORY
+
+    def _stored(self) -> Shape | None:
+        found = self._target.stored()
+        if found is None:
+            return None
+        if found.distance == "Manhattan" and found.datatype == "uint8" and found.size % 8 == 0:
+            return Shape(found.size, "binary", "hamming")
+        metric = next((m for m, d in _DISTANCES.items() if d == found.distance and m != "hamming"), None)
+        if metric is None:
+            raise Unsupported(f"{self._place()}: vectors under {found.distance} distance cannot be used")
+        return Shape(found.size, "float", metric)
+
+    def _make(self, shape: Shape) -> None:
+        datatype = "uint8" if shape.kind == "binary" else self.options.datatype
+        self._target.make(Vectors(shape.dim, _DISTANCES[shape.metric], datatype))
+
+    def _drop(self) -> None:
+        self._target.drop()
+
+    def _place(self) -> str:
+        return self._target.place
+
+    def close(self) -> None:
+        self._target.close()
+
+    # -- content
+
+    def _upsert(self, ids: Ids, vectors: Codes, payload: Sequence[Payload] | None) -> None:
+        size = min(self.options.batch_size, self._rows_a_request())
+        self._target.upsert(
+            len(ids),
+            (
+                ([self._keys.key(i) for i in ids[s].tolist()], self._to_engine(vectors[s]), payload_of(payload, s))
+                for s in batches(len(ids), size)
+            ),
+        )
+
+    def _flush(self) -> None:
+        if self.dim is not None:
+            self._target.settle()
+
+    def _delete(self, ids: Ids) -> None:
+        self._target.delete([self._keys.key(i) for i in ids.tolist()])
+
+    def _count(self) -> int:
+        return self._target.count()
+
+    def _fetch(self, ids: Ids) -> Codes:
+        found = {i: vector for i, vector, _ in self._retrieve(ids, vectors=True)}
+        return self._from_engine([found[i] for i in present(ids, found)])
+
+    def _payload(self, ids: Ids) -> list[dict[str, Any]]:
+        found = {i: payload for i, _, payload in self._retrieve(ids, payload=True)}
+        return [found[i] for i in present(ids, found)]
+
+    def _scroll(self, batch_size: int) -> Iterator[Batch]:
+        for points in self._target.scroll(batch_size):
+            ids = [self._keys.id(key) for key, _, _ in points]
+            payload = [self._keys.labelled(key, value) for key, _, value in points]
+            yield Batch(np.array(ids, np.int64), self._from_engine([v for _, v, _ in points]), payload)
+
+    def _retrieve(self, ids: Ids, *, vectors: bool = False, payload: bool = False) -> list[tuple[int, Any, Any]]:
+        # np.unique: a point that is asked for twice comes back once
+        keys = [self._keys.key(i) for i in np.unique(ids).tolist()]
+        points = self._target.retrieve(keys, vectors=vectors, payload=payload)
+        return [(self._keys.id(key), vector, value or {}) for key, vector, value in points]
+
+    def _to_engine(self, vectors: Codes) -> list[list[float]]:
+        if self.kind == "binary":
+            return cast("list[list[float]]", (np.unpackbits(vectors, axis=1) * np.uint8(SET_BIT)).tolist())
+        return cast("list[list[float]]", vectors.tolist())
+
+    def _from_engine(self, vectors: Sequence[Any]) -> Codes:
+        stored = np.asarray(vectors, np.float32).reshape(len(vectors), cast("int", self.dim))
+        return np.packbits(stored > SET_BIT / 2, axis=1) if self.kind == "binary" else stored
+
+    # -- search
+
+    def _search(self, vectors: Codes, k: int, where: Where | None, options: Any) -> Hits:
+        translated = None
+        if where is not None:
+            try:
+                translated = self._target.dialect.compile(where)
+            except Untranslatable:
+                return search_filtered(
+                    lambda v, n: self._search(v, n, None, options), self._payload, where, vectors, k, self._count()
+                )
+        exact = self.kind == "binary" if options.exact is None else options.exact
+        # Qdrant's scores without rescoring are of the quantized vectors, on a scale of their own.
+        query = Query(
+            k, exact, options.hnsw_ef, options.oversampling, options.rescore, with_vectors=options.rescore is False
+        )
+        return to_hits(self._ask(vectors, query, translated), k)
+
+    def _range(self, vectors: Codes, radius: float, where: Where | None) -> RangeHits:
+        translated, emulated = None, False
+        if where is not None:
+            try:
+                translated = self._target.dialect.compile(where)
+            except Untranslatable:
+                emulated = True
+        query = Query(max(1, self._count()), exact=True, threshold=self._threshold(radius))
+        rows = [[hit for hit in row if hit[1] <= radius] for row in self._ask(vectors, query, translated)]
+        if where is not None and emulated:
+            found = np.unique([i for row in rows for i, _ in row]).astype(np.int64)
+            passed = {int(i) for i, p in zip(found, self._payload(found), strict=True) if where.matches(p)}
+            rows = [[hit for hit in row if hit[0] in passed] for row in rows]
+        return to_range(rows)
+
+    def _ask(self, vectors: Codes, query: Query, where: Any) -> list[list[tuple[int, float]]]:
+        """Per query, (id, distance), nearest first."""
+        rows = []
+        for some in batches(len(vectors), self._rows_a_request()):
+            for vector, found in zip(
+                vectors[some], self._target.query(self._to_engine(vectors[some]), query, where), strict=True
+            ):
+                if query.with_vectors:
+                    scores = self._distances(vector, self._from_engine([v for _, _, v in found]))
+                else:
+                    scores = [self._to_distance(score) for _, score, _ in found]
+                row = [(self._keys.id(key), distance) for (key, _, _), distance in zip(found, scores, strict=True)]
+                rows.append(sorted(row, key=lambda hit: hit[1]) if query.with_vectors else row)
+        return rows
+
+    def _rows_a_request(self) -> int:
+        return max(1, _REQUEST_BYTES // (_JSON_BYTES[str(self.kind)] * cast("int", self.dim)))
+
+    def _to_distance(self, score: float) -> float:
+        if self.metric == "hamming":
+            return round(score / SET_BIT)
+        if self.metric == "l2":
+            return score * score
+        return -score if self.metric == "ip" else 1 - score
+
+    def _threshold(self, radius: float) -> float:
+        """A score that everything within ``radius`` passes; what else passes is dropped afterwards."""
+        if self.metric == "hamming":
+            return (radius + 0.5) * SET_BIT
+        if self.metric == "l2":
+            return math.sqrt(max(radius, 0)) * (1 + _SLACK) + _SLACK
+        score = -radius if self.metric == "ip" else 1 - radius
+        return score - _SLACK * (1 + abs(score))
+
+    def _distances(self, query: Codes, vectors: Codes) -> list[float]:
+        """Distances of stored ``vectors`` ``(n, width)`` to one query."""
+        if self.metric == "hamming":
+            return cast("list[float]", np.bitwise_count(query ^ vectors).sum(axis=1).tolist())
+        if self.metric == "l2":
+            return cast("list[float]", ((query - vectors) ** 2).sum(axis=1).tolist())
+        products = vectors @ query
+        return cast("list[float]", (-products if self.metric == "ip" else 1 - products).tolist())
+
+    def disk_bytes(self) -> int | None:
+        return self._target.disk_bytes()
