@@ -64,8 +64,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_eight_bits(image)).convert("RGB")
-    if image.has_transparency_data or image.mode == "RGBa":
-        image = image.convert("RGBA")
+    if image.has_transparency_data:
+        # Pillow has no direct way from grey with premultiplied alpha.
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")

@@ -58,8 +58,10 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
         if entry.name.startswith("."):
             continue
         path = folder / entry.name
-        if entry.is_dir():
+        # A directory entry raises where a link leads to itself; a Path says no.
+        linked = entry.is_symlink()
+        if path.is_dir() if linked else entry.is_dir():
             yield from _walk(path, above | {here})
         # A link to nothing is an item that fails when it is read; pipes, sockets and devices are none.
-        elif path.suffix.lower() in image_suffixes() and (entry.is_file() or entry.is_symlink()):
+        elif path.suffix.lower() in image_suffixes() and (linked or entry.is_file()):
             yield path

@@ -35,11 +35,12 @@ class Torchvision(base.Source):
     name: ClassVar[str] = "torchvision"
 
     class Options(FileOptions):
-        """dataset: the name of the class. root: the folder of the data. args: what else the class takes, such as
-        ``train``, ``split`` or ``annFile`` (relative to the config file). download: get the data where it is absent."""
+        """dataset: the name of the class. root: the folder of the data, where it has one. args: what else the class
+        takes, such as ``train``, ``split`` or ``annFile`` (relative to the config file). download: get the data where
+        it is absent."""
 
         dataset: str
-        root: RelativePath
+        root: RelativePath | None = None
         args: dict[str, Any] = Field(default_factory=dict)
         download: bool = False
 
@@ -94,11 +95,13 @@ def _open(options: Torchvision.Options) -> Any:
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise ConfigError(f"torchvision has no data set '{options.dataset}'{hint}", path="dataset")
     known = inspect.signature(kind).parameters
-    args = {"root": str(options.root), **options.args}
+    args = dict(options.args)
+    if options.root is not None:
+        args["root"] = str(options.root)
     if "download" in known:
         args["download"] = options.download
     unknown = sorted(set(args) - set(known))
-    if unknown:
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
         raise ConfigError(f"{options.dataset} does not take {', '.join(unknown)}, but {', '.join(known)}", path="args")
     try:
         return kind(**args)
@@ -122,10 +125,10 @@ def _targets(data: Any) -> Iterable[Any]:
     return (data[row][1] for row in range(len(data)))
 
 
-def _coco(root: Path, args: dict[str, Any]) -> Iterator[tuple[base.Item, Path]]:
+def _coco(root: Path | None, args: dict[str, Any]) -> Iterator[tuple[base.Item, Path]]:
     """Images and category names of a COCO annotation file; JSON that needs no library of its own."""
-    if set(args) != {"annFile"}:
-        raise ConfigError("CocoDetection takes annFile, the JSON file of annotations, and nothing else", path="args")
+    if root is None or set(args) != {"annFile"}:
+        raise ConfigError("CocoDetection takes root and, in args, annFile: the JSON file of annotations")
     file = Path(args["annFile"])
     try:
         content = json.loads(file.read_bytes())
