@@ -27,14 +27,16 @@ demo: $(VENV)/.demo  ## set up, compare raw and binary indexing on built-in data
 test: $(VENV)/.dev  ## set up and run the whole test suite
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.dev  ## what must be green before a commit: format, lint, types, fast tests
+lint: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+check: lint  ## what must be green before a commit: lint and the fast tests
 	$(BIN)/python -m pytest -m 'not slow'
 
 format: $(VENV)/.dev  ## format and sort imports
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: help demo test check format
+.PHONY: help demo test lint check format

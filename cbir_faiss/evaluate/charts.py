@@ -41,7 +41,7 @@ def measure_against_bits(rows: Sequence[Row]) -> str:
     def draw(axes: Axes) -> None:
         for row in rows:
             if is_reference(row):
-                label = f"raw, {row['backend']} {row['metric']}"
+                label = name_of(row)
                 axes.axhline(row["metrics"][measure], color="#4D4D4D", linestyle="--", linewidth=1.2, label=label)
         _lines(axes, _grouped(binary, _family, lambda row: (row["bits"], row["metrics"][measure])))
         axes.set_xscale("log", base=2)
@@ -74,7 +74,9 @@ def measure_against_latency(rows: Sequence[Row]) -> str:
     measure = main_measure(rows)
 
     def draw(axes: Axes) -> None:
-        _lines(axes, _grouped(rows, _family, lambda row: (row["latency_ms"]["p50"], row["metrics"][measure])), line="")
+        _lines(
+            axes, _grouped(rows, _family, lambda row: (row["latency_ms"]["p50"], row["metrics"][measure])), line="None"
+        )
         axes.set_xscale("log")
         axes.set_xlabel("milliseconds a query, from embedding to hits (median)")
         axes.set_ylabel(measure)
@@ -158,7 +160,7 @@ def _lines(axes: Axes, series: Sequence[Series], *, line: str = "-", marker: boo
         axes.plot(
             x,
             y,
-            line,
+            linestyle=line,
             label=name,
             color=COLOURS[i % len(COLOURS)],
             marker=MARKERS[i % len(MARKERS)] if marker else None,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cbir_faiss.errors import BadImage
 from cbir_faiss.evaluate.data import Side, Split
-from cbir_faiss.evaluate.recommend import Row, is_reference, main_measure, name_of
+from cbir_faiss.evaluate.recommend import Row, is_reference, main_measure, name_of, recommend
 
 QUERIES = 8
 SHOWN = 5
@@ -21,7 +21,7 @@ THUMBNAIL = 96
 
 
 def make_gallery(split: Split, rows: Sequence[Row], folder: Path) -> dict[str, Any] | None:
-    """The top hits of a few queries by the raw row and by the best binary row of ``split``.
+    """The top hits of a few queries by the raw row and by the recommended (else the best) binary row of ``split``.
 
     ``folder`` is where the rows' neighbours are stored. None where there are no pictures, or not both kinds of row.
     """
@@ -30,7 +30,9 @@ def make_gallery(split: Split, rows: Sequence[Row], folder: Path) -> dict[str, A
     if raw is None or not binary or not split.queries.places or split.queries.places[0][0].yields != "image":
         return None
     measure = main_measure(rows)
-    best = max(binary, key=lambda row: (row["metrics"][measure] or 0.0, -row["bits"]))
+    advised = recommend(rows)
+    best = max(binary, key=lambda row: (row["metrics"][measure], -row["bits"]))
+    best = advised[0] if advised and advised[0] in binary else best
     sides = [(name_of(row), np.load(folder / row["raw"])["ids"][:, :SHOWN]) for row in (raw, best)]
     picked = np.unique(np.linspace(0, len(split.queries) - 1, QUERIES + 2).astype(int)[1:-1])
     return {

@@ -21,6 +21,7 @@ from cbir_faiss.evaluate.relevance import Relevance
 from cbir_faiss.types import Codes, Hits, Metric
 
 PR_POINTS = 21
+RADIUS_POINTS = 65
 CURVE_KS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 200, 500, 1000)
 
 
@@ -92,10 +93,11 @@ class Judge:
         histograms = self._histograms_of(*ranking.codes, relevance)
         metrics = measure(relevant, relevance.totals, self._metrics.k, histograms=histograms)
         radius = curves.precision_within_radius(histograms)
+        drawn_at = np.unique(np.linspace(0, len(radius) - 1, RADIUS_POINTS).astype(int))
         drawn = {
             "map_k": _pairs(ks, curves.map_curve_tied(histograms, ks)),
             "pr": _recall_curve(curves.precision_recall_tied(histograms, PR_POINTS)),
-            "radius": _pairs(np.linspace(0, 1, len(radius)), radius),
+            "radius": _pairs(drawn_at / (len(radius) - 1), radius[drawn_at]),
         }
         return metrics, drawn, {"histogram": histograms.items, "histogram_relevant": histograms.relevant}
 

@@ -45,6 +45,7 @@ def recommend(rows: Sequence[Row]) -> tuple[Row, str] | None:
 
 def name_of(row: Row) -> str:
     """Short name of a row for people: ``itq 64 bits, faiss-binary-flat, float rescoring of 100``."""
+    metric = "" if row["metric"] == "hamming" else f" {row['metric']}"
     bits = f" {row['bits']} bits" if row["bits"] else ""
     factory = row["options"]["backend"].get("factory")
     search = "".join(f" {key}={value}" for key, value in row["options"]["search"].items())
@@ -52,7 +53,7 @@ def name_of(row: Row) -> str:
     if row["rescore"] != "none":
         candidates = row["options"]["rescore"].get("candidates")
         rescore = f", {row['rescore']} rescoring of {candidates}"
-    return f"{row['codec']}{bits}, {factory or row['backend']}{search}{rescore}"
+    return f"{row['codec']}{bits}, {factory or row['backend']}{metric}{search}{rescore}"
 
 
 def _sentence(best: Row, raw: Row, measure: str) -> str:
