@@ -3,12 +3,12 @@
 The vector is seen as an ``(a, b)`` array, b a power of two. With H the orthonormal Walsh–Hadamard matrix of order b, D
 random diagonal signs and M an orthonormal matrix of order a (Hadamard where a is a power of two, else the DCT-II):
 
-    y = (H·D₃ on each row) · (M across the rows) · (D₂·H·D₁ on each row) x
+    y = (H·D₄·H·D₃ on each row) · (M across the rows) · (H·D₂·H·D₁ on each row) x
 
-so every output depends on every input and each factor is orthogonal. It is the H·D·H·D·H·D of Andoni et al.,
-"Practical and Optimal LSH for Angular Distance" (2015), with the transform cut into radix-b steps: signs vanish into
-the small matrices and each step is a matrix product that BLAS runs at full speed, which beats butterflies that are
-bound by memory.
+so every output depends on every input and each factor is orthogonal. It follows the H·D·H·D·H·D of Andoni et al.,
+"Practical and Optimal LSH for Angular Distance" (2015), with the transform cut into radix-b steps: what happens on a
+row is one small matrix, so that the whole is three matrix products that BLAS runs at full speed, which beats
+butterflies bound by memory.
 """
 
 from __future__ import annotations
@@ -48,11 +48,10 @@ class HadamardRotation:
         blocks = -(-outputs // capacity)
         rows_out = -(-outputs // (blocks * radix))
         self._middle = _orthonormal(max(rows_in, rows_out))[:rows_out, :rows_in]
-        signs = _signs(seed, blocks * (2 * rows_in + rows_out) * radix).reshape(blocks, -1, radix)
+        signs = _signs(seed, blocks * (rows_in + rows_out) * 2 * radix).reshape(blocks, rows_in + rows_out, 2, radix, 1)
         small = hadamard(radix)
-        before, between, after = np.split(signs, [rows_in, 2 * rows_in], axis=1)
-        self._first = before[..., None] * small * between[..., None, :]  # (blocks, rows_in, radix, radix)
-        self._last = after[..., None] * small  # (blocks, rows_out, radix, radix)
+        on_rows = (signs[:, :, 0] * small) @ (signs[:, :, 1] * small)  # (blocks, rows_in + rows_out, radix, radix)
+        self._first, self._last = on_rows[:, :rows_in], on_rows[:, rows_in:]
 
     @staticmethod
     def padded(dim: int) -> int:

@@ -1,0 +1,342 @@
+"""Each codec against its own definition; what all share is in the contract."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cbir_faiss import registry
+from cbir_faiss.codecs._hadamard import HadamardRotation, hadamard
+from cbir_faiss.codecs._itq import itq_rotation, polar
+from cbir_faiss.codecs._training import principal_components
+from cbir_faiss.errors import ConfigError, InputError
+from cbir_faiss.testing import CodecContract
+
+
+class TestItq(CodecContract):
+    plugin = registry.load("codecs", "itq")
+    options = {"bits": 16}
+
+
+class TestPcaSign(CodecContract):
+    plugin = registry.load("codecs", "pca-sign")
+    options = {"bits": 16}
+
+
+class TestSpectralHashing(CodecContract):
+    plugin = registry.load("codecs", "sh")
+    options = {"bits": 64}
+
+
+class TestKernelSupervisedHashing(CodecContract):
+    plugin = registry.load("codecs", "ksh")
+    options = {"bits": 16, "anchors": 50}
+
+
+class TestSign(CodecContract):
+    plugin = registry.load("codecs", "sign")
+    dim = 30
+
+
+class TestSigmoidMean(CodecContract):
+    plugin = registry.load("codecs", "sigmoid-mean")
+    dim = 30
+
+
+class TestThreshold(CodecContract):
+    plugin = registry.load("codecs", "threshold")
+    dim = 30
+
+
+class TestRotateItq(CodecContract):
+    plugin = registry.load("codecs", "rotate")
+
+
+class TestRotatePca(CodecContract):
+    plugin = registry.load("codecs", "rotate")
+    options = {"rotation": "pca"}
+
+
+class TestRotateHadamard(CodecContract):
+    plugin = registry.load("codecs", "rotate")
+    options = {"rotation": "hadamard"}
+    dim = 100
+
+
+def decaying(n=600, dim=48, seed=0):
+    """float32 ``(n, dim)`` with a decaying spectrum, turned at random and not centred."""
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+    return ((rng.standard_normal((n, dim)) / np.sqrt(1 + np.arange(dim))) @ basis + 0.5).astype(np.float32)
+
+
+def squared_distances(x):
+    return ((x[:, None].astype(np.float64) - x[None]) ** 2).sum(axis=2)
+
+
+# ------------------------------------------------------------------------------------------------------------- Hadamard
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(dim=st.integers(1, 300), seed=st.integers(0, 5))
+def test_hadamard_rotation_keeps_l2_at_its_padded_width(dim, seed):
+    width = HadamardRotation.padded(dim)
+    assert dim <= width < dim + 64
+    x = np.random.default_rng(seed).standard_normal((9, dim)).astype(np.float32)
+    turned = HadamardRotation(dim, width, seed).apply(x)
+    assert turned.shape == (9, width)
+    np.testing.assert_allclose(squared_distances(turned), squared_distances(x), rtol=1e-4, atol=1e-4)
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(dim=st.integers(1, 200), outputs=st.integers(1, 700))
+def test_hadamard_rotation_gives_any_number_of_unit_rows(dim, outputs):
+    rows = HadamardRotation(dim, outputs, 3).apply(np.eye(dim, dtype=np.float32)).T
+    assert rows.shape == (outputs, dim)
+    # A row of length 1 over the padded width may have part of it in the padding, where the vectors are zero.
+    assert (np.linalg.norm(rows, axis=1) <= 1 + 1e-5).all()
+
+
+def test_hadamard_rotation_is_one_linear_map_that_mixes_everything():
+    x = np.random.default_rng(0).standard_normal((300, 100)).astype(np.float32)
+    rotation = HadamardRotation(100, 2048, 0)
+    matrix = rotation.apply(np.eye(100, dtype=np.float32))
+    np.testing.assert_allclose(rotation.apply(x), x @ matrix, atol=1e-4)
+    assert (np.abs(matrix).max() < 10 * np.abs(matrix).mean()).all()
+    assert np.mean(matrix == 0) < 0.05
+    assert not np.array_equal(matrix, HadamardRotation(100, 2048, 1).apply(np.eye(100, dtype=np.float32)))
+    assert len(rotation.apply(x[:0])) == 0
+
+
+def test_hadamard_signs_of_two_vectors_differ_as_their_angle_says():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((40, 96)).astype(np.float32)
+    bits = HadamardRotation(96, 8192, 0).apply(x) > 0
+    apart = (bits[:, None] != bits[None]).mean(axis=2)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    angle = np.arccos(np.clip(unit @ unit.T, -1, 1)) / np.pi
+    np.fill_diagonal(angle, 0)
+    assert np.abs(apart - angle).max() < 0.05
+
+
+def test_hadamard_signs_of_a_seed_never_change():
+    """Codes on disk depend on them."""
+    first = HadamardRotation(70, 70, 42).apply(np.eye(70, dtype=np.float32)[:1])[0, :6]
+    expected = [-0.0455752, -0.1450121, 0.1146286, 0.0483374, 0.0151918, -0.0842451]
+    np.testing.assert_allclose(first, expected, atol=1e-6)
+
+
+def test_hadamard_matrix():
+    matrix = hadamard(8)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(8), atol=1e-6)
+    np.testing.assert_allclose(np.abs(matrix), 8**-0.5, rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------------ ITQ
+
+
+@pytest.mark.parametrize("condition", [1, 1e2, 1e4])
+def test_polar_factor_is_that_of_the_svd(condition):
+    rng = np.random.default_rng(0)
+    u, _, vt = np.linalg.svd(rng.standard_normal((40, 64)), full_matrices=False)
+    matrix = ((u * np.geomspace(1, 1 / condition, 40)) @ vt).astype(np.float32)
+    np.testing.assert_allclose(polar(matrix), u @ vt, atol=1e-6 * condition + 2e-3)
+
+
+def test_polar_factor_of_a_singular_matrix_is_orthonormal():
+    matrix = np.zeros((6, 8), np.float32)
+    matrix[0, 0] = 1
+    for m in (matrix, np.zeros((6, 8), np.float32)):
+        factor = polar(m)
+        np.testing.assert_allclose(factor @ factor.T, np.eye(6), atol=1e-4)
+
+
+def test_itq_rotation_is_at_least_as_good_as_many_plain_iterations():
+    x = decaying() - decaying().mean(axis=0)
+    _, directions, _ = principal_components(x)
+    z = (x @ directions[:, :32]).astype(np.float32)
+    plain = np.linalg.qr(np.random.default_rng(0).standard_normal((32, 32)))[0]
+    for _ in range(50):
+        u, _, vt = np.linalg.svd(z.T @ np.sign(z @ plain))
+        plain = u @ vt
+    ours = itq_rotation(z, 32, iterations=25, seed=0)
+    np.testing.assert_allclose(ours @ ours.T, np.eye(32), atol=1e-9)
+    # Both maximise the sum; |ZR|² is the same for every rotation.
+    assert np.abs(z @ ours).sum() > 0.995 * np.abs(z @ plain).sum()
+
+
+def test_itq_survives_duplicates():
+    few = decaying(5)
+    codec = registry.make("codecs", "itq", bits=32).fit(np.repeat(few, 20, axis=0))
+    codes = codec.encode(few)
+    assert np.isfinite(codec.project(few)).all()
+    assert len(np.unique(codes, axis=0)) == 5
+
+
+def test_learned_codecs_agree_with_a_scaled_input_where_they_normalise():
+    x = decaying()
+    scaled = x * np.random.default_rng(1).uniform(0.5, 2, (len(x), 1)).astype(np.float32)
+    one, two = (registry.make("codecs", "pca-sign", bits=16, normalise=True).fit(v) for v in (x, scaled))
+    assert np.mean(np.unpackbits(one.encode(x) ^ two.encode(scaled))) < 0.01
+    assert np.isfinite(one.project(np.zeros((1, 48), np.float32))).all()
+
+
+# ----------------------------------------------------------------------------------------------------- the other codecs
+
+
+def test_pca_sign_is_the_sign_of_the_components():
+    x = decaying()
+    codec = registry.make("codecs", "pca-sign", bits=8).fit(x)
+    centred = x - x.mean(axis=0)
+    _, _, vt = np.linalg.svd(centred.astype(np.float64), full_matrices=False)
+    cosines = np.abs((codec.state["matrix"] * vt[:8].T).sum(axis=0))
+    np.testing.assert_allclose(cosines, 1, atol=1e-3)
+    np.testing.assert_allclose(codec.project(x), centred @ codec.state["matrix"], atol=1e-5)
+
+
+def test_sh_cuts_the_longest_component_first():
+    rng = np.random.default_rng(0)
+    x = np.column_stack([rng.uniform(0, 1, 2000), rng.uniform(0, 0.3, 2000)]).astype(np.float32)
+    codec = registry.make("codecs", "sh", bits=8).fit(x)
+    assert codec.state["component"][:3].tolist() == [0, 0, 0]
+    assert set(codec.state["component"]) == {0, 1}
+    bits = np.unpackbits(codec.encode(x), axis=1)
+    # The first eigenfunction is positive on one half of the long side, the second on both its outer quarters.
+    first, second = x[:, 0] > 0.5, np.abs(x[:, 0] - 0.5) > 0.225
+    assert max(np.mean(bits[:, 0] == first), np.mean(bits[:, 0] != first)) > 0.95
+    assert np.mean(bits[:, 1] == second) > 0.95
+
+
+def test_sigmoid_mean_is_equation_3():
+    x = decaying(20)
+    sigma = 1 / (1 + np.exp(-x.astype(np.float64)))
+    expected = sigma - sigma.mean(axis=1, keepdims=True) > 0
+    codec = registry.make("codecs", "sigmoid-mean").fit(x)
+    assert codec.bits == 48
+    np.testing.assert_array_equal(np.unpackbits(codec.encode(x), axis=1), expected)
+    assert np.isfinite(codec.project(x * 1e6)).all()
+
+
+@pytest.mark.parametrize("at", ["median", "mean"])
+def test_threshold_cuts_at_the_statistic(at):
+    x = decaying(101)
+    codec = registry.make("codecs", "threshold", at=at).fit(x)
+    bits = np.unpackbits(codec.encode(x), axis=1)
+    np.testing.assert_array_equal(bits, x > getattr(np, at)(x, axis=0).astype(np.float32))
+    if at == "median":
+        assert (bits.sum(axis=0) == 50).all()
+
+
+def test_sign_is_plain_unless_centred():
+    x = decaying()
+    np.testing.assert_array_equal(np.unpackbits(registry.make("codecs", "sign").fit(x).encode(x), axis=1), x > 0)
+    centred = np.unpackbits(registry.make("codecs", "sign", center=True).fit(x).encode(x), axis=1)
+    np.testing.assert_array_equal(centred, x > x.mean(axis=0, dtype=np.float64).astype(np.float32))
+
+
+def test_a_code_of_30_bits_is_padded_and_keeps_its_length():
+    x = decaying(dim=30)
+    codec = registry.make("codecs", "sign", center=True).fit(x)
+    assert (codec.bits, codec.width) == (30, 32)
+
+
+@pytest.mark.parametrize("form", ["int", "bool"])
+def test_ksh_gives_classes_their_own_codes(form):
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 4
+    # Two clusters of each class, so that distance alone cannot tell it.
+    centres = rng.standard_normal((8, 16)) * 4
+    x = (centres[labels + 4 * rng.integers(0, 2, 400)] + rng.standard_normal((400, 16))).astype(np.float32)
+    given_labels = labels if form == "int" else np.eye(4, dtype=bool)[labels]
+    codec = registry.make("codecs", "ksh", bits=16, anchors=60).fit(x, given_labels)
+    bits = np.unpackbits(codec.encode(x), axis=1).astype(np.int64)
+    apart = (bits[:, None] != bits[None]).sum(axis=2)
+    same = labels[:, None] == labels[None]
+    assert apart[same].mean() < 1
+    assert apart[~same].mean() > 4
+
+
+def test_ksh_leaves_out_what_has_no_label():
+    x = decaying(100)
+    labels = np.arange(100) % 3
+    codec = registry.make("codecs", "ksh", bits=8, anchors=20).fit(x, np.where(labels == 2, -1, labels))
+    assert codec.state["anchors"].shape == (20, 48)
+
+
+# --------------------------------------------------------------------------------------------------------------- rotate
+
+
+@pytest.mark.parametrize("rotation", ["itq", "pca", "hadamard"])
+@pytest.mark.parametrize(("n", "dim"), [(300, 48), (20, 48), (1, 48), (300, 30)])
+def test_rotate_keeps_l2_of_vectors_it_never_saw(rotation, n, dim):
+    codec = registry.make("codecs", "rotate", rotation=rotation).fit(decaying(n, dim))
+    later = decaying(30, dim, seed=5) * 3
+    np.testing.assert_allclose(squared_distances(codec.encode(later)), squared_distances(later), rtol=1e-4, atol=1e-4)
+
+
+def test_rotate_makes_signs_say_something():
+    """The sign bits of features that are never negative are all 1; after the rotation they tell neighbours."""
+    x = np.maximum(decaying(), 0.01)
+    assert len(np.unique(x > 0)) == 1
+    turned = registry.make("codecs", "rotate").fit(x).encode(x) > 0
+    assert abs(turned.mean() - 0.5) < 0.1
+    apart, truth = (turned[:, None] != turned[None]).sum(axis=2), squared_distances(x)
+    assert np.corrcoef(apart.ravel(), truth.ravel())[0, 1] > 0.6
+
+
+def test_rotate_normalised_gives_cosine_by_l2():
+    x = decaying()
+    turned = registry.make("codecs", "rotate", normalise=True).fit(x).encode(x)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    np.testing.assert_allclose(squared_distances(turned), 2 - 2 * (unit @ unit.T.astype(np.float64)), atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize("name", ["itq", "pca-sign"])
+def test_more_bits_than_dimensions_is_a_config_error(name):
+    with pytest.raises(ConfigError, match="at most 48 bits of 48 dimensions"):
+        registry.make("codecs", name, bits=64).fit(decaying())
+
+
+@pytest.mark.parametrize("name", ["itq", "pca-sign"])
+def test_too_few_training_vectors(name):
+    with pytest.raises(InputError, match="at least 32 training vectors for 32 bits, got 20"):
+        registry.make("codecs", name, bits=32).fit(decaying(20))
+
+
+@pytest.mark.parametrize("name", ["itq", "pca-sign", "sh", "ksh"])
+def test_constant_vectors_are_one_clear_error(name):
+    x = np.full((50, 16), 0.3, np.float32)
+    with pytest.raises(InputError, match="all training vectors are equal"):
+        registry.make("codecs", name, bits=8).fit(x, np.arange(50) % 2)
+
+
+def test_labels_that_ksh_cannot_use():
+    x, codec = decaying(50), registry.make("codecs", "ksh", bits=8)
+    with pytest.raises(InputError, match="at least two classes"):
+        codec.fit(x, np.zeros(50, np.int64))
+    with pytest.raises(InputError, match="at least two classes"):
+        codec.fit(x, np.ones((50, 2), bool))
+    with pytest.raises(InputError, match="takes int labels"):
+        codec.fit(x, np.zeros(50, np.float32))
+
+
+@pytest.mark.parametrize(
+    "options", [{"bits": 12}, {"bits": 0}, {"bits": 16, "seed": -1}, {"bits": 16, "iterations": 0}]
+)
+def test_bad_options_are_config_errors(options):
+    with pytest.raises(ConfigError):
+        registry.make("codecs", "itq", **options)
+
+
+def test_a_large_database_is_sampled_with_the_seed():
+    x = decaying(2000)
+    one, two, three = (
+        registry.make("codecs", "pca-sign", bits=8, train_size=200, seed=seed).fit(x) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(one.state["mean"], two.state["mean"])
+    assert not np.array_equal(one.state["mean"], three.state["mean"])
