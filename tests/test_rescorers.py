@@ -81,12 +81,14 @@ def test_float_clips_what_is_added_later_and_survives_a_constant_dimension():
     assert (rescorer.pack({"embedding": items})["embedding"][:, 3] == 0).all()
 
 
-def test_float_looks_at_the_first_candidates_only():
+def test_more_results_than_candidates_are_all_ranked():
+    """The caller asks the first stage for max(k, candidates); nothing found is thrown away."""
     rescorer = registry.make("rescorers", "float", candidates=5).fit({"embedding": ITEMS})
-    first = everything()
+    assert rescorer.candidates == 5
+    first = hits_of(everything().ids[:, :10])
     hits = rescorer.rescore({"embedding": QUERIES}, first, store(rescorer), k=10)
-    assert hits.ids.shape == (len(QUERIES), 5)
-    np.testing.assert_array_equal(np.sort(hits.ids), np.sort(first.ids[:, :5]))
+    np.testing.assert_array_equal(np.sort(hits.ids), np.sort(first.ids))
+    assert (np.diff(hits.distances) >= 0).all()
 
 
 def test_more_candidates_than_hits_are_no_error():
@@ -178,7 +180,7 @@ def test_saved_state_ranks_the_same(tmp_path, kind):
     for k in (rescorer, again):
         assert k.pack({"embedding": ITEMS})["embedding"].dtype == np.dtype({"int8": "uint8"}.get(kind, kind))
     one = rescorer.rescore({"embedding": QUERIES}, Hits(first.ids[:, :9], first.distances[:, :9]), store(rescorer), 9)
-    two = again.rescore({"embedding": QUERIES}, first, store(again), 9)
+    two = again.rescore({"embedding": QUERIES}, Hits(first.ids[:, :9], first.distances[:, :9]), store(again), 9)
     np.testing.assert_array_equal(one.ids, two.ids)
 
 

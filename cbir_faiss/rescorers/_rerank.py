@@ -12,7 +12,7 @@ from pydantic import Field
 from cbir_faiss.types import MISSING_ID, Floats, Hits, Ids
 
 Candidates = Annotated[int, Field(ge=1)] | Literal["all"]
-"""How many hits of the first stage are looked at."""
+"""How many hits of the first stage are looked at (where more results than that are wanted: as many as those)."""
 Score = Callable[[Floats, NDArray[Any]], Floats]
 """``score(queries (n, d), stored rows (m, …))``: distances float32 ``(n, m)``, smaller is nearer."""
 
@@ -22,11 +22,9 @@ _QUERIES = 16
 _ROWS_BYTES = 1 << 23
 
 
-def rerank(
-    queries: Floats, hits: Hits, candidates: int | str, fetch: Callable[[Ids], NDArray[Any]], score: Score
-) -> Hits:
-    """The first ``candidates`` of ``hits`` sorted by ``score``; equals keep their order, missing hits stay last."""
-    ids = hits.ids if candidates == "all" else hits.ids[:, : int(candidates)]
+def rerank(queries: Floats, hits: Hits, fetch: Callable[[Ids], NDArray[Any]], score: Score) -> Hits:
+    """``hits`` sorted by ``score``; equals keep their order, missing hits stay last."""
+    ids = hits.ids
     distances = np.empty(ids.shape, np.float32)
     for start in range(0, len(ids), _QUERIES):
         rows = slice(start, start + _QUERIES)

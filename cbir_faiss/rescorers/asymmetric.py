@@ -28,7 +28,7 @@ class AsymmetricRescorer(base.Rescorer):
         candidates: Candidates = 100
 
     def _rescore(self, queries: Columns, hits: Hits, fetch: base.Fetch) -> Hits:
-        return rerank(queries["projection"], hits, self.options.candidates, lambda ids: fetch(ids, "code"), _distances)
+        return rerank(queries["projection"], hits, lambda ids: fetch(ids, "code"), _distances)
 
 
 def _distances(projections: Floats, codes: NDArray[Any]) -> Floats:

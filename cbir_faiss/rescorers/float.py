@@ -57,7 +57,7 @@ class FloatRescorer(base.Rescorer):
 
     def _rescore(self, queries: Columns, hits: Hits, fetch: base.Fetch) -> Hits:
         centred = self._checked(queries["embedding"]) - self.state["mean"]
-        return rerank(centred, hits, self.options.candidates, lambda ids: fetch(ids, "embedding"), self._distances)
+        return rerank(centred, hits, lambda ids: fetch(ids, "embedding"), self._distances)
 
     def _distances(self, queries: Floats, stored: NDArray[Any]) -> Floats:
         """float32 ``(n, m)`` of centred queries ``(n, dim)`` and rows ``(m, dim)`` as they are stored."""
