@@ -58,6 +58,16 @@ class Network(torch.nn.Module):  # type: ignore[misc]
             columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
         return dict(zip(self.layers, columns, strict=True))
 
+    def check(self) -> None:
+        """Raises ConfigError where the model does not take images of the size that they are prepared in."""
+        height, width = self.preprocess.size
+        try:
+            self.run(np.zeros((1, height, width, 3), np.uint8), 1)
+        except ConfigError:
+            raise
+        except Exception as error:  # models assert, or their layers fail, each in its own way
+            raise ConfigError(f"it does not take images of {height} x {width}: {_line(error)}", path="model") from error
+
     def _pooled(self, column: str, x: Any) -> Any:
         if not torch.is_tensor(x) or x.ndim not in (2, 3, 4):
             met = tuple(x.shape) if torch.is_tensor(x) else type(x).__name__
@@ -105,7 +115,9 @@ def default_layer(model: Any) -> str:
     if "features" in children:
         return "features"
     nodes = _nodes(model)
-    head = next(i for i, node in enumerate(nodes) if node.split(".")[0] == children[-1])
+    head = next((i for i, node in enumerate(nodes) if node.split(".")[0] == children[-1]), 0)
+    if head == 0:
+        raise ConfigError(f"the model has no classifier at its end; name a layer, such as {nodes[-1]}", path="layer")
     return nodes[head - 1]
 
 
@@ -157,7 +169,16 @@ def export(network: Network, file: Path) -> None:
 
 
 def _nodes(model: Any) -> list[str]:
-    return list(get_graph_node_names(model, suppress_diff_warning=True)[1])
+    try:
+        return list(get_graph_node_names(model, suppress_diff_warning=True)[1])
+    except Exception as error:  # a forward pass that cannot be traced raises nearly anything
+        raise ConfigError(
+            f"this is not a model of single images that can be traced: {_line(error)}", path="model"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 
 def _construct(name: str, seed: int, **options: Any) -> Any:
@@ -208,8 +229,8 @@ def _read_state(file: Path) -> dict[str, Any]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle or archive raises nearly anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{file}: not a state dict that can be loaded safely: {reason}", path="weights") from error
+        reason = f"not a state dict that can be loaded safely: {_line(error)}"
+        raise ConfigError(f"{file}: {reason}", path="weights") from error
     if not isinstance(state, dict) or not state or not all(torch.is_tensor(value) for value in state.values()):
         raise ConfigError(f"{file}: not a state dict, a mapping of names to tensors", path="weights")
     return state

@@ -219,6 +219,7 @@ class Torchvision(base.Extractor):
         layers = dict(zip(self.embeddings, chosen, strict=True))
         network = _torch.Network(model, layers, o.pool, self._preprocess(preset))
         network.to(device)
+        network.check()
         return network
 
     def _preprocess(self, preset: Mapping[str, Any]) -> Preprocess:
