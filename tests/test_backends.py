@@ -3,9 +3,16 @@
 import numpy as np
 
 from cbir_faiss.backends.faiss_binary_flat import FaissBinaryFlat
+from cbir_faiss.backends.faiss_binary_hnsw import FaissBinaryHNSW
+from cbir_faiss.backends.faiss_binary_ivf import FaissBinaryIVF
+from cbir_faiss.backends.faiss_binary_multihash import FaissBinaryMultiHash
 from cbir_faiss.backends.faiss_flat import FaissFlat
+from cbir_faiss.backends.faiss_hnsw import FaissHNSW
 from cbir_faiss.backends.faiss_index import FaissIndex
+from cbir_faiss.backends.faiss_ivf import FaissIVF
 from cbir_faiss.backends.faiss_lsh import FaissLSH
+from cbir_faiss.backends.faiss_pq import FaissPQ
+from cbir_faiss.backends.faiss_rabitq import FaissRaBitQ
 from cbir_faiss.testing import BackendContract
 
 
@@ -95,3 +102,54 @@ class TestFactoryBinaryHNSW(BackendContract):
     options = {"factory": "BHNSW8"}
     cases = [("binary", "hamming")]
     exhaustive = {"ef": 200}
+
+
+class TestFaissIVF(BackendContract):
+    plugin = FaissIVF
+    options = {"nlist": 4}
+    exhaustive = {"nprobe": 4}
+
+
+class TestFaissBinaryIVF(BackendContract):
+    plugin = FaissBinaryIVF
+    exhaustive = {"nprobe": 1000}
+
+
+class TestFaissHNSW(BackendContract):
+    plugin = FaissHNSW
+    options = {"m": 8}
+    exhaustive = {"ef": 200}
+
+
+class TestFaissBinaryHNSW(BackendContract):
+    plugin = FaissBinaryHNSW
+    options = {"m": 8}
+    exhaustive = {"ef": 200}
+
+
+class TestFaissBinaryMultiHash(BackendContract):
+    plugin = FaissBinaryMultiHash
+    options = {"tables": 2, "key_bits": 4}
+    exhaustive = {"nflip": 4}
+
+
+class TestFaissRaBitQ(BackendContract):
+    plugin = FaissRaBitQ
+    options = {"nlist": 2, "nb_bits": 4}
+    exhaustive = {"nprobe": 2}
+    tolerance = np.inf
+    recall = 0.8
+
+
+class TestFaissRaBitQOneBit(BackendContract):
+    plugin = FaissRaBitQ
+    cases = [("float", "l2")]
+    tolerance = np.inf
+    recall = 0.15
+
+
+class TestFaissPQ(BackendContract):
+    plugin = FaissPQ
+    options = {"bits": 32}
+    tolerance = np.inf
+    recall = 0.4

@@ -43,12 +43,20 @@ _TRAITS = {
     "IndexHNSWFlat": _Traits(vectors="native"),
     "IndexIVFFlat": _Traits(selects=True, ranges=True, vectors="native"),
     "IndexIVFPQ": _Traits(selects=True),
+    "IndexIVFPQFastScan": _Traits(selects=True),
     "IndexIVFRaBitQ": _Traits(selects=True),
     "IndexIVFScalarQuantizer": _Traits(selects=True),
     "IndexIVFSpectralHash": _Traits(hamming=True, vectors="refused"),
     "IndexLSH": _Traits(exact=True, hamming=True, vectors="refused"),
     "IndexScalarQuantizer": _Traits(selects=True),
 }
+
+
+class AnySearchOptions(base.Options):
+    """Search options of an index whose type is not known before; one that does not fit it is a ConfigError."""
+
+    nprobe: int | None = Field(None, ge=1, description="lists an IVF index looks into; None: as the index is set")
+    ef: int | None = Field(None, ge=1, description="candidates an HNSW index keeps; None: as the index is set")
 
 
 class AnyIndex(FaissBackend):
@@ -58,15 +66,55 @@ class AnyIndex(FaissBackend):
     metrics: ClassVar[tuple[Metric, ...]] = ("l2", "ip", "cosine", "hamming")
     capabilities: ClassVar[Capabilities] = Capabilities(delete="emulated", vectors="emulated")
 
-    class SearchOptions(base.Options):
-        nprobe: int | None = Field(None, ge=1, description="lists an IVF index looks into; None: as the index is set")
-        ef: int | None = Field(None, ge=1, description="candidates an HNSW index keeps; None: as the index is set")
+    SearchOptions: ClassVar[type[base.Options]] = AnySearchOptions
 
     def _forget(self) -> None:
         super()._forget()
         self._labels: Ids | None = None  # FAISS's label of each row, increasing; None: the row itself
         self._owner: Any = None  # an IDMap around the index
         self._given: Any = None
+
+    # -- an index is made
+
+    def _factory(self, n: int) -> str:
+        """FAISS's factory string, once ``n`` training vectors are known (0: none are needed)."""
+        raise NotImplementedError
+
+    def _adjust(self, leaf: Any) -> None:
+        """Set what a factory string cannot say on the innermost index, before it is trained."""
+
+    def _create(self) -> None:
+        super()._create()
+        if self._index is not None:
+            self._take(self._index)
+
+    def _train(self, sample: Codes) -> None:
+        super()._train(sample)
+        self._take(self._index)
+
+    def _new_index(self, sample: Codes | None) -> Any:
+        n = 0 if sample is None else len(sample)
+        index = self._made_by_factory(self._factory(n))
+        leaf = _innermost(self._faiss, index)
+        if hasattr(leaf, "cp"):
+            leaf.cp.min_points_per_centroid = 1  # below 39 FAISS prints a warning; small collections are no fault
+        self._adjust(leaf)
+        if sample is not None:
+            try:
+                index.train(sample)
+            except RuntimeError as error:
+                raise InputError(f"backend '{self.name}' cannot learn from {n} vectors: {reason(error)}") from error
+        return index
+
+    def _made_by_factory(self, factory: str) -> Any:
+        faiss = self._faiss
+        try:
+            if self.kind == "binary":
+                return faiss.index_binary_factory(self.dim, factory)
+            return faiss.index_factory(self.dim, factory, self._metric_type())
+        except RuntimeError as error:
+            message = f"FAISS cannot make {factory!r} for width {self.dim}: {reason(error)}"
+            raise ConfigError(message, path="factory") from error
 
     # -- an index becomes ours
 
@@ -83,7 +131,6 @@ class AnyIndex(FaissBackend):
             exact=traits.exact and (whole or traits.hamming),
             selects=selects,
             ranges=ranges,
-            needs_training=not index.is_trained,
             capabilities=Capabilities(
                 delete="emulated",
                 filter="native" if selects else "emulated",
@@ -188,16 +235,17 @@ class AnyIndex(FaissBackend):
         selection = {} if selector is None else {"sel": selector}
         ivf = isinstance(leaf, (faiss.IndexIVF, faiss.IndexBinaryIVF))
         hnsw = isinstance(leaf, (faiss.IndexHNSW, faiss.IndexBinaryHNSW))
-        for option, fits in (("nprobe", ivf), ("ef", hnsw)):
-            if getattr(options, option) is not None and not fits:
-                raise ConfigError(f"{type(leaf).__name__} has no such search option", path=option)
-        if ivf and (options.nprobe or selection):
-            rabitq = isinstance(leaf, faiss.IndexIVFRaBitQ)
-            make = faiss.IVFRaBitQSearchParameters if rabitq else faiss.SearchParametersIVF
-            own = {"qb": leaf.qb} if rabitq else {}
-            return make(nprobe=options.nprobe or leaf.nprobe, **own, **selection)
-        if hnsw and options.ef:
-            return faiss.SearchParametersHNSW(efSearch=options.ef)
+        nprobe, ef = getattr(options, "nprobe", None), getattr(options, "ef", None)
+        if (nprobe and not ivf) or (ef and not hnsw):
+            option = "nprobe" if nprobe and not ivf else "ef"
+            raise ConfigError(f"{type(leaf).__name__} has no such search option", path=option)
+        if isinstance(leaf, faiss.IndexIVFRaBitQ):
+            qb = getattr(options, "qb", leaf.qb)
+            return faiss.IVFRaBitQSearchParameters(nprobe=nprobe or leaf.nprobe, qb=qb, **selection)
+        if ivf and (nprobe or selection):
+            return faiss.SearchParametersIVF(nprobe=nprobe or leaf.nprobe, **selection)
+        if ef:
+            return faiss.SearchParametersHNSW(efSearch=ef)
         return faiss.SearchParameters(**selection) if selection else None
 
     # -- what is searched
@@ -219,6 +267,11 @@ class AnyIndex(FaissBackend):
     def _restored(self, arrays: dict[str, NDArray[Any]]) -> None:
         self._owner, self._labels = None, arrays.get("labels")
         self._take(self._index)
+
+
+def reason(error: RuntimeError) -> str:
+    """FAISS's message without the C++ signature and source line before it."""
+    return str(error).rsplit("Error: ", 1)[-1]
 
 
 def _downcast(faiss: Any, index: Any) -> Any:

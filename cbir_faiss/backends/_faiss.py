@@ -80,7 +80,8 @@ class FaissBackend(base.Backend):
 
     def _metric_type(self) -> int:
         """FAISS's number for the metric: cosine is the inner product of normalised vectors."""
-        return int(self._faiss.METRIC_L2 if self.metric == "l2" else self._faiss.METRIC_INNER_PRODUCT)
+        ip = self.metric in ("ip", "cosine")
+        return int(self._faiss.METRIC_INNER_PRODUCT if ip else self._faiss.METRIC_L2)
 
     def _declare(self, **attributes: Any) -> None:
         """Set what only this instance knows of ``metrics``, ``exact``, … and the class declares for all."""
@@ -174,8 +175,7 @@ class FaissBackend(base.Backend):
             self._rows.append(ids, payload)
 
     def _delete(self, ids: Ids) -> None:
-        with self._lock.exclusive():
-            self._writable()
+        with self._lock.exclusive():  # of a mapped index too: only a bit in memory is cleared
             self._rows.delete(ids)
 
     def _count(self) -> int:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
 
 from cbir_faiss import base
-from cbir_faiss.backends._any import AnyIndex
-from cbir_faiss.errors import ConfigError, InputError
+from cbir_faiss.backends._any import AnyIndex, reason
+from cbir_faiss.errors import InputError
 from cbir_faiss.options import RelativePath
-from cbir_faiss.types import Codes, Kind, Metric
+from cbir_faiss.types import Kind, Metric
 
 _BINARY = re.compile(r"(^|,)B(Flat|IVF|HNSW|Hash)")
 _HASHING = re.compile(r"(^|,)(LSH|SH)")
@@ -56,32 +56,11 @@ class FaissIndex(AnyIndex):
     def _create(self) -> None:
         if self.options.file is not None:
             raise InputError(f"backend '{self.name}' was opened from {self.options.file}: it has its width already")
-        self._forget()
-        index = self._new_index(None)
-        self._take(index)
-        if not index.is_trained:
-            self._index = None
+        self._declare(needs_training=not self._new_index(None).is_trained)
+        super()._create()
 
-    def _train(self, sample: Codes) -> None:
-        super()._train(sample)
-        self._take(self._index)
-
-    def _new_index(self, sample: Codes | None) -> Any:
-        faiss, factory = self._faiss, self.options.factory
-        try:
-            if self.kind == "binary":
-                index = faiss.index_binary_factory(self.dim, factory)
-            else:
-                hashing = self.metric == "hamming"
-                index = faiss.index_factory(self.dim, factory, faiss.METRIC_L2 if hashing else self._metric_type())
-        except RuntimeError as error:
-            reason = str(error).rsplit("Error: ", 1)[-1]
-            raise ConfigError(
-                f"FAISS makes no index of {factory!r} for {self.dim}: {reason}", path="factory"
-            ) from error
-        if sample is not None:
-            index.train(sample)
-        return index
+    def _factory(self, n: int) -> str:
+        return cast("str", self.options.factory)
 
     def _open(self, path: str) -> None:
         faiss, flags = self._faiss, self._faiss.IO_FLAG_MMAP_IFC if self.options.mmap else 0
@@ -91,8 +70,7 @@ class FaissIndex(AnyIndex):
             try:
                 index = faiss.read_index_binary(path, flags)
             except RuntimeError:
-                reason = str(error).rsplit("Error: ", 1)[-1]
-                raise InputError(f"{path}: FAISS cannot read an index from it: {reason}") from error
+                raise InputError(f"{path}: FAISS cannot read an index from it: {reason(error)}") from error
         self._adopt(index, self.options.metric)
         self._read_only = self.options.mmap
 
