@@ -1,0 +1,58 @@
+"""What the benchmarks share: medians of repeated runs, tables on the screen, raw results with their environment."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cbir_faiss.evaluate.environment import environment
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def seconds(work: Callable[[], Any], repeats: int, warm: bool = True) -> list[float]:
+    """Wall-clock seconds of each of ``repeats`` runs, after one that does not count."""
+    if warm:
+        work()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def ratio(baseline: Sequence[float], ours: Sequence[float]) -> float:
+    """How many times faster than the baseline: the quotient of medians."""
+    return statistics.median(baseline) / statistics.median(ours)
+
+
+def show(title: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Print ``rows`` as a table of ``columns``; numbers with four significant digits."""
+    cells = [[_text(row.get(column, "")) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in [list(columns), *cells]) for i in range(len(columns))]
+    print(f"\n{title}")
+    for line in [list(columns), *cells]:
+        print("  " + "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def store(name: str, sections: dict[str, Any], threads: int | None = None, folder: Path = RESULTS) -> Path:
+    """Write ``folder/name.json``: the environment, and the raw figures section by section.
+
+    A section that was not run keeps what an earlier run stored, with the environment of that run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    where = environment(threads)
+    stored |= {section: {"environment": where, **content} for section, content in sections.items()}
+    path.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
+    return path
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
