@@ -37,9 +37,12 @@ __all__ = [
     "Plugin",
     "Rescorer",
     "Source",
+    "Stamp",
 ]
 
 Support = Literal["native", "emulated", "refused"]
+Stamp = tuple[int, int]
+"""Bytes of a file, and when it was changed, in nanoseconds."""
 Fetch = Callable[[Ids, str], NDArray[Any]]
 """``fetch(ids, column)``: stored rows ``(len(ids), width)`` of a column, in the order of ``ids``."""
 
@@ -93,17 +96,31 @@ class Source(Plugin):
             raise InputError(f"source '{self.name}' is empty: {self._place()}")
         return items
 
-    def read(self, index: int) -> Any:
+    @property
+    def root(self) -> Path | None:
+        """The folder that the items' paths are relative to; None where the items are not files."""
+        return None
+
+    def read(self, index: int, enough: int | None = None) -> Any:
         """Item ``index`` of ``items()``: an RGB ``PIL.Image`` or a float32 vector. Thread-safe.
+
+        ``enough`` allows a picture to be read smaller than it is, with no fewer pixels than that on its shorter side.
 
         Raises:
             BadImage: this one item cannot be used; a large job records it and goes on.
         """
-        return self._read(index)
+        return self._read(index) if enough is None else self._read_reduced(index, enough)
 
     def content_key(self, index: int) -> bytes:
-        """A digest of the item's content: equal bytes give equal keys, whatever the path."""
+        """A digest of 32 bytes of the item's content: equal bytes give equal keys, whatever the path."""
         return self._content_key(index)
+
+    def stamp(self, index: int) -> Stamp | None:
+        """Size and time of change of the file that holds the item: while it is the same, so is the content.
+
+        None where there is no such file.
+        """
+        return self._stamp(index)
 
     @abstractmethod
     def _items(self) -> Sequence[Item]: ...
@@ -111,6 +128,11 @@ class Source(Plugin):
     def _read(self, index: int) -> Any: ...
     @abstractmethod
     def _content_key(self, index: int) -> bytes: ...
+    def _read_reduced(self, index: int, enough: int) -> Any:
+        return self._read(index)
+
+    def _stamp(self, index: int) -> Stamp | None:
+        return None
 
     def _place(self) -> str:
         return repr(self)
@@ -135,6 +157,11 @@ class Extractor(Plugin):
     def embeddings(self) -> tuple[str, ...]:
         """The columns that are embeddings, to be compared one by one; the others are side columns."""
         return (next(iter(self.outputs)),)
+
+    @property
+    def enough(self) -> int | None:
+        """Pixels of a picture's shorter side beyond which it need not be decoded; None: all of them count."""
+        return None
 
     def load(self) -> None:
         """Load the model and its libraries now; otherwise the first use does."""
@@ -370,6 +397,10 @@ class Backend(Plugin):
             )
         self.dim, self.kind, self.metric = dim, kind, metric
         self._create()
+
+    def metric_for(self, kind: Kind) -> Metric:
+        """The metric of an index of such vectors, with the options that this backend has."""
+        return self._metric_for(kind)
 
     def train(self, sample: Codes) -> None:
         """Learn from a sample ``(n, width)`` of what will be stored; nothing to do for most."""
@@ -638,6 +669,10 @@ class Rescorer(Plugin):
         """
         return self._pack(columns)
 
+    def unpack(self, columns: Columns) -> dict[str, NDArray[Any]]:
+        """Stored columns as the extractor gave them, as nearly as they were kept: a stored item becomes a query."""
+        return self._unpack(columns)
+
     def resident_bytes(self, items: int, widths: Mapping[str, int]) -> int:
         """Bytes of packed columns that rescoring ``items`` items reads; ``widths`` are their bytes an item."""
         return items * sum(widths[column] for column in self.needs_items)
@@ -668,6 +703,9 @@ class Rescorer(Plugin):
     def _fit(self, columns: Columns, labels: NDArray[Any] | None) -> None: ...
     def _pack(self, columns: Columns) -> dict[str, NDArray[Any]]:
         return {column: columns[column] for column in self.needs_items if column != "code"}
+
+    def _unpack(self, columns: Columns) -> dict[str, NDArray[Any]]:
+        return dict(columns)
 
     @abstractmethod
     def _rescore(self, queries: Columns, hits: Hits, fetch: Fetch) -> Hits: ...

@@ -61,7 +61,7 @@ class FloatRescorer(base.Rescorer):
 
     def _distances(self, queries: Floats, stored: NDArray[Any]) -> Floats:
         """float32 ``(n, m)`` of centred queries ``(n, dim)`` and rows ``(m, dim)`` as they are stored."""
-        items = self._unpack(stored)
+        items = self._centred(stored)
         products: Floats = queries @ items.T
         if self.options.metric == "ip":
             return -products
@@ -75,7 +75,10 @@ class FloatRescorer(base.Rescorer):
         np.maximum(distances, 0, out=distances)
         return distances
 
-    def _unpack(self, stored: NDArray[Any]) -> Floats:
+    def _unpack(self, columns: Columns) -> dict[str, NDArray[Any]]:
+        return {**columns, "embedding": self._centred(columns["embedding"]) + self.state["mean"]}
+
+    def _centred(self, stored: NDArray[Any]) -> Floats:
         """Centred float32 ``(m, dim)``."""
         mean = self.state["mean"]
         if self.options.store != "int8":
