@@ -74,8 +74,9 @@ def compare(config: Path, out: Path | None) -> None:
     with _Bar("extracting") as bar:
         results = run(load_config(config), out, progress=bar.progress, report=bar.note)
     click.echo(_table(results["rows"]))
-    if results["failed"]:
-        _report_failures(results["failed"])
+    for skipped in results["skipped"]:
+        click.echo(f"skipped: {skipped['title']} {skipped['combination']}: {skipped['reason']}", err=True)
+    _report_failures(results["failed"])
     advice = recommend(results["rows"])
     if advice:
         click.echo(f"\n{advice[1]}")

@@ -179,7 +179,7 @@ def _choices(group: Group, section: Mapping[str, Any], path: str, folder: str) -
     searches: tuple[dict[str, Any], ...] = ({},)
     if issubclass(plugin, Backend) and "search" in given:
         searches = _searches(plugin, given.pop("search"), f"{path}.search")
-    for options, origin in _sweep(plugin.Options, given):
+    for options, origin in _located(lambda: list(_sweep(plugin.Options, given)), path):
         yield Choice(group, name, _checked(plugin, options, origin, path, folder), searches)
 
 
@@ -187,7 +187,7 @@ def _searches(plugin: type[Backend], given: Any, path: str) -> tuple[dict[str, A
     if not isinstance(given, Mapping):
         raise ConfigError("must be a mapping of search options", path=path)
     found = []
-    for options, origin in _sweep(plugin.SearchOptions, given):
+    for options, origin in _located(lambda: list(_sweep(plugin.SearchOptions, given)), path):
         _located(lambda o=options: parse_options(plugin.SearchOptions, o), path, origin)  # type: ignore[misc]
         found.append(options)
     return tuple(found)

@@ -47,7 +47,8 @@ def parse_options(model: type[OptionsT], values: Mapping[str, Any], *, folder: s
     try:
         return model.model_validate_json(text, context={"folder": folder})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        # A misspelt key also leaves the right one missing: the misspelling is what to say.
+        first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
         path = ".".join(str(part) for part in first["loc"])
         raise ConfigError(_explain(first, model), path=path) from None
 
@@ -72,7 +73,7 @@ def _explain(error: Any, model: type[BaseModel]) -> str:
         return "is required"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
-    return str(error["msg"]).replace("Input should", "must").replace("must be a valid", "must be a")
+    return str(error["msg"]).replace("Input should", "must")
 
 
 def _keys(model: Any, loc: Sequence[int | str]) -> list[str]:

@@ -86,8 +86,22 @@ def test_ties_have_a_spread_and_approximate_search_has_none(config: Path, tmp_pa
         else:
             for key in ("", "_observed"):
                 assert metrics["map@5_min"] - 1e-12 <= metrics[f"map@5{key}"] <= metrics["map@5_max"] + 1e-12
-    coarse = next(r for r in rows if r["codec"] == "lsh" and r["bits"] == 16 and r["rescore"] == "none")
-    assert coarse["metrics"]["map@5_min"] < coarse["metrics"]["map@5_max"]
+
+
+def test_short_codes_tie_and_say_so(data: dict[str, Any]) -> None:
+    (row,) = cf.compare(**data, codecs=[{"name": "lsh", "bits": 8}], backends=["faiss-binary-flat"])
+    metrics = row["metrics"]
+    assert metrics["map@5_min"] < metrics["map@5"] < metrics["map@5_max"]
+
+
+def test_a_combination_that_cannot_be_is_skipped_with_its_reason(config: Path, tmp_path: Path) -> None:
+    config.write_text(config.read_text().replace("{name: raw}", "{name: raw}, {name: itq, bits: 512}"))
+    results = run(load_config(config), tmp_path / "out")
+    assert len(results["rows"]) == 8
+    (skipped,) = results["skipped"]
+    assert skipped["combination"] == "itq bits=512"
+    assert "at most 320 bits" in skipped["reason"]
+    assert "at most 320 bits" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_raw_rows_equal_sklearn_over_the_full_ranking(data: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from cbir_faiss import threads
 from cbir_faiss.base import Backend, Codec, Rescorer
 from cbir_faiss.config import Choice, Metrics
-from cbir_faiss.errors import ConfigError
+from cbir_faiss.errors import ConfigError, InputError, MissingDependency, Unsupported
 from cbir_faiss.evaluate.data import Split
 from cbir_faiss.evaluate.health import code_health
 from cbir_faiss.evaluate.judge import Judge, Ranking
@@ -93,18 +94,45 @@ def combinations(plan: Plan) -> list[tuple[Choice, Choice]]:
     return pairs
 
 
-def compare_split(split: Split, plan: Plan, report: Report | None = None) -> Iterator[Row]:
-    """Rows of every combination of the plan on ``split``, as they are measured."""
+@dataclass(frozen=True)
+class Skipped:
+    """A combination that cannot be measured on this data (more bits than dimensions, say), and why."""
+
+    title: str
+    combination: str
+    reason: str
+
+
+def compare_split(
+    split: Split, plan: Plan, report: Report | None = None, skipped: list[Skipped] | None = None
+) -> Iterator[Row]:
+    """Rows of every combination of the plan on ``split``, as they are measured.
+
+    Combinations that cannot be are added to ``skipped``; where that is None, the first of them raises its error.
+    """
     pairs = combinations(plan)
     with threads.phase("search", plan.threads):
         judge = Judge(split, plan.metrics)
     with ResidentMeter() as meter:
         for codec_choice, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
-            coded = _encode(split, codec_choice, plan.threads)
-            for _, backend_choice in group:
-                if report:
-                    report(f"{split.title} {describe(codec_choice)} in {describe(backend_choice)}")
-                yield from _compare_backend(split, coded, backend_choice, plan, judge, meter)
+            with _skipping(skipped, split, describe(codec_choice)):
+                coded = _encode(split, codec_choice, plan.threads)
+                for _, backend_choice in group:
+                    name = f"{describe(codec_choice)} in {describe(backend_choice)}"
+                    if report:
+                        report(f"{split.title} {name}")
+                    with _skipping(skipped, split, name):
+                        yield from _compare_backend(split, coded, backend_choice, plan, judge, meter)
+
+
+@contextmanager
+def _skipping(skipped: list[Skipped] | None, split: Split, combination: str) -> Iterator[None]:
+    try:
+        yield
+    except (InputError, ConfigError, Unsupported, MissingDependency) as error:
+        if skipped is None:
+            raise
+        skipped.append(Skipped(split.title, combination, str(error)))
 
 
 def describe(choice: Choice) -> str:

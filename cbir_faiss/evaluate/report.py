@@ -66,6 +66,7 @@ def _page(results: dict[str, Any], gallery: Sequence[dict[str, Any]]) -> str:
     return environment.get_template("report.html.j2").render(
         environment=results["environment"],
         failed=results.get("failed", []),
+        skipped=results.get("skipped", []),
         measure=measure,
         advice=found[1] if found else "",
         rows=[_cells(row, measure, found[0] if found else None) for row in rows],

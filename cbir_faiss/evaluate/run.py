@@ -10,7 +10,8 @@ from typing import Any
 
 from cbir_faiss.cache import default_cache
 from cbir_faiss.config import Config, Metrics, parse_choices
-from cbir_faiss.evaluate.comparison import Plan, Report, Row, combinations, compare_split
+from cbir_faiss.errors import InputError
+from cbir_faiss.evaluate.comparison import Plan, Report, Row, Skipped, combinations, compare_split
 from cbir_faiss.evaluate.data import split_of_vectors, splits
 from cbir_faiss.evaluate.environment import environment
 from cbir_faiss.evaluate.gallery import make_gallery
@@ -37,16 +38,20 @@ def run(
     plan = Plan(config.codecs, config.backends, config.rescore, config.metrics, config.threads, out / "raw")
     combinations(plan)  # a config that cannot work fails before hours of extraction
     out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"environment": environment(config.threads), "rows": [], "failed": []}
+    results: dict[str, Any] = {"environment": environment(config.threads), "rows": [], "failed": [], "skipped": []}
+    skipped: list[Skipped] = []
     galleries = []
     for split in splits(config, cache or default_cache(), progress):
-        rows = list(compare_split(split, plan, report))
+        rows = list(compare_split(split, plan, report, skipped))
         results["rows"] += rows
         results["failed"] = [asdict(failure) for failure in split.failed]
-        gallery = make_gallery(split, rows, out)
+        results["skipped"] = [asdict(some) for some in skipped]
+        gallery = make_gallery(split, rows, out) if rows else None
         galleries += [gallery] if gallery else []
         _write(out / "results.json", results)
         _write(out / "gallery.json", galleries)
+    if not results["rows"]:
+        raise InputError(f"no combination could be measured; {skipped[0].combination}: {skipped[0].reason}")
     write_report(out)
     return results
 
