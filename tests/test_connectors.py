@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from _postgres import running_postgres
+from _qdrant_server import QdrantServer
 from cbir_connectors.lancedb import Lancedb
 from cbir_connectors.pgvector import Pgvector
 from cbir_connectors.qdrant import Qdrant
@@ -23,11 +26,14 @@ class Shared(BackendContract):
 
     address: ClassVar[dict[str, Any]] = {}
     collection: ClassVar[str]
+    made: ClassVar[set[str]] = set()
 
     def make(self, place: Path, case: Case) -> Backend:
         metric = {} if case[1] == "hamming" else {"metric": case[1]}
-        name = f"t{zlib.crc32(str(place).encode())}"
-        return self.plugin(**{**self.options, **self.address, **metric, self.collection: name})
+        name = f"cbir-test-{zlib.crc32(str(place).encode())}"
+        backend = self.plugin(**{**self.options, **self.address, **metric, self.collection: name})
+        self.made.add(name)
+        return backend
 
 
 class TestQdrantEdge(BackendContract):
@@ -45,13 +51,10 @@ class TestPgvector(Shared):
     collection = "table"
 
     @pytest.fixture(scope="class", autouse=True)
-    def server(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-        """Held open, because starting it takes a second."""
-        path = tmp_path_factory.mktemp("postgres") / "data"
-        type(self).address = {"path": str(path)}
-        keep = Pgvector(path=str(path))
-        yield
-        keep.close()
+    def server(self) -> Iterator[None]:
+        with running_postgres() as path:
+            type(self).address = {"path": str(path)}
+            yield
 
 
 class TestLancedb(Shared):
@@ -75,3 +78,58 @@ class TestUsearchHalf(BackendContract):
     exhaustive: ClassVar[dict[str, Any]] = {"exact": True}
     cases: ClassVar[list[Case]] = [("float", "l2")]
     tolerance = 1e-2
+
+
+class TestQdrantRest(Shared):
+    """The client over a real socket; the engine behind it is the client's own."""
+
+    plugin = Qdrant
+    options: ClassVar[dict[str, Any]] = {"url": "unused"}
+    collection = "collection"
+    cases: ClassVar[list[Case]] = [("binary", "hamming"), ("float", "l2")]
+
+    @pytest.fixture(scope="class", autouse=True)
+    def server(self) -> Iterator[None]:
+        with QdrantServer() as server:
+            type(self).address = {"url": server.url}
+            yield
+
+
+class Server(Shared):
+    """A server that is somebody's: no collection is left on it."""
+
+    @pytest.fixture(scope="class", autouse=True)
+    def tidy(self) -> Iterator[None]:
+        made = type(self).made = set()
+        yield
+        for name in made:
+            backend = self.plugin(**{**self.options, **self.address, self.collection: name})
+            if backend.dim is not None:
+                backend._drop()
+            backend.close()
+
+
+@pytest.mark.parametrize("variable", ["CBIR_QDRANT_URL", "CBIR_PG_DSN"])
+def test_servers(variable: str) -> None:
+    if variable not in os.environ:
+        pytest.skip(f"{variable} names no server to run the contract against")
+
+
+if url := os.environ.get("CBIR_QDRANT_URL"):
+
+    class TestQdrantServer(Server):
+        plugin = Qdrant
+        options: ClassVar[dict[str, Any]] = {"url": url}
+        collection = "collection"
+
+    class TestQdrantServerByGrpc(Server):
+        plugin = Qdrant
+        options: ClassVar[dict[str, Any]] = {"url": url, "prefer_grpc": True}
+        collection = "collection"
+
+
+if "CBIR_PG_DSN" in os.environ:
+
+    class TestPostgresServer(Server):
+        plugin = Pgvector
+        collection = "table"

@@ -42,6 +42,8 @@ _OLDEST_PGVECTOR = (0, 7)
 def _identifier(name: str) -> str:
     if not name or "\0" in name or len(name.encode()) > 63:
         raise ValueError("a name in PostgreSQL has 1 to 63 bytes")
+    if "%" in name:  # the client reads it as the place of a parameter, quoted or not
+        raise ValueError("a name with a percent sign cannot be used")
     return name
 
 
