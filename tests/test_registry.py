@@ -1,0 +1,105 @@
+"""Names to plugins: what is in pyproject.toml is found, and what is not found says so well."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from cbir_faiss import registry
+from cbir_faiss.base import Backend, Codec, Extractor, Plugin, Rescorer, Source
+from cbir_faiss.errors import CbirError, ConfigError, MissingDependency, UnknownPlugin
+
+BASES = {"sources": Source, "extractors": Extractor, "codecs": Codec, "backends": Backend, "rescorers": Rescorer}
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+
+
+def _declared() -> list[tuple[str, str]]:
+    """(group, name) of every entry point in pyproject.toml; read line by line, for Python 3.10 has no tomllib."""
+    group, found = "", []
+    for line in PYPROJECT.read_text().splitlines():
+        if line.startswith("["):
+            group = line.partition('"cbir_faiss.')[2].rstrip('"]')
+        elif group and "=" in line:
+            found.append((group, line.partition("=")[0].strip()))
+    return found
+
+
+def test_every_declared_plugin_is_installed() -> None:
+    """Strangers' plugins may be there too. If this fails, install again: entry points are read then."""
+    for group in registry.GROUPS:
+        assert {name for g, name in _declared() if g == group} <= set(registry.names(group))
+
+
+def test_entry_points_are_sorted() -> None:
+    for group in registry.GROUPS:
+        names = [name for g, name in _declared() if g == group]
+        assert names == sorted(names)
+
+
+@pytest.mark.parametrize(("group", "name"), _declared())
+def test_every_plugin_is_what_its_group_says(group: registry.Group, name: str) -> None:
+    plugin = registry.load(group, name)
+    assert issubclass(plugin, BASES[group])
+    assert plugin.name == name
+    assert plugin.__doc__
+    with pytest.raises(ConfigError, match="no_such_option"):
+        plugin(no_such_option=1)
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(UnknownPlugin, match=r"no codec named 'rw'; did you mean 'raw'\? there are: .*raw"):
+        registry.load("codecs", "rw")
+    with pytest.raises(UnknownPlugin, match="no backend named 'zzzz'; there are: "):
+        registry.load("backends", "zzzz")
+
+
+@pytest.fixture
+def entry(monkeypatch: pytest.MonkeyPatch):
+    """Register ``value`` under the name 'odd' for the length of a test."""
+
+    def register(value: str) -> None:
+        found = {"odd": EntryPoint("odd", value, "cbir_faiss.codecs")}
+        monkeypatch.setattr(registry, "_entries", lambda group: found)
+
+    return register
+
+
+def test_a_plugin_whose_library_is_missing(entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "odd_plugin.py").write_text("import a_library_nobody_has\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    entry("odd_plugin:Odd")
+    with pytest.raises(MissingDependency, match="codec 'odd' needs the Python package 'a_library_nobody_has'"):
+        registry.load("codecs", "odd")
+
+
+@pytest.mark.parametrize("value", ["cbir_faiss.no_such_module:X", "cbir_faiss.codecs.raw:NoSuchClass"])
+def test_a_broken_entry_point(entry, value: str) -> None:
+    entry(value)
+    with pytest.raises(CbirError, match="entry point is broken"):
+        registry.load("codecs", "odd")
+
+
+def test_make_checks_options() -> None:
+    assert repr(registry.make("codecs", "raw")) == "Raw()"
+    with pytest.raises(ConfigError):
+        registry.make("codecs", "raw", bits=8)
+
+
+def test_a_plugin_is_shown_with_what_was_chosen() -> None:
+    codec: Plugin = registry.make("codecs", "lsh", bits=64, seed=3)
+    assert repr(codec) == "LSH(seed=3, bits=64)"
+
+
+def test_naming_plugins_imports_none_of_their_libraries() -> None:
+    code = (
+        "import sys, cbir_faiss, cbir_faiss.registry as r\n"
+        "[r.names(g) for g in r.GROUPS]\n"
+        "[r.load('backends', n) for n in r.names('backends') if n.startswith('faiss')]\n"
+        "print([m for m in ('torch', 'faiss', 'onnxruntime', 'sklearn') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
