@@ -53,9 +53,11 @@ class Network(torch.nn.Module):  # type: ignore[misc]
     def run(self, pixels: NDArray[np.uint8], batch_size: int) -> dict[str, NDArray[Any]]:
         """Columns by name, on the device that the network is on, at most ``batch_size`` images at a time."""
         x = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
-        with torch.inference_mode():
-            parts = [self(part.to(self.mean.device)) for part in x.split(batch_size)]
-            columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
+        device = self.mean.device
+        # A GPU does half precision several times as fast; a CPU does not.
+        with torch.inference_mode(), torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+            parts = [self(part.to(device)) for part in x.split(batch_size)]
+            columns = [torch.cat(column).float().cpu().numpy() for column in zip(*parts, strict=True)]
         return dict(zip(self.layers, columns, strict=True))
 
     def check(self) -> None:

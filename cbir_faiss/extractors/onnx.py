@@ -74,10 +74,17 @@ class Onnx(base.Extractor):
     def embeddings(self) -> tuple[str, ...]:
         return tuple(self.outputs)
 
+    @property
+    def enough(self) -> int | None:
+        return self.options.preprocess.enough
+
     def freeze(self, folder: Path) -> tuple[str, dict[str, Any]]:
         for file in _files(self.options.model):
             shutil.copyfile(file, folder / file.name)
         return self.name, {**self.options.model_dump(mode="json"), "model": self.options.model.name}
+
+    def _load(self) -> None:
+        _ = self._loaded
 
     def _weights_digest(self) -> str:
         digest = hashlib.sha256()

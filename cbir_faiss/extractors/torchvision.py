@@ -112,6 +112,10 @@ class Torchvision(base.Extractor):
     def embeddings(self) -> tuple[str, ...]:
         return self._columns or ("embedding",)
 
+    @property
+    def enough(self) -> int | None:
+        return self._how.enough
+
     def freeze(self, folder: Path) -> tuple[str, dict[str, Any]]:
         """Writes ``model.onnx``; extractor ``onnx`` runs it with neither torch nor the weights."""
         file = self._export_file
@@ -154,11 +158,18 @@ class Torchvision(base.Extractor):
         except PackageNotFoundError as error:
             raise MissingDependency("'torchvision' is not installed: pip install 'cbir-faiss[torch]'") from error
 
+    @property
+    def _how(self) -> Preprocess:
+        return self._known_preprocess or self._loaded().preprocess
+
+    def _load(self) -> None:
+        self._loaded()
+
     def _weights_digest(self) -> str:
         return self._digest
 
     def _prepare(self, item: Any) -> NDArray[np.uint8]:
-        return (self._known_preprocess or self._loaded().preprocess).pixels(item)
+        return self._how.pixels(item)
 
     def _extract(self, batch: NDArray[Any]) -> Columns:
         return self._loaded().run(batch)

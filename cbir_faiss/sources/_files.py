@@ -30,23 +30,28 @@ class Files:
         self.items = [item for item, _ in ordered]
         self.paths = [path for _, path in ordered]
         self.max_megapixels = max_megapixels
-        self._digests: dict[tuple[Path, int, int], bytes] = {}
 
-    def read(self, index: int) -> Image.Image:
-        """Image ``index``; BadImage where it cannot be used."""
-        return images.open_image(self.paths[index], max_megapixels=self.max_megapixels)
+    def read(self, index: int, enough: int | None = None) -> Image.Image:
+        """Image ``index``, of at least ``enough`` pixels a side if it has them; BadImage where it cannot be used."""
+        return images.open_image(self.paths[index], max_megapixels=self.max_megapixels, enough=enough)
 
     def content_key(self, index: int) -> bytes:
-        """SHA-256 of the file; remembered until its size or time of change is another. BadImage where it is gone."""
+        """SHA-256 of the file. BadImage where it cannot be read."""
         path = self.paths[index]
+        if path.exists() and not path.is_file():
+            raise BadImage("not a regular file")  # reading a pipe would wait for ever
         try:
-            status = path.stat()
-            known = (path, status.st_size, status.st_mtime_ns)
-            if known not in self._digests:
-                self._digests[known] = hashlib.sha256(path.read_bytes()).digest()
+            return hashlib.sha256(path.read_bytes()).digest()
         except OSError as error:
             raise BadImage(str(error.strerror or error)) from error
-        return self._digests[known]
+
+    def stamp(self, index: int) -> base.Stamp | None:
+        """Size and time of change of the file, None where it is gone."""
+        try:
+            status = self.paths[index].stat()
+        except OSError:
+            return None
+        return status.st_size, status.st_mtime_ns
 
 
 class FileSource(base.Source):
@@ -66,5 +71,11 @@ class FileSource(base.Source):
     def _read(self, index: int) -> Image.Image:
         return self.files.read(index)
 
+    def _read_reduced(self, index: int, enough: int) -> Image.Image:
+        return self.files.read(index, enough)
+
     def _content_key(self, index: int) -> bytes:
         return self.files.content_key(index)
+
+    def _stamp(self, index: int) -> base.Stamp | None:
+        return self.files.stamp(index)

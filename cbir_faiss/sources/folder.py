@@ -31,6 +31,10 @@ class Folder(FileSource):
 
     options: Options
 
+    @property
+    def root(self) -> Path:
+        return self.options.root
+
     def _find(self) -> Iterator[tuple[base.Item, Path]]:
         root = self.options.root
         if not root.is_dir():

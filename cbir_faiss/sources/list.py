@@ -43,6 +43,10 @@ class List(FileSource):
 
     options: Options
 
+    @property
+    def root(self) -> Path:
+        return self.options.root or self.options.file.parent
+
     def _find(self) -> Iterator[tuple[base.Item, Path]]:
         file = self.options.file
         readers: dict[str, Callable[[Path], Iterator[_Row]]] = {
@@ -56,7 +60,7 @@ class List(FileSource):
         if not file.is_file():
             raise InputError(f"source 'list': no such file: {file}")
         seen: dict[str, str] = {}
-        root = self.options.root or file.parent
+        root = self.root
         try:
             for where, row in readers[file.suffix.lower()](file):
                 item = _item(where, row)

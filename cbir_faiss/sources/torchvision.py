@@ -63,8 +63,14 @@ class Torchvision(base.Source):
     def _read(self, index: int) -> Image.Image:
         return self._rows.read(index)
 
+    def _read_reduced(self, index: int, enough: int) -> Image.Image:
+        return self._rows.read(index, enough)
+
     def _content_key(self, index: int) -> bytes:
         return self._rows.content_key(index)
+
+    def _stamp(self, index: int) -> base.Stamp | None:
+        return self._rows.stamp(index) if isinstance(self._rows, Files) else None
 
 
 class _Dataset:
@@ -75,7 +81,7 @@ class _Dataset:
         digits = len(str(max(0, len(data) - 1)))
         self.items = [base.Item(f"{row:0{digits}d}", (label,)) for row, label in enumerate(_labels(data))]
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, enough: int | None = None) -> Image.Image:
         try:
             image = self._data[index][0]
             return images.to_rgb(image)

@@ -101,6 +101,14 @@ class Vectors(base.Source):
     def _content_key(self, index: int) -> bytes:
         return hashlib.sha256(np.array(self._stored[index], dtype=np.float32).tobytes()).digest()
 
+    def _stamp(self, index: int) -> base.Stamp | None:
+        return self._file_stamp
+
+    @cached_property
+    def _file_stamp(self) -> base.Stamp:
+        status = self.options.file.stat()
+        return status.st_size, status.st_mtime_ns
+
 
 class _Rows(Sequence[base.Item]):
     """Items made when they are looked at: a million of them kept would be larger than their vectors."""

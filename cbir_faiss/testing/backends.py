@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -525,11 +526,8 @@ class BackendContract(Contract):
 
     def hides_or_refuses(self, mapped: Backend, ids: Ids, queries: Codes) -> None:
         """Deleting from a mapped index is refused, or hides the items from this process."""
-        try:
+        with suppress(Unsupported):
             mapped.delete(ids)
-        except Unsupported as error:
-            assert "read-only" in str(error)
-        else:
             assert not _found(self.find(mapped, queries, mapped.count() + 1)) & set(ids.tolist())
 
     def test_damaged_files_are_refused(self, filled: Backend, case: Case, tmp_path: Path) -> None:
