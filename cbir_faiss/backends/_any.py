@@ -98,6 +98,8 @@ class AnyIndex(FaissBackend):
         leaf = _innermost(self._faiss, index)
         if hasattr(leaf, "cp"):
             leaf.cp.min_points_per_centroid = 1  # below 39 FAISS prints a warning; small collections are no fault
+        if hasattr(leaf, "do_polysemous_training"):
+            leaf.do_polysemous_training = False  # minutes for an order of centroids that no search here makes use of
         self._adjust(leaf)
         if sample is not None:
             try:
