@@ -45,10 +45,19 @@ def _in(where: In, payload: Any, sql: Any) -> tuple[Any, list[str]]:
 
 
 def _range(where: Range, payload: Any, sql: Any) -> tuple[Any, list[str]]:
-    # Lax paths look into arrays by themselves, and comparing a number with a text is unknown, which is no match.
-    test = sql.SQL("jsonb_path_exists({payload}, %s::jsonpath, %s::jsonb)").format(payload=payload)
-    path = f"$.{json.dumps(where.key)}[*] ? (@ {_SIGNS[where.op]} $bound)"
-    return test, [path, _json({"bound": where.bound})]
+    # Strict paths, because lax ones look into lists of lists too. Comparing a number with a text is unknown, which is
+    # no match; a missing key and a value that is no list are errors, silenced to NULL.
+    one = sql.SQL("coalesce(jsonb_path_exists({payload}, %s::jsonpath, %s::jsonb, true), false)").format(
+        payload=payload
+    )
+    test = f"? (@ {_SIGNS[where.op]} $bound)"
+    key, bound = json.dumps(where.key), _json({"bound": where.bound})
+    return sql.SQL("{one} OR {one}").format(one=one), [
+        f"strict $.{key} {test}",
+        bound,
+        f"strict $.{key}[*] {test}",
+        bound,
+    ]
 
 
 def _json(value: Mapping[str, Scalar | list[Scalar]]) -> str:

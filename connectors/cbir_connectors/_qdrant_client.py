@@ -183,9 +183,7 @@ class ClientTarget:
     def _params(self, query: Query) -> Any:
         if self.local:  # exact in any case, and warns
             return None
-        quantization = None
-        if not query.plain:
-            quantization = self.models.QuantizationSearchParams(rescore=query.rescore, oversampling=query.oversampling)
+        quantization = self.models.QuantizationSearchParams(rescore=query.rescore, oversampling=query.oversampling)
         return self.models.SearchParams(hnsw_ef=query.hnsw_ef, exact=query.exact, quantization=quantization)
 
     def retrieve(self, keys: list[Any], *, vectors: bool, payload: bool) -> list[Point]:

@@ -98,9 +98,7 @@ class EdgeTarget:
         params = edge.SearchParams(
             hnsw_ef=query.hnsw_ef,
             exact=query.exact,
-            quantization=None
-            if query.plain
-            else edge.QuantizationSearchParams(rescore=query.rescore, oversampling=query.oversampling),
+            quantization=edge.QuantizationSearchParams(rescore=query.rescore, oversampling=query.oversampling),
         )
         with engine_errors(f"{self.place}: searching failed"):
             requests = [

@@ -34,14 +34,9 @@ class Query:
     exact: bool
     hnsw_ef: int | None = None
     oversampling: float | None = None
-    rescore: bool | None = None
+    rescore: bool = True
     threshold: float | None = None
     with_vectors: bool = False
-
-    @property
-    def plain(self) -> bool:
-        """No parameter of quantization is set."""
-        return self.oversampling is None and self.rescore is None
 
 
 class Target(Protocol):

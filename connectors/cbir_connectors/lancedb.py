@@ -151,7 +151,7 @@ class Lancedb(Engine):
                 index = need("lancedb.index", "lancedb").IvfFlat(
                     distance_type=_DISTANCES[cast("Metric", self.metric)], num_partitions=self.options.nlist
                 )
-                self._live.create_index(vector_column_name=self.options.vector_column, config=index)
+                self._live.create_index(self.options.vector_column, config=index)
                 self._indexed = True
             # Merges the small files that upserts leave, and indexes what was added since.
             self._live.optimize(cleanup_older_than=timedelta(hours=1))

@@ -104,7 +104,7 @@ class Qdrant(Engine):
         exact: bool | None = None
         hnsw_ef: Annotated[int, Field(ge=1)] | None = None
         oversampling: Annotated[float, Field(ge=1)] | None = None
-        rescore: bool | None = None
+        rescore: bool = True
 
     options: Options
 
@@ -214,9 +214,9 @@ class Qdrant(Engine):
                     lambda v, n: self._search(v, n, None, options), self._payload, where, vectors, k, self._count()
                 )
         exact = self.kind == "binary" if options.exact is None else options.exact
-        # Qdrant's scores without rescoring are of the quantized vectors, on a scale of their own.
+        # Without rescoring, Qdrant's scores are of the quantized vectors, on a scale of their own.
         query = Query(
-            k, exact, options.hnsw_ef, options.oversampling, options.rescore, with_vectors=options.rescore is False
+            k, exact, options.hnsw_ef, options.oversampling, options.rescore, with_vectors=not options.rescore
         )
         return to_hits(self._ask(vectors, query, translated), k)
 

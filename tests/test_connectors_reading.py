@@ -1,0 +1,310 @@
+"""Filters in the engines' own languages, collections that somebody else made, and searches that are not exact."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from _postgres import running_postgres
+from _qdrant_server import QdrantServer
+from cbir_connectors._keys import Keys
+from cbir_connectors._pgvector_rows import parse_payload
+from cbir_connectors.lancedb import Lancedb
+from cbir_connectors.pgvector import Pgvector
+from cbir_connectors.qdrant import Qdrant
+from cbir_connectors.usearch import Usearch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cbir_faiss.base import Backend
+from cbir_faiss.errors import BackendError, ConfigError, InputError, Unsupported
+from cbir_faiss.filters import And, In, Not, Or, Range, Where
+from cbir_faiss.types import MISSING_ID, Codes, Floats
+
+
+def floats(n: int, dim: int = 16, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).standard_normal((n, dim), dtype=np.float32)
+
+
+def codes(n: int, bits: int = 64, seed: int = 0) -> Codes:
+    return np.random.default_rng(seed).integers(0, 256, (n, bits // 8), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Path]:
+    with running_postgres() as path:
+        yield path
+
+
+# -- filters mean the same everywhere
+
+KEYS = ["a", "b.c", "key with 'quotes' \"", "", "é"]
+SCALARS: list[Any] = [None, True, False, 0, 1, 1.0, 2.5, -3, 2**53 + 1, "a", "b", "", "%s", "1", "true", "\\ \"'"]
+scalars = st.sampled_from(SCALARS)
+payloads = st.dictionaries(
+    st.sampled_from(KEYS), st.one_of(scalars, st.lists(scalars, max_size=3), st.just({"a": 1}), st.just([["a"], [1]]))
+)
+conditions: st.SearchStrategy[Where] = st.one_of(
+    st.builds(In, st.sampled_from(KEYS), st.lists(scalars, max_size=3).map(tuple)),
+    st.builds(
+        Range,
+        st.sampled_from(KEYS),
+        st.sampled_from(["gt", "gte", "lt", "lte"]),
+        st.sampled_from([0, 1, 2.5, -3, "a", "b", ""]),
+    ),
+)
+wheres: st.SearchStrategy[Where] = st.recursive(
+    conditions,
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=3).map(lambda parts: And(tuple(parts))),
+        st.lists(inner, min_size=1, max_size=3).map(lambda parts: Or(tuple(parts))),
+        inner.map(Not),
+    ),
+    max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module")
+def engines(postgres: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Backend]]:
+    folder = tmp_path_factory.mktemp("engines")
+    opened = [
+        Qdrant(path=str(folder / "edge")),
+        Qdrant(url=":memory:"),
+        Pgvector(path=str(postgres), table="filters"),
+        Usearch(),
+    ]
+    yield opened
+    for backend in opened:
+        backend.close()
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(stored=st.lists(payloads, min_size=1, max_size=8), asked=st.lists(wheres, min_size=3, max_size=6))
+def test_filters_agree_with_the_filter_itself(
+    engines: list[Backend], stored: list[dict[str, Any]], asked: list[Where]
+) -> None:
+    data, ids = codes(8), np.arange(8)
+    for backend in engines:
+        backend.upsert(ids, data, (stored + [{}] * 8)[:8])
+        backend.flush()
+        for where in asked:
+            right = {i for i, payload in enumerate((stored + [{}] * 8)[:8]) if where.matches(payload)}
+            hits = backend.search(data[:1], 8, where)
+            assert set(hits.ids[hits.ids != MISSING_ID].tolist()) == right, f"{backend}: {where}"
+            assert set(backend.range_search(data[:1], 64, where).ids.tolist()) == right, f"{backend}: {where}"
+
+
+def test_a_filter_on_infinity(engines: list[Backend]) -> None:
+    for backend in engines:
+        backend.upsert(np.arange(2), codes(2), [{"x": 1}, {"x": "a"}])
+        backend.flush()
+        try:
+            hits = backend.search(codes(1), 2, {"x": {"lt": float("inf")}})
+        except InputError as error:
+            assert "finite" in str(error)  # noqa: PT017
+        else:
+            assert hits.ids[0].tolist() == [0, -1]
+
+
+# -- collections of others
+
+
+def test_a_qdrant_collection_with_uuids_and_named_vectors() -> None:
+    from qdrant_client import models
+
+    data, keys = floats(5), [str(uuid.UUID(int=n)) for n in range(5)]
+    with QdrantServer() as server:
+        cosine = models.VectorParams(size=16, distance=models.Distance.COSINE)
+        server.engine.create_collection("photos", vectors_config={"image": cosine})
+        payload = [{"label": n} for n in range(5)]
+        vectors = {"image": data.tolist()}
+        server.engine.upsert("photos", models.Batch(ids=keys, vectors=vectors, payloads=payload))
+        backend = Qdrant(url=server.url, collection="photos", vector="image")
+        hits = backend.search(data[2:3], 2)
+        assert hits.distances[0, 0] == pytest.approx(0, abs=1e-6)
+        assert backend.payload(hits.ids[0, :1]) == [{"label": 2}]
+        np.testing.assert_allclose(backend.fetch(hits.ids[0, :1]), data[2:3] / np.linalg.norm(data[2]), atol=1e-6)
+        (batch,) = backend.scroll()
+        assert sorted(item["_key"] for item in batch.payload) == keys
+        assert int(hits.ids[0, 0]) in batch.ids.tolist()
+        backend.delete(hits.ids[0, :1])
+        assert backend.count() == 4
+        backend.close()
+
+
+def test_a_table_of_somebody_else(postgres: Path) -> None:
+    import psycopg
+
+    data = floats(6)
+    admin = Pgvector(path=str(postgres))
+    with psycopg.connect(admin._dsn, autocommit=True) as connection:
+        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        connection.execute("CREATE SCHEMA shop")
+        connection.execute("CREATE TABLE shop.goods (sku text PRIMARY KEY, feature vector(16), price int, tags text[])")
+        for n, vector in enumerate(data):
+            connection.execute(
+                "INSERT INTO shop.goods VALUES (%s, %s::vector, %s, %s)",
+                [f"it's {n}", str(vector.tolist()), n * 10, ["a", "b"][: n % 3]],
+            )
+        connection.execute("CREATE INDEX ON shop.goods USING hnsw (feature vector_l2_ops)")
+        connection.execute("CREATE TABLE plain (id int PRIMARY KEY, embedding vector(16), payload jsonb)")
+        connection.execute("CREATE TABLE shapeless (id int PRIMARY KEY, embedding vector)")
+        connection.execute("CREATE TABLE odd (id int PRIMARY KEY, embedding bit(12))")
+    names = {"namespace": "shop", "table": "goods", "id_column": "sku", "vector_column": "feature"}
+    backend = Pgvector(path=str(postgres), **names)
+    assert (backend.dim, backend.metric, backend.exact, backend.count()) == (16, "l2", False, 6)
+    hits = backend.search(data[3:4], 3, {"price": {"gte": 20}, "tags": "a"}, {"exact": True})
+    assert (hits.ids[0] >= 0).sum() == 3
+    assert backend.search(data[3:4], 1, options={"ef_search": 20}).distances[0, 0] == pytest.approx(0, abs=1e-6)
+    nearest = backend.search(data[3:4], 1).ids[0]
+    assert backend.payload(nearest) == [{"price": 30, "tags": []}]
+    np.testing.assert_array_equal(backend.fetch(nearest), data[3:4])
+    batches = list(backend.scroll(4))
+    assert [len(batch.ids) for batch in batches] == [4, 2]
+    assert batches[0].payload[1] == {"_key": "it's 1", "price": 10, "tags": ["a"]}
+    with pytest.raises(Unsupported, match="keys of type text"):
+        backend.upsert(np.arange(1), data[:1])
+    backend.delete(nearest)
+    assert backend.count() == 5
+    backend.close()
+    plain = Pgvector(path=str(postgres), table="plain")
+    assert plain.metric == "cosine"
+    plain.upsert(np.arange(6), data, [{"n": n} for n in range(6)])
+    np.testing.assert_allclose(plain.fetch(np.array([2])), data[2:3] / np.linalg.norm(data[2]), atol=1e-6)
+    plain.close()
+    with pytest.raises(ConfigError, match="it has id, embedding"):
+        Pgvector(path=str(postgres), table="plain", vector_column="vector")
+    with pytest.raises(ConfigError, match="is a vector, not a vector"):
+        Pgvector(path=str(postgres), table="shapeless")
+    with pytest.raises(Unsupported, match="12 bits"):
+        Pgvector(path=str(postgres), table="odd")
+    admin.close()
+
+
+def test_a_lance_table_of_somebody_else(tmp_path: Path) -> None:
+    import lancedb
+    import pyarrow as pa
+
+    data = floats(5, 4)
+    db = lancedb.connect(tmp_path)
+    day = datetime.date(2020, 1, 2)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(data.ravel()), 4)
+    rows = {"id": [f"o'{n}" for n in range(5)], "vector": vectors, "label": list("abcde"), "day": [day] * 5}
+    db.create_table("goods", pa.table(rows))
+    db.create_table("flat", pa.table({"id": [1], "vector": [1.0]}))
+    backend = Lancedb(path=str(tmp_path), table="goods", metric="l2")
+    hits = backend.search(data[1:2], 2, {"label": {"in": ["b", "e"]}})
+    assert hits.distances[0, 0] == 0
+    assert backend.payload(hits.ids[0]) == [{"label": "b", "day": "2020-01-02"}, {"label": "e", "day": "2020-01-02"}]
+    (batch,) = backend.scroll()
+    assert sorted(item["_key"] for item in batch.payload) == [f"o'{n}" for n in range(5)]
+    for change in (lambda: backend.upsert(np.arange(1), data[:1]), lambda: backend.delete(np.arange(1))):
+        with pytest.raises(Unsupported, match="another program"):
+            change()
+    backend.close()
+    with pytest.raises(ConfigError, match="it has id, vector, label, day"):
+        Lancedb(path=str(tmp_path), table="goods", id_column="key")
+    with pytest.raises(ConfigError, match="fixed-size list"):
+        Lancedb(path=str(tmp_path), table="flat")
+
+
+def test_keys() -> None:
+    keys = Keys()
+    number = keys.id("a")
+    assert number == Keys().id("a") != keys.id("b")
+    assert 0 <= number < 2**63
+    assert (keys.key(number), keys.key(7), keys.id(7)) == ("a", 7, 7)
+    for bad in (-1, 2**63):
+        with pytest.raises(BackendError, match="ids are"):
+            keys.id(bad)
+
+
+def test_large_numbers_come_back_from_jsonb(postgres: Path) -> None:
+    payload = [{"x": 1e300, "y": 2**63 - 1, "z": -1e-300, "w": 1e23}]
+    backend = Pgvector(path=str(postgres), table="numbers")
+    backend.upsert(np.arange(1), codes(1), payload)
+    assert backend.payload(np.arange(1)) == payload
+    assert parse_payload(None) == {}
+    backend.close()
+
+
+# -- searches that are not exact
+
+
+@pytest.mark.parametrize("quantization", ["binary", "binary-1.5", "binary-2", "scalar"])
+@pytest.mark.parametrize("kind", ["float", "binary"])
+def test_qdrant_quantization(quantization: str, kind: str, tmp_path: Path) -> None:
+    if kind == "binary" and quantization == "scalar":
+        pytest.skip("bits are quantized already")
+    data = codes(2000) if kind == "binary" else floats(2000, 128)
+    queries = data[:20]
+    backend = Qdrant(
+        path=str(tmp_path / "edge"), quantization=quantization, indexing_threshold=10, full_scan_threshold=10
+    )
+    backend.upsert(np.arange(2000), data)
+    backend.flush()
+    exact = backend.search(queries, 10, options={"exact": True})
+    rescored = backend.search(queries, 10, options={"exact": False, "oversampling": 8.0, "hnsw_ef": 256})
+    raw = backend.search(queries, 10, options={"exact": False, "rescore": False})
+    right = {(q, int(i)): float(d) for q in range(20) for i, d in zip(exact.ids[q], exact.distances[q], strict=True)}
+    for hits in (rescored, raw):
+        assert bool((hits.distances[:, 1:] >= hits.distances[:, :-1]).all())
+        for q in range(20):
+            for i, d in zip(hits.ids[q], hits.distances[q], strict=True):
+                assert d == pytest.approx(right.get((q, int(i)), d), abs=1e-4)
+    # Gaussian vectors have no near neighbours that one bit a dimension could tell
+    assert (rescored.distances <= exact.distances[:, -1:] + 1e-4).mean() >= (
+        0.8 if kind == "binary" or quantization == "scalar" else 0.4
+    )
+    backend.close()
+
+
+def test_pgvector_hnsw(postgres: Path) -> None:
+    data = codes(2000)
+    backend = Pgvector(path=str(postgres), table="graph", index="hnsw")
+    assert not backend.exact
+    backend.upsert(np.arange(2000), data, [{"even": n % 2 == 0} for n in range(2000)])
+    backend.flush()
+    backend.flush()
+    for options in ({}, {"ef_search": 100}, {"exact": True}):
+        assert backend.search(data[:5], 1, options=options).distances.max() == 0
+        odd = backend.search(data[:5], 20, {"even": False}, options)
+        assert (odd.ids % 2 == 1).all()
+    backend.close()
+    long = Pgvector(path=str(postgres), table="long", index="hnsw")
+    with pytest.raises(ConfigError, match="at most 64000"):
+        long.create(65_536, "binary")
+    long.close()
+
+
+@pytest.mark.parametrize("kind", ["float", "binary"])
+def test_lancedb_ivf(kind: str, tmp_path: Path) -> None:
+    data = codes(1000) if kind == "binary" else floats(1000)
+    backend = Lancedb(path=str(tmp_path / "lance"), index="ivf_flat", nlist=8)
+    backend.upsert(np.arange(1000), data)
+    backend.flush()
+    assert not backend.exact
+    exact = backend.search(data[:10], 5, options={"exact": True})
+    everywhere = backend.search(data[:10], 5, options={"nprobe": 8})
+    np.testing.assert_allclose(everywhere.distances, exact.distances, atol=1e-5)
+    backend.close()
+
+
+@pytest.mark.parametrize("options", [{"datatype": "float16"}, {"datatype": "float16", "on_disk": True, "hnsw_m": 0}])
+def test_qdrant_storage_options(options: dict[str, Any], tmp_path: Path) -> None:
+    data = floats(50)
+    backend = Qdrant(path=str(tmp_path / "edge"), metric="l2", payload_indexes={"label": "keyword"}, **options)
+    backend.upsert(np.arange(50), data, [{"label": str(n % 2)} for n in range(50)])
+    backend.flush()
+    hits = backend.search(data[:3], 5, {"label": "1"})
+    assert (hits.ids % 2 == 1).all()
+    np.testing.assert_allclose(backend.fetch(np.arange(50)), data, atol=2e-3)
+    disk = backend.disk_bytes()
+    assert disk is not None
+    assert disk > 50 * 16
+    backend.close()
