@@ -11,6 +11,7 @@ Raw times and figures go to benchmarks/results/codes.json.
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,10 @@ def _wanted(section: str, sections: list[str]) -> bool:
 
 
 def fit(features: Floats | None, *, quick: bool, limit: int) -> dict[str, Any]:
-    """ITQ against faiss.ITQTransform: seconds to fit, and the quantization error on the vectors it was fitted on."""
+    """ITQ against faiss.ITQTransform: seconds to fit, and the quantization error on the vectors it was fitted on.
+
+    FAISS's error stays far from what its 50 iterations could reach, so the textbook's 50 stand beside it.
+    """
     n, dim, bits = (1000, 160, 128) if quick else (10_000, 1280, 1024)
     x = (synthetic(n, dim) if features is None else features)[:n]
     # FAISS scales to length 1 after centring; given vectors for which that changes nothing, both solve one problem.
@@ -71,7 +75,10 @@ def fit(features: Floats | None, *, quick: bool, limit: int) -> dict[str, Any]:
         {"codec": "itq", "seconds": seconds(lambda: ours.fit(x), 3, warm=quick)},
         {"codec": "faiss.ITQTransform", "seconds": seconds(lambda: theirs.train(x), 1, warm=False)},
     ]
-    for row, projected in zip(rows, (ours.project(x), theirs.apply(x)), strict=True):
+    began = time.perf_counter()
+    textbook = textbook_itq(x, bits)
+    rows.append({"codec": "50 iterations by SVD", "seconds": [time.perf_counter() - began]})
+    for row, projected in zip(rows, (ours.project(x), theirs.apply(x), textbook), strict=True):
         row |= {"error": quantization_error(projected), "median": float(np.median(row["seconds"]))}
     content = {
         "vectors": list(x.shape),
@@ -79,9 +86,13 @@ def fit(features: Floats | None, *, quick: bool, limit: int) -> dict[str, Any]:
         "rows": rows,
         "speedup": ratio(rows[1]["seconds"], rows[0]["seconds"]),
         "error_ratio": rows[0]["error"] / rows[1]["error"],
+        "textbook_error_ratio": rows[0]["error"] / rows[2]["error"],
     }
     show(f"fit {bits} bits from {x.shape[1]} dimensions, {len(x):,} vectors", rows, ["codec", "median", "error"])
-    print(f"  itq is {content['speedup']:.1f} times faster, its error {content['error_ratio']:.4f} times FAISS's")
+    print(
+        f"  itq is {content['speedup']:.1f} times faster than FAISS; its error is {content['error_ratio']:.4f} times "
+        f"FAISS's and {content['textbook_error_ratio']:.4f} times the textbook's"
+    )
     return content
 
 
@@ -109,7 +120,10 @@ def encode(*, quick: bool) -> dict[str, Any]:
 
 
 def quality(features: Floats | None, labels: Any, *, quick: bool, limit: int) -> dict[str, Any]:
-    """map@5 of codes by Hamming, scored asymmetrically and rescored by floats, beside raw L2; every fifth is a query."""
+    """map@5 of codes by Hamming, scored asymmetrically and rescored by floats, and of raw L2.
+
+    Every fifth item is a query, as in the comparisons.
+    """
     if features is None or labels is None:
         features = synthetic(500 if quick else 4000, 160 if quick else 1280)
         labels = np.arange(len(features)) % clusters(len(features))
@@ -160,6 +174,17 @@ def quantization_error(projected: Floats) -> float:
     """min over s of |sign(V) - s·V|² / |sign(V)|², which does not depend on the scale of V ``(n, bits)``."""
     v = projected.astype(np.float64)
     return float(1 - np.abs(v).sum() ** 2 / (v.size * (v * v).sum()))
+
+
+def textbook_itq(x: Floats, bits: int, iterations: int = 50) -> Floats:
+    """Projections ``(n, bits)`` of centred x as Gong and Lazebnik describe it: R from the SVD of sign(ZR)ᵀZ."""
+    directions = np.linalg.eigh((x.T @ x).astype(np.float64))[1][:, ::-1][:, :bits]
+    z = x @ directions.astype(np.float32)
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((bits, bits)))[0].astype(np.float32)
+    for _ in range(iterations):
+        u, _, vt = np.linalg.svd(z.T @ np.sign(z @ rotation))
+        rotation = u @ vt
+    return z @ rotation
 
 
 def clusters(n: int) -> int:

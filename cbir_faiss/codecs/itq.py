@@ -26,7 +26,7 @@ class Itq(Linear):
 
     class Options(TrainingOptions):
         bits: Bits
-        iterations: Annotated[int, Field(ge=1)] = 25
+        iterations: Annotated[int, Field(ge=1)] = 20
         normalise: bool = True
 
     def _learn(self, x: Floats, labels: NDArray[Any] | None) -> None:

@@ -29,7 +29,7 @@ class Rotate(Linear):
 
     class Options(TrainingOptions):
         rotation: Literal["itq", "pca", "hadamard"] = "itq"
-        iterations: Annotated[int, Field(ge=1)] = 25
+        iterations: Annotated[int, Field(ge=1)] = 20
 
     def _float_width(self) -> int:
         dim = super()._float_width()
