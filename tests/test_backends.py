@@ -1,6 +1,10 @@
 """Every FAISS backend through the contract, and what is particular to each."""
 
+from collections.abc import Iterator
+
+import faiss
 import numpy as np
+import pytest
 
 from cbir_faiss.backends.faiss_binary_flat import FaissBinaryFlat
 from cbir_faiss.backends.faiss_binary_hnsw import FaissBinaryHNSW
@@ -14,6 +18,15 @@ from cbir_faiss.backends.faiss_lsh import FaissLSH
 from cbir_faiss.backends.faiss_pq import FaissPQ
 from cbir_faiss.backends.faiss_rabitq import FaissRaBitQ
 from cbir_faiss.testing import BackendContract
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """On data this small FAISS's threads would only wait for each other."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(before)
 
 
 class TestFaissFlat(BackendContract):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,9 +23,16 @@ from cbir_faiss.errors import ConfigError, CorruptCollection, InputError, Missin
 from cbir_faiss.filters import parse_where
 from cbir_faiss.state import read_state, write_state
 
-faiss = pytest.importorskip("faiss")
-
 N, DIM = 300, 16
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """On data this small FAISS's threads would only wait for each other."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(before)
 
 
 @pytest.fixture
@@ -38,6 +47,7 @@ def codes() -> Any:
 
 def test_every_faiss_backend_is_under_contract() -> None:
     import test_backends
+
     covered = {c.plugin.name for n, c in vars(test_backends).items() if n.startswith("Test")}
     assert {name for name in registry.names("backends") if name.startswith("faiss")} <= covered
 
