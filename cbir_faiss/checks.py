@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -25,11 +26,12 @@ def check_floats(x: Any, who: str, dim: int | None = None) -> Floats:
         raise InputError(f"{who} takes float vectors of shape (n, dim), got {got}")
     if dim is not None and x.shape[1] != dim:
         raise DimensionMismatch(f"{who} takes vectors of {dim} dimensions, got {x.shape[1]}")
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows here is found below
-        x = np.ascontiguousarray(x, dtype=np.float32)
-        total = np.add.reduce(x, axis=None)
+    if x.dtype != np.float32:
+        with np.errstate(over="ignore"):  # what becomes infinite is found below
+            x = x.astype(np.float32)
+    x = np.ascontiguousarray(x)
     # One pass over the data; only a suspicious sum (which large finite values can cause too) pays for the exact check.
-    if not np.isfinite(total) and not (finite := np.isfinite(x).all(axis=1)).all():
+    if not math.isfinite(np.vdot(x, x)) and not (finite := np.isfinite(x).all(axis=1)).all():
         raise InputError(f"{who}: vector {int(np.argmin(finite))} holds NaN or infinity")
     return cast("Floats", x)
 
