@@ -3,7 +3,8 @@
 Rows are numbered 0…n-1 as FAISS does; ``Rows`` knows their ids, which are alive, and their payload. Storing an id again
 appends a row and kills the old one, deleting clears a bit. What a search may return becomes a row selector where the
 index takes one, else more is fetched until k allowed rows or all rows are seen. That is the same for every type of
-index, is safe with memory-mapped files, and never returns an id twice, as FAISS's IDMap can.
+index, is safe with memory-mapped files, and never returns an id twice, as FAISS's IDMap can. Dead rows keep their place
+until their content is copied into a new index.
 """
 
 from __future__ import annotations
@@ -282,7 +283,7 @@ class FaissBackend(base.Backend):
         """FAISS's answer as ours; ``full``: nothing can be missing in it."""
         found = _as_distances(distances, self.metric)
         # For the padding FAISS has 3.4e38, 2147483647 or -2147483648, by type of index.
-        if not full and len(rows) and rows.min() < 0:
+        if not full and len(rows) and (rows.item(-1) if len(rows) == 1 else rows.min()) < 0:  # it stands at the end
             found[rows < 0] = np.inf
         return Hits(self._rows.ids_of(rows), found)
 
