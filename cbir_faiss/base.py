@@ -118,9 +118,13 @@ class Source(Plugin):
     def stamp(self, index: int) -> Stamp | None:
         """Size and time of change of the file that holds the item: while it is the same, so is the content.
 
-        None where there is no such file.
+        None where there is no such file: it is gone, or the item is part of a data set that does not change.
         """
         return self._stamp(index)
+
+    def survey(self) -> str:
+        """A digest of what ``items`` and their stamps say: while it is the same, nothing has changed."""
+        return self._survey()
 
     @abstractmethod
     def _items(self) -> Sequence[Item]: ...
@@ -133,6 +137,13 @@ class Source(Plugin):
 
     def _stamp(self, index: int) -> Stamp | None:
         return None
+
+    def _survey(self) -> str:
+        digest = hashlib.sha256()
+        for index, item in enumerate(self.items()):
+            said = item.path, item.labels, dict(item.payload), self.stamp(index)
+            digest.update(json.dumps(said, default=str).encode())
+        return digest.hexdigest()
 
     def _place(self) -> str:
         return repr(self)
@@ -376,6 +387,12 @@ class Backend(Plugin):
         elif moved.get("collection") is not None:
             moved["collection"] = f"{moved['collection']}-{scope}"
         return moved
+
+    @classmethod
+    def kinds(cls, options: Mapping[str, Any]) -> frozenset[Kind]:
+        """What a backend of these options takes: a comparison pairs it with the codecs of these kinds."""
+        metric = options.get("metric")
+        return cls.accepts if metric is None else cls.accepts & {"binary" if metric == "hamming" else "float"}
 
     def create(self, dim: int, kind: Kind) -> None:
         """Make an empty index for vectors of ``dim`` floats, or codes of ``dim`` bits.

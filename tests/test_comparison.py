@@ -151,6 +151,22 @@ def test_several_labels_an_item_are_relevant_by_one_in_common(data: dict[str, An
     assert row["metrics"]["precision@10"] == 1.0
 
 
+def test_a_factory_goes_with_the_codecs_of_its_kind(data: dict[str, Any]) -> None:
+    rows = cf.compare(
+        **data,
+        codecs=["raw", {"name": "lsh", "bits": 32}],
+        backends=[
+            {"name": "faiss", "factory": ["PQ4x4", "BFlat"]},
+            {"name": "faiss", "factory": "SQ8", "metric": "l2"},
+        ],
+    )
+    assert [(row["codec"], row["options"]["backend"]["factory"]) for row in rows] == [
+        ("raw", "PQ4x4"),
+        ("raw", "SQ8"),
+        ("lsh", "BFlat"),
+    ]
+
+
 def test_k_beyond_the_collection(data: dict[str, Any]) -> None:
     (row,) = cf.compare(
         vectors=data["vectors"][:3],

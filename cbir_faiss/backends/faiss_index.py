@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
@@ -43,12 +44,17 @@ class FaissIndex(AnyIndex):
                 raise ValueError("mmap goes with a file")
             return self
 
+    @classmethod
+    def kinds(cls, options: Mapping[str, Any]) -> frozenset[Kind]:
+        factory = options.get("factory")
+        return super().kinds(options) if factory is None else frozenset({_kind_of(factory)})
+
     def _setup(self) -> None:
         super()._setup()
         if self.options.file is not None:
             self._open(str(self.options.file))
         else:
-            self._declare(accepts=frozenset({"binary" if _BINARY.search(self.options.factory) else "float"}))
+            self._declare(accepts=frozenset({_kind_of(self.options.factory)}))
 
     def _metric_for(self, kind: Kind) -> Metric:
         return "hamming" if _HASHING.search(self.options.factory or "") else super()._metric_for(kind)
@@ -73,6 +79,10 @@ class FaissIndex(AnyIndex):
                 raise InputError(f"{path}: FAISS cannot read an index from it: {reason(error)}") from error
         self._adopt(index, self.options.metric)
         self._read_only = self.options.mmap
+
+
+def _kind_of(factory: str) -> Kind:
+    return "binary" if _BINARY.search(factory) else "float"
 
 
 class Wrapped(AnyIndex):

@@ -82,7 +82,7 @@ def combinations(plan: Plan) -> list[tuple[Choice, Choice]]:
     pairs = [
         (codec, backend)
         for codec, backend in itertools.product(plan.codecs, plan.backends)
-        if codec.plugin().kind in backend.plugin().accepts
+        if codec.plugin().kind in backend.plugin().kinds(backend.options)
     ]
     for section, place, choices in (("codecs", 0, plan.codecs), ("backends", 1, plan.backends)):
         for choice in choices:
