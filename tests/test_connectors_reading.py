@@ -244,7 +244,7 @@ def test_qdrant_quantization(quantization: str, kind: str, tmp_path: Path) -> No
     data = codes(2000) if kind == "binary" else floats(2000, 128)
     queries = data[:20]
     backend = Qdrant(
-        path=str(tmp_path / "edge"), quantization=quantization, indexing_threshold=10, full_scan_threshold=10
+        path=str(tmp_path / "edge"), quantization=quantization, indexing_threshold=10, full_scan_threshold=10, hnsw_m=16
     )
     backend.upsert(np.arange(2000), data)
     backend.flush()

@@ -171,6 +171,9 @@ def need_version(module: str, package: str, extra: str, least: tuple[int, int]) 
 
 def to_hits(rows: Sequence[Sequence[tuple[int, float]]], k: int) -> Hits:
     """Hits ``(n, k)`` of n lists of (id, distance), nearest first, padded where they are shorter."""
+    if rows and all(len(row) == k for row in rows):  # the usual case, in the path of every query
+        both = [list(zip(*row, strict=True)) for row in rows]
+        return Hits(np.array([ids for ids, _ in both], np.int64), np.array([d for _, d in both], np.float32))
     hits = missing_hits(len(rows), k)
     for row, found in enumerate(rows):
         if found:

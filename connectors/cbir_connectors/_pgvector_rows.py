@@ -14,6 +14,7 @@ from cbir_faiss.types import Codes, Ids, Payload
 _BEGIN = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _END = b"\xff\xff"
 _WHOLE_64_BITS = 19
+_to_json = json.JSONEncoder().encode  # json.dumps, without looking at its arguments for every row
 
 
 def encode(vectors: Codes, column: str) -> NDArray[np.void]:
@@ -56,10 +57,12 @@ def copy_rows(ids: Ids, vectors: Codes, column: str, payload: Sequence[Payload] 
         return b"".join((_BEGIN, rows.tobytes(), _END))
     size, content = rows.dtype.itemsize, rows.tobytes()
     parts = [_BEGIN]
-    for row, value in enumerate(payload):
-        text = b"\x01" + json.dumps(dict(value)).encode()  # jsonb: a version byte, then text
-        parts += (content[row * size : (row + 1) * size], len(text).to_bytes(4, "big"), text)
-    return b"".join((*parts, _END))
+    for start, value in zip(range(0, len(content), size), payload, strict=True):
+        text = _to_json(dict(value)).encode()
+        # jsonb: a version byte, then text
+        parts += (content[start : start + size], (len(text) + 1).to_bytes(4, "big"), b"\x01", text)
+    parts.append(_END)
+    return b"".join(parts)
 
 
 def parse_payload(text: str | None) -> dict[str, Any]:

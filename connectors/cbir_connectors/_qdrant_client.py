@@ -63,7 +63,7 @@ class ClientTarget:
             raise Unsupported(f"{self.place}: several vectors an item cannot be used")
         return Vectors(found.size, found.distance.value, found.datatype.value if found.datatype else "float32")
 
-    def make(self, vectors: Vectors) -> None:
+    def make(self, vectors: Vectors, hnsw_m: int) -> None:
         chosen, models = self.options, self.models
         params = models.VectorParams(
             size=vectors.size,
@@ -79,7 +79,7 @@ class ClientTarget:
                 replication_factor=chosen.replication_factor,
                 write_consistency_factor=chosen.write_consistency_factor,
                 hnsw_config=models.HnswConfigDiff(
-                    m=chosen.hnsw_m,
+                    m=hnsw_m,
                     ef_construct=chosen.hnsw_ef_construct,
                     full_scan_threshold=chosen.full_scan_threshold,
                 ),
@@ -178,7 +178,9 @@ class ClientTarget:
         ]
         with self._errors("searching failed"):
             answers = self.client.query_batch_points(self.name, requests)
-        return [[(p.id, p.score, named(p.vector, name)) for p in answer.points] for answer in answers]
+        return [
+            [(p.id, p.score, query.with_vectors and named(p.vector, name)) for p in answer.points] for answer in answers
+        ]
 
     def _params(self, query: Query) -> Any:
         if self.local:  # exact in any case, and warns

@@ -38,7 +38,7 @@ class EdgeTarget:
         found = pick(vectors, self.options.vector, self.place)
         return Vectors(int(found["size"]), str(found["distance"]), str(found.get("datatype") or "float32"))
 
-    def make(self, vectors: Vectors) -> None:
+    def make(self, vectors: Vectors, hnsw_m: int) -> None:
         chosen, edge = self.options, self.edge
         params = edge.EdgeVectorParams(
             size=vectors.size,
@@ -49,7 +49,7 @@ class EdgeTarget:
         config = edge.EdgeConfig(
             vectors={chosen.vector: params} if chosen.vector else params,
             hnsw_config=edge.HnswIndexConfig(
-                m=chosen.hnsw_m,
+                m=hnsw_m,
                 ef_construct=chosen.hnsw_ef_construct,
                 full_scan_threshold=chosen.full_scan_threshold,
             ),
@@ -114,7 +114,9 @@ class EdgeTarget:
                 for vector in vectors
             ]
             answers = self._live.query_batch(edge.QueryBatchRequest(requests))
-            return [[(p.id, p.score, named(p.vector, name)) for p in points] for points in answers]
+            return [
+                [(p.id, p.score, query.with_vectors and named(p.vector, name)) for p in points] for points in answers
+            ]
 
     def retrieve(self, keys: list[Any], *, vectors: bool, payload: bool) -> list[Point]:
         with engine_errors(f"{self.place}: reading failed"):

@@ -101,6 +101,9 @@ class Pgvector(Engine):
         self._connection: Any = None
         self._column, self._id_type, self._has_payload, self._ours, self._indexed = "", "bigint", True, True, False
         self._dsn = self._address()
+        known = self._psycopg.conninfo.conninfo_to_dict(self._dsn)
+        self._host = self.options.path or f"{known.get('host', 'localhost')}/{known.get('dbname', '')}"
+        self._secret = str(known.get("password") or "")
         with self._lock:
             self._connected()
 
@@ -213,9 +216,7 @@ class Pgvector(Engine):
         self._execute("DROP TABLE {table}", doing="cannot be dropped")
 
     def _place(self) -> str:
-        known = self._psycopg.conninfo.conninfo_to_dict(self._dsn)
-        where = self.options.path or f"{known.get('host', 'localhost')}/{known.get('dbname', '')}"
-        return f"pgvector {where} table {self.options.table!r}"
+        return f"pgvector {self._host} table {self.options.table!r}"
 
     def close(self) -> None:
         with self._lock:
@@ -449,8 +450,7 @@ class Pgvector(Engine):
         self._connection.adapters.register_dumper(_Value, dumper)
 
     def _errors(self, doing: str) -> Any:
-        secret = self._psycopg.conninfo.conninfo_to_dict(self._dsn).get("password")
-        return engine_errors(f"{self._place()}: {doing}", secrets=[secret or ""], explain=_explain)
+        return engine_errors(f"{self._place()}: {doing}", secrets=[self._secret], explain=_explain)
 
 
 class _Value:

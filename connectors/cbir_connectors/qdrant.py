@@ -9,7 +9,7 @@ by its own configuration.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -31,7 +31,7 @@ from cbir_connectors._keys import Keys
 from cbir_connectors._qdrant_client import MEMORY, ClientTarget
 from cbir_connectors._qdrant_edge import EdgeTarget
 from cbir_connectors._qdrant_filter import Untranslatable
-from cbir_connectors._qdrant_target import Query, Target, Vectors
+from cbir_connectors._qdrant_target import Query, Scored, Target, Vectors
 from cbir_faiss import base
 from cbir_faiss.base import Capabilities
 from cbir_faiss.errors import Unsupported
@@ -46,6 +46,12 @@ _JSON_BYTES = {"float": 20, "binary": 6}
 """Bytes of one number in such a request, at most."""
 _SLACK = 1e-4
 _DISTANCES: dict[Metric, str] = {"l2": "Euclid", "ip": "Dot", "cosine": "Cosine", "hamming": "Manhattan"}
+_TO_DISTANCE: dict[Metric, Callable[[float], float]] = {
+    "l2": lambda score: score * score,
+    "ip": lambda score: -score,
+    "cosine": lambda score: 1 - score,
+    "hamming": lambda score: round(score / SET_BIT),
+}
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r'^[^<>:"/\\|?*\x00-\x1f]+$')]
 IndexType = Literal["keyword", "integer", "float", "bool", "geo", "text", "datetime", "uuid"]
@@ -70,7 +76,7 @@ class Qdrant(Engine):
         overwrite: bool = False
         datatype: Literal["float32", "float16"] = "float32"
         quantization: Literal["none", "binary", "binary-1.5", "binary-2", "scalar"] = "none"
-        hnsw_m: Annotated[int, Field(ge=0)] = 16
+        hnsw_m: Annotated[int, Field(ge=0)] | None = None
         hnsw_ef_construct: Annotated[int, Field(ge=4)] = 100
         full_scan_threshold: Annotated[int, Field(ge=10)] = 10_000
         indexing_threshold: Annotated[int, Field(ge=0)] = 10_000
@@ -140,7 +146,9 @@ class Qdrant(Engine):
 
     def _make(self, shape: Shape) -> None:
         datatype = "uint8" if shape.kind == "binary" else self.options.datatype
-        self._target.make(Vectors(shape.dim, _DISTANCES[shape.metric], datatype))
+        # Codes are searched exactly unless the search asks otherwise, and building a graph takes most of a push.
+        graph = self.options.hnsw_m if self.options.hnsw_m is not None else 0 if shape.kind == "binary" else 16
+        self._target.make(Vectors(shape.dim, _DISTANCES[shape.metric], datatype), graph)
 
     def _drop(self) -> None:
         self._target.drop()
@@ -237,28 +245,23 @@ class Qdrant(Engine):
 
     def _ask(self, vectors: Codes, query: Query, where: Any) -> list[list[tuple[int, float]]]:
         """Per query, (id, distance), nearest first."""
-        rows = []
+        rows, to_id, to_distance = [], self._keys.id, _TO_DISTANCE[cast("Metric", self.metric)]
         for some in batches(len(vectors), self._rows_a_request()):
-            for vector, found in zip(
-                vectors[some], self._target.query(self._to_engine(vectors[some]), query, where), strict=True
-            ):
-                if query.with_vectors:
-                    scores = self._distances(vector, self._from_engine([v for _, _, v in found]))
-                else:
-                    scores = [self._to_distance(score) for _, score, _ in found]
-                row = [(self._keys.id(key), distance) for (key, _, _), distance in zip(found, scores, strict=True)]
-                rows.append(sorted(row, key=lambda hit: hit[1]) if query.with_vectors else row)
+            answers = self._target.query(self._to_engine(vectors[some]), query, where)
+            if query.with_vectors:
+                rows += [self._measured(vector, found) for vector, found in zip(vectors[some], answers, strict=True)]
+            else:
+                rows += [[(to_id(key), to_distance(score)) for key, score, _ in found] for found in answers]
         return rows
+
+    def _measured(self, query: Codes, found: Sequence[Scored]) -> list[tuple[int, float]]:
+        """(id, distance) by the stored vectors instead of the scores, nearest first."""
+        distances = self._distances(query, self._from_engine([vector for _, _, vector in found]))
+        row = [(self._keys.id(key), distance) for (key, _, _), distance in zip(found, distances, strict=True)]
+        return sorted(row, key=lambda hit: hit[1])
 
     def _rows_a_request(self) -> int:
         return max(1, _REQUEST_BYTES // (_JSON_BYTES[str(self.kind)] * cast("int", self.dim)))
-
-    def _to_distance(self, score: float) -> float:
-        if self.metric == "hamming":
-            return round(score / SET_BIT)
-        if self.metric == "l2":
-            return score * score
-        return -score if self.metric == "ip" else 1 - score
 
     def _threshold(self, radius: float) -> float:
         """A score that everything within ``radius`` passes; what else passes is dropped afterwards."""
