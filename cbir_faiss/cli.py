@@ -220,16 +220,15 @@ def verify(folder: Path) -> None:
     \b
     cbir verify photos.cbir
     """
-    from cbir_faiss.collection import Collection
-    from cbir_faiss.storage.manifest import read_manifest
+    from cbir_faiss.storage.manifest import damaged_files, read_manifest
 
-    collection = Collection(folder, read_manifest(folder))
-    damaged = collection.verify()
+    manifest = read_manifest(folder)
+    damaged = damaged_files(folder, manifest)
     for name, how in damaged:
         click.echo(f"{folder / name}: {how}")
     if damaged:
-        raise CbirError(f"{folder}: {len(damaged)} of {len(collection.manifest.files)} files are damaged")
-    click.echo(f"{folder}: {len(collection.manifest.files)} files, {len(collection):,} items, all as they were written")
+        raise CbirError(f"{folder}: {len(damaged)} of {len(manifest.files)} files are damaged")
+    click.echo(f"{folder}: {len(manifest.files)} files, {manifest.items:,} items, all as they were written")
 
 
 @main.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,17 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss import threads
-from cbir_faiss.base import Backend, Codec, Extractor, Rescorer
-from cbir_faiss.build import BuildReport, build, thaw
+from cbir_faiss.base import Extractor
+from cbir_faiss.build import BuildReport, Clock, Encoder, build
 from cbir_faiss.cache import default_cache
+from cbir_faiss.checks import check_floats, check_payload
 from cbir_faiss.config import Config, load_config
-from cbir_faiss.errors import InputError, UnknownId
-from cbir_faiss.extraction import Progress
+from cbir_faiss.errors import CbirError, InputError
+from cbir_faiss.extraction import Failure, Progress, extract
 from cbir_faiss.filters import Where, parse_where
-from cbir_faiss.images import open_image
-from cbir_faiss.storage.manifest import Manifest, check_sizes, damaged_files, read_manifest
-from cbir_faiss.storage.segment import Segment
-from cbir_faiss.types import Columns, Hits, Ids, missing_hits
+from cbir_faiss.images import open_image, to_rgb
+from cbir_faiss.registry import make
+from cbir_faiss.sources._given import Given
+from cbir_faiss.sources._paths import Paths
+from cbir_faiss.storage.changes import change, open_settled
+from cbir_faiss.storage.files import writing_to
+from cbir_faiss.storage.lock import writer_lock
+from cbir_faiss.storage.manifest import Manifest, damaged_files
+from cbir_faiss.storage.seen import Seen, difference
+from cbir_faiss.storage.segment import Block
+from cbir_faiss.storage.store import Store, thaw
+from cbir_faiss.types import Columns, Hits, Ids
 
 Filter = Where | Mapping[str, Any] | str
 
@@ -41,14 +51,26 @@ class Match:
         return {"id": self.id, "path": self.path, "label": self.label, "distance": self.distance}
 
 
+@dataclass(frozen=True)
+class Added:
+    """What ``Collection.add`` did: how many items are new, how many of these replaced one of the same path (which got
+    a new id), how many were there already, and what could not be used."""
+
+    added: int
+    replaced: int
+    unchanged: int
+    failed: tuple[Failure, ...] = ()
+
+
 class Collection:
     """Open with ``Collection.open(folder)``, or make one with ``Collection.build(config, out)``.
 
-    A reader keeps the generation it opened; ``open`` again to see later changes.
+    A reader keeps the generation it opened; ``open`` again to see later changes. One that adds or deletes goes on with
+    the generation it made.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, store: Store) -> None:
+        self.folder, self._store = store.folder, store
         self.report: BuildReport | None = None
 
     @classmethod
@@ -61,6 +83,9 @@ class Collection:
         progress: Progress | None = None,
     ) -> Collection:
         """Build what ``config`` (a file, or a parsed config) describes at ``out``, and open it.
+
+        Started again after being killed, it goes on where it was; on a finished collection it takes over what has
+        changed in the source since, by path, size and time of change of the files.
 
         ``cache`` is the folder of the embedding cache (default: the user's).
         """
@@ -77,12 +102,20 @@ class Collection:
         Raises:
             CorruptCollection: not a collection, damaged, or of another format version.
         """
-        manifest = read_manifest(Path(folder))
-        check_sizes(Path(folder), manifest)
-        return cls(Path(folder), manifest)
+        store = Store.open(Path(folder))
+        if store.manifest.pending is not None:
+            with suppress(CbirError), writer_lock(store.folder):  # else whoever has the lock is doing it
+                store.close()
+                store = open_settled(store.folder)
+        return cls(store)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The generation that is open."""
+        return self._store.manifest
 
     def __len__(self) -> int:
-        return self.manifest.items
+        return len(self._store)
 
     def __enter__(self) -> Collection:
         return self
@@ -115,21 +148,92 @@ class Collection:
             UnknownId: an id that is not there.
         """
         wanted = np.asarray(list(ids), np.int64)
-        codes = self._fetch(wanted, "code")
-        columns = {"code": codes}
-        for name in self.rescorer.needs_queries:
-            columns[name] = self._stored_query(wanted, name)
+        codes, rescorer = self._store.fetch(wanted, "code"), self._encoder.rescorer
+        stored = {name: self._store.fetch(wanted, name) for name in rescorer.needs_items if name != "code"}
+        columns = {"code": codes, **rescorer.unpack(stored)}
+        if "projection" in rescorer.needs_queries:  # only its signs were kept
+            bits = np.unpackbits(codes, axis=1, count=self.manifest.bits)
+            columns["projection"] = bits.astype(np.float32) * 2 - 1
         found = self._matches(self._search(columns, k + 1, where))
         return [[m for m in hits if m.id != own][:k] for own, hits in zip(wanted.tolist(), found, strict=True)]
 
     def search_columns(self, columns: Columns, k: int = 5, where: Filter | None = None) -> list[list[Match]]:
         """As ``search``, for columns that were extracted already."""
-        embedding = np.asarray(columns["embedding"])
-        codes = self.codec.encode(embedding)
-        extended = {**columns, "code": codes}
-        if self.codec.kind == "binary" and "projection" in self.rescorer.needs_queries:
-            extended["projection"] = self.codec.project(embedding)
+        codec, embedding = self._encoder.codec, np.asarray(columns["embedding"])
+        extended = {**columns, "code": codec.encode(embedding)}
+        if codec.kind == "binary" and "projection" in self._encoder.rescorer.needs_queries:
+            extended["projection"] = codec.project(embedding)
         return self._matches(self._search(extended, k, where))
+
+    # -- change
+
+    def add(self, paths: Iterable[str | Path], *, cache: Path | None = None, progress: Progress | None = None) -> Added:
+        """Add files, and all images below folders, in one transaction; a file that is there with another content is
+        replaced, under a new id.
+
+        A file below the folder that the collection was built from is named and labelled as a build would; any other
+        by its absolute path, with the first folder below a given folder as label.
+
+        Raises:
+            InputError: a path that does not exist, or not one file that can be used. CbirError: another writer.
+        """
+        extractor = self.extractor
+        source = Paths(paths=[str(path) for path in paths], below=self.manifest.root)
+        source.items()
+        with writer_lock(self.folder), writing_to(self.folder):
+            self._reopen()
+            differs = difference(self._store, source, Seen(), whole=False)
+            rows = np.array(differs.rows, np.int64)
+            found = extract(source, extractor, cache=cache or default_cache(), progress=progress, rows=rows)
+            if len(rows) == len(source.items()) == len(found.failed):
+                raise InputError(f"nothing was added; {found.failed[0].path}: {found.failed[0].reason}")
+            failed, before = list(found.failed), self.manifest.next_id
+            old = [differs.replaced[row] for row in found.rows.tolist() if row in differs.replaced]
+            if len(found):
+                self._change(old, self._encoder.blocks(source, found, before, failed, Clock(), added=True))
+        unchanged = len(source.items()) - len(rows)
+        return Added(self.manifest.next_id - before, len(old), unchanged, tuple(failed))
+
+    def add_vectors(self, vectors: NDArray[Any], documents: Sequence[Mapping[str, Any]] | None = None) -> Ids:
+        """Add embeddings float ``(n, dim)`` as they are, with a document each (path, label, anything else of JSON).
+
+        Returns:
+            Their ids, int64 ``(n,)``; less those of zero vectors where the index compares directions.
+
+        Raises:
+            InputError, DimensionMismatch: NaN, another width, or documents that do not fit. CbirError: another writer.
+        """
+        x = check_floats(vectors, "add_vectors", self.manifest.dim)
+        documents = [{} for _ in x] if documents is None else documents
+        check_payload(documents)
+        if len(documents) != len(x):
+            raise InputError(f"{len(documents)} documents for {len(x)} vectors")
+        source = Given(x, documents)
+        extractor: Extractor = make("extractors", "vectors")
+        found = extract(source, extractor, cache=None)
+        with writer_lock(self.folder), writing_to(self.folder):
+            self._reopen()
+            first = self.manifest.next_id
+            self._change([], self._encoder.blocks(source, found, first, [], Clock(), added=True))
+        return np.arange(first, self.manifest.next_id)
+
+    def delete(self, ids: Iterable[int] = (), *, where: Filter | None = None) -> int:
+        """Delete items by id, or all that a filter matches, in one transaction; returns how many.
+
+        A later build brings back what its source still has, if it finds the source changed.
+
+        Raises:
+            UnknownId: an id that is not there; nothing is deleted then. CbirError: another writer.
+        """
+        with writer_lock(self.folder), writing_to(self.folder):
+            self._reopen()
+            wanted = np.unique(np.asarray(list(ids), np.int64))
+            self._store.documents(wanted.tolist())
+            if where is not None:
+                wanted = np.union1d(wanted, self._store.select(parse_where(where)))
+            if len(wanted):
+                self._change(wanted.tolist(), ())
+        return len(wanted)
 
     # -- what it holds
 
@@ -139,21 +243,10 @@ class Collection:
         Raises:
             UnknownId: an id that is not there.
         """
-        wanted = [int(i) for i in ids]
-        found: dict[int, dict[str, Any]] = {}
-        for segment in self.segments:
-            found |= segment.catalogue.documents(wanted)
-        unknown = [i for i in wanted if i not in found]
-        if unknown:
-            raise UnknownId(f"no item with id {unknown[0]} in {self.folder}")
-        return [found[i] for i in wanted]
+        return self._store.documents([int(i) for i in ids])
 
     def info(self) -> dict[str, Any]:
         """What ``cbir info`` prints: counts, plugins, labels, bytes by file."""
-        labels: dict[str, int] = {}
-        for segment in self.segments:
-            for label, count in segment.catalogue.labels().items():
-                labels[label] = labels.get(label, 0) + count
         m = self.manifest
         return {
             "items": m.items,
@@ -168,7 +261,7 @@ class Collection:
             "rescore": m.rescore.model_dump(),
             "dim": m.dim,
             "bits": m.bits,
-            "labels": labels,
+            "labels": self._store.labels(),
             "bytes": {name: entry.size for name, entry in m.files.items()},
         }
 
@@ -178,48 +271,40 @@ class Collection:
 
     def close(self) -> None:
         """Give back files and connections."""
-        for segment in self.segments:
-            segment.close()
-        engine = self.__dict__.pop("engine", None)
-        if engine is not None:
-            engine.close()
+        self._store.close()
 
     # -- its parts
 
     @cached_property
-    def segments(self) -> list[Segment]:
-        folder = self.folder / "segments"
-        return [Segment(folder / entry.name, entry, self._make_backend) for entry in self.manifest.segments]
-
-    @cached_property
     def extractor(self) -> Extractor:
-        """The frozen extractor; it needs neither torch nor the original weights."""
-        if self.manifest.extractor is None:
-            raise InputError(f"{self.folder} holds vectors and has no extractor: search it by id or by vector")
-        extractor: Extractor = thaw("extractors", self.manifest.extractor, self.folder / "extractor")
+        """The frozen extractor; it needs neither torch nor the original weights.
+
+        Raises:
+            InputError: the collection holds vectors, not pictures.
+        """
+        entry = self.manifest.extractor
+        extractor: Extractor | None = None
+        if entry is not None:
+            extractor = thaw("extractors", entry, self.folder / "extractor")
+        if extractor is None or extractor.reads != "image":
+            raise InputError(f"{self.folder} holds vectors and has no extractor: give it ids or vectors, not pictures")
         return extractor
 
     @cached_property
-    def codec(self) -> Codec:
-        codec: Codec = thaw("codecs", self.manifest.codec, self.folder)
-        return codec.restore(self.folder / "codec.npz")
-
-    @cached_property
-    def rescorer(self) -> Rescorer:
-        rescorer: Rescorer = thaw("rescorers", self.manifest.rescore, self.folder)
-        return rescorer.restore(self.folder / "rescore.npz")
-
-    @cached_property
-    def engine(self) -> Backend | None:
-        """The engine that keeps its own storage, or None where the segments hold the index."""
-        backend = self._make_backend()
-        return backend if backend.own_storage else None
-
-    def _make_backend(self) -> Backend:
-        backend: Backend = thaw("backends", self.manifest.backend, self.folder)
-        return backend
+    def _encoder(self) -> Encoder:
+        return Encoder.of(self._store)
 
     # -- how
+
+    def _reopen(self) -> None:
+        """For a writer, who must start from the current generation."""
+        self._store.close()
+        self._store = open_settled(self.folder)
+
+    def _change(self, delete: Sequence[int], blocks: Iterable[Block]) -> None:
+        with threads.phase("fit"):
+            change(self._store, delete=np.array(delete, np.int64), blocks=blocks)
+        self._reopen()
 
     def _columns(self, queries: Sequence[Any] | NDArray[Any]) -> Columns:
         if isinstance(queries, np.ndarray):
@@ -228,82 +313,30 @@ class Collection:
             raise InputError("queries are a list of paths, images or vectors, with at least one")
         if isinstance(queries[0], np.ndarray):
             return {"embedding": np.stack(list(queries))}
-        if self.extractor.reads != "image":
-            raise InputError(f"{self.folder} holds vectors, not pictures: search it by id or by vector")
+        extractor = self.extractor
         images = [
-            open_image(Path(query)) if isinstance(query, str | Path) else query.convert("RGB") for query in queries
+            open_image(Path(query), enough=extractor.enough) if isinstance(query, str | Path) else to_rgb(query)
+            for query in queries
         ]
         with threads.phase("extract"):
-            columns = self.extractor(images)
+            columns = extractor(images)
         return {**columns, "embedding": columns[self.manifest.embedding]}
 
     def _search(self, columns: Columns, k: int, where: Filter | None) -> Hits:
-        candidates = self.rescorer.candidates
-        depth = max(k, len(self)) if candidates == "all" else max(k, candidates)
+        rescorer, wanted = self._encoder.rescorer, max(1, len(self))
+        if k < 1:
+            raise InputError(f"k must be at least 1, got {k}")
+        depth = wanted if rescorer.candidates == "all" else min(wanted, max(k, rescorer.candidates))
         with threads.phase("search"):
-            hits = self._first_stage(columns["code"], depth, parse_where(where) if where is not None else None)
-            return self.rescorer.rescore(columns, hits, self._fetch, k)
-
-    def _first_stage(self, codes: NDArray[Any], k: int, where: Where | None) -> Hits:
-        if self.engine is not None:
-            return self.engine.search(codes, k, where)
-        found = []
-        for segment in self.segments:
-            allowed = None if where is None else segment.catalogue.select(where)
-            if allowed is not None and not len(allowed):
-                continue
-            found.append(segment.backend.search(codes, k, allowed))
-        return merge(found, len(codes), k)
-
-    def _fetch(self, ids: Ids, column: str) -> NDArray[Any]:
-        """Stored rows of ``ids``, wherever they lie."""
-        if len(self.segments) == 1:
-            segment = self.segments[0]
-            return np.asarray(segment.column(column)[self._rows(segment, ids)])
-        owner = np.searchsorted([int(s.ids[0]) for s in self.segments], ids, side="right") - 1
-        first = self.segments[0].column(column)
-        out = np.empty((len(ids), *first.shape[1:]), first.dtype)
-        for number in np.unique(owner):
-            mine = owner == number
-            segment = self.segments[max(0, int(number))]
-            out[mine] = segment.column(column)[self._rows(segment, ids[mine])]
-        return out
-
-    def _rows(self, segment: Segment, ids: Ids) -> NDArray[np.int64]:
-        rows = np.searchsorted(segment.ids, ids)
-        known = rows < len(segment.ids)
-        known[known] = (segment.ids[rows[known]] == ids[known]) & segment.live[rows[known]]
-        if not known.all():
-            raise UnknownId(f"no item with id {int(ids[np.argmin(known)])} in {self.folder}")
-        return rows
-
-    def _stored_query(self, ids: Ids, name: str) -> NDArray[Any]:
-        if name == "projection":
-            bits = np.unpackbits(self._fetch(ids, "code"), axis=1)[:, : self.codec.bits]
-            return bits.astype(np.float32) * 2 - 1
-        return self._unpacked(self._fetch(ids, name))
-
-    def _unpacked(self, stored: NDArray[Any]) -> NDArray[Any]:
-        return stored.astype(np.float32)
+            hits = self._store.search(columns["code"], depth, parse_where(where) if where is not None else None)
+            return rescorer.rescore(columns, hits, self._store.fetch, k)
 
     def _matches(self, hits: Hits) -> list[list[Match]]:
-        wanted = np.unique(hits.ids[hits.ids >= 0])
-        documents = dict(zip(wanted.tolist(), self.documents(wanted.tolist()), strict=True))
+        wanted = np.unique(hits.ids[hits.ids >= 0]).tolist()
+        documents = dict(zip(wanted, self._store.documents(wanted), strict=True))
         return [[_match(hit.id, hit.distance, documents[hit.id]) for hit in some] for some in hits]
-
-
-def merge(found: Sequence[Hits], n: int, k: int) -> Hits:
-    """The ``k`` nearest of several answers to the same ``n`` queries; equals in the order of ``found``."""
-    if not found:
-        return missing_hits(n, k)
-    if len(found) == 1:
-        return found[0]
-    ids = np.concatenate([hits.ids for hits in found], axis=1)
-    distances = np.concatenate([hits.distances for hits in found], axis=1)
-    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
-    return Hits(np.take_along_axis(ids, order, axis=1), np.take_along_axis(distances, order, axis=1))
 
 
 def _match(item: int, distance: float, document: dict[str, Any]) -> Match:
     payload = {key: value for key, value in document.items() if key not in ("path", "label")}
-    return Match(item, str(document["path"]), document.get("label"), distance, payload)
+    return Match(item, str(document.get("path", "")), document.get("label"), distance, payload)

@@ -1,16 +1,17 @@
 """From a source to embedding columns: read and prepare in parallel, extract in batches, never twice.
 
 Embeddings are cached by content: the digest of an item's bytes and the extractor's fingerprint (plugin, options,
-weights). A second run, another config over the same pictures, or a folder that grew recomputes only what is new.
+weights). A second run, another config over the same pictures, or a folder that grew recomputes only what is new, and a
+run that was killed goes on after its last shard. Batches do not depend on where it was killed, so the results do not.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,22 +20,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss import threads
-from cbir_faiss.base import Extractor, Source
-from cbir_faiss.cache import EmbeddingCache
+from cbir_faiss.base import Extractor, Source, Stamp
+from cbir_faiss.cache import KEY_BYTES, EmbeddingCache
 from cbir_faiss.errors import BadImage, ConfigError, InputError
 from cbir_faiss.types import Columns
 
 Progress = Callable[[int, int], None]
 """``progress(done, total)``, called as work advances."""
 BLOCK = 50_000
+_REPORT = 512  # known items passed over before they are reported
+_NO_STAMP = -1
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One item that could not be used, and why."""
+    """One item that could not be used, and why; the stamp of its file tells when it is worth another try."""
 
     path: str
     reason: str
+    stamp: Stamp | None = field(default=None, compare=False)
+
+    def as_dict(self) -> dict[str, str]:
+        return {"path": self.path, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an item was made of: the stamp of its file when it was read, and the digest of its content."""
+
+    stamp: Stamp | None
+    digest: bytes
 
 
 class Extraction:
@@ -49,12 +64,13 @@ class Extraction:
         self,
         rows: NDArray[np.int64],
         read: Callable[[slice | NDArray[np.int64]], Columns],
+        origin: Callable[[slice], list[Origin]],
         failed: list[Failure],
-        computed: int,
-        seconds: float,
+        computed: int = 0,
+        seconds: float = 0.0,
     ) -> None:
         self.rows, self.failed, self.computed, self.seconds = rows, failed, computed, seconds
-        self._read = read
+        self._read, self._origin = read, origin
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -63,6 +79,10 @@ class Extraction:
         """Columns of some rows of this extraction."""
         return dict(self._read(rows))
 
+    def origin(self, rows: slice) -> list[Origin]:
+        """Where some rows of this extraction came from."""
+        return self._origin(rows)
+
     @cached_property
     def columns(self) -> dict[str, NDArray[Any]]:
         """All of them in memory, name → ``(n, width)``."""
@@ -70,9 +90,21 @@ class Extraction:
 
 
 @dataclass(frozen=True)
-class Extracted:
-    """One batch of ``stream``: columns of the rows that worked, and the failures met on the way."""
+class Seen:
+    """An item that was read: its row in the source, and its origin."""
 
+    row: int
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A part of ``stream``: what was seen since the last one, columns of what was extracted, and the failures.
+
+    rows: of the source, one for each row of ``columns``; a part of ``seen``, which holds known content too.
+    """
+
+    seen: list[Seen]
     rows: list[int]
     columns: dict[str, NDArray[Any]]
     failed: list[Failure]
@@ -88,30 +120,32 @@ def check_pair(source: Source, extractor: Extractor) -> None:
 
 
 def stream(
-    source: Source, extractor: Extractor, rows: Iterable[int], *, batch_size: int = 32, workers: int | None = None
+    source: Source,
+    extractor: Extractor,
+    rows: Iterable[int],
+    *,
+    batch_size: int = 32,
+    workers: int | None = None,
+    known: Container[bytes] = (),
 ) -> Iterator[Extracted]:
     """Batches of columns of ``rows``, in order. Preparation runs in threads beside the model; memory stays bounded.
 
-    An item that cannot be read is a ``Failure`` of its batch, and so is one whose embedding is not finite.
+    Content that is ``known`` by its digest (and what occurs again in one batch) is seen but not extracted. An item that
+    cannot be read is a ``Failure``, and so is one whose embedding is not finite.
     """
     check_pair(source, extractor)
-    items = source.items()
     workers = workers or threads.available()
+    reader = _Reader(source, extractor, known)
+    batch = _Batch(source, extractor)
     with ThreadPoolExecutor(workers) as pool, threads.phase("extract"):
-        pending: list[tuple[int, NDArray[Any]]] = []
-        failed: list[Failure] = []
-        for row, job in _ahead(pool, lambda row: extractor.prepare(source.read(row)), rows, 2 * batch_size + workers):
-            try:
-                prepared = job.result()
-            except BadImage as error:
-                failed.append(Failure(items[row].path, str(error)))
-                continue
-            if pending and (len(pending) >= batch_size or prepared.shape != pending[0][1].shape):
-                yield _extract(extractor, items, pending, failed)
-                pending, failed = [], []
-            pending.append((row, prepared))
-        if pending or failed:
-            yield _extract(extractor, items, pending, failed)
+        for row, job in _ahead(pool, reader.read, rows, 2 * batch_size + workers):
+            item = job.result()
+            if batch.has_to_go_before(item, batch_size):
+                yield batch.extract()
+                batch = _Batch(source, extractor)
+            batch.take(row, item, known)
+        if batch.seen or batch.failed:
+            yield batch.extract()
 
 
 def extract(
@@ -121,59 +155,167 @@ def extract(
     cache: Path | None,
     batch_size: int = 32,
     progress: Progress | None = None,
+    rows: NDArray[np.int64] | None = None,
 ) -> Extraction:
-    """Columns of every item of ``source``; ``cache`` is the folder of the embedding cache, None for none.
+    """Columns of every item of ``source``, or of ``rows`` of it; ``cache`` is the folder of the embedding cache.
 
     Raises:
-        InputError: not one item could be used; the message has the first reason.
+        InputError: not one item could be used (and ``rows`` were not chosen); the message has the first reason.
         ConfigError: the extractor does not read what the source yields.
     """
     check_pair(source, extractor)
+    wanted = np.arange(len(source.items())) if rows is None else rows
     matrix = getattr(source, "matrix", None)
-    if matrix is not None:
-        return _from_matrix(source, extractor, matrix())
-    total = len(source.items())
-    keys, failed = _content_keys(source)
+    found = (
+        _from_matrix(source, extractor, matrix(), wanted)
+        if matrix is not None
+        else _from_items(source, extractor, wanted, cache, batch_size, progress)
+    )
+    if not len(found) and rows is None:
+        first = found.failed[0]
+        raise InputError(f"not one of {len(wanted)} items could be used; {first.path}: {first.reason}")
+    return found
+
+
+def _from_items(
+    source: Source,
+    extractor: Extractor,
+    wanted: NDArray[np.int64],
+    cache: Path | None,
+    batch_size: int,
+    progress: Progress | None,
+) -> Extraction:
     store = EmbeddingCache(cache and cache / "embeddings" / extractor.fingerprint())
-    first_of: dict[bytes, int] = {}
-    for row, key in keys.items():
-        if key not in store:
-            first_of.setdefault(key, row)
-    done = total - len(first_of)
-    if progress:
-        progress(done, total)
+    origins = _Origins(len(wanted))
+    failed: list[Failure] = []
+    done = computed = 0
+    place_of = {row: place for place, row in enumerate(wanted.tolist())}
+    report = progress or (lambda done, total: None)
+    report(done, len(wanted))
     began = time.perf_counter()
-    for batch in stream(source, extractor, first_of.values(), batch_size=batch_size):
-        failed += batch.failed
-        store.add([keys[row] for row in batch.rows], batch.columns)
-        done += len(batch.rows) + len(batch.failed)
-        if progress:
-            progress(done, total)
+    for part in stream(source, extractor, wanted.tolist(), batch_size=batch_size, known=store):
+        failed += part.failed
+        for seen in part.seen:
+            origins.put(place_of[seen.row], seen.origin)
+        store.add([origins.digest(place_of[row]) for row in part.rows], part.columns)
+        computed += len(part.rows)
+        done += len(part.seen) + len(part.failed)
+        report(done, len(wanted))
     store.flush()
-    failed = _with_copies(source, failed, keys, first_of)
-    rows = np.array([row for row, key in keys.items() if key in store], np.int64)
-    if not len(rows):
-        raise InputError(f"not one of {total} items could be used; {failed[0].path}: {failed[0].reason}")
-    computed = sum(1 for key in first_of if key in store)
+    # What failed after it was seen (its embedding was not finite) is not in the store.
+    places = np.array([p for p in origins.places() if origins.digest(p) in store], np.int64)
     seconds = time.perf_counter() - began if computed else 0.0
     return Extraction(
-        rows, lambda some: store.gather([keys[int(row)] for row in rows[some]]), failed, computed, seconds
+        wanted[places],
+        lambda some: store.gather([origins.digest(p) for p in places[some]]),
+        lambda some: [origins.get(p) for p in places[some]],
+        sorted(failed, key=lambda failure: failure.path),
+        computed,
+        seconds,
     )
 
 
-def _extract(
-    extractor: Extractor, items: Sequence[Any], pending: list[tuple[int, NDArray[Any]]], failed: list[Failure]
-) -> Extracted:
-    if not pending:
-        return Extracted([], {}, failed)
-    rows = [row for row, _ in pending]
-    columns = extractor.extract(np.stack([prepared for _, prepared in pending]))
-    finite = np.logical_and.reduce([np.isfinite(columns[name]).all(axis=1) for name in extractor.embeddings])
-    if not finite.all():
-        failed = failed + [Failure(items[rows[i]].path, "embedding is not finite") for i in np.flatnonzero(~finite)]
-        rows = [row for row, ok in zip(rows, finite, strict=True) if ok]
-        columns = {name: values[finite] for name, values in columns.items()}
-    return Extracted(rows, columns, failed)
+class _Origins:
+    """Origins by place, 48 bytes each: there may be millions."""
+
+    def __init__(self, n: int) -> None:
+        self._digests = np.zeros((n, KEY_BYTES), np.uint8)
+        self._stamps = np.full((n, 2), _NO_STAMP, np.int64)
+        self._there = np.zeros(n, bool)
+
+    def put(self, place: int, origin: Origin) -> None:
+        self._digests[place] = np.frombuffer(origin.digest, np.uint8)
+        self._stamps[place] = origin.stamp or _NO_STAMP
+        self._there[place] = True
+
+    def places(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self._there)
+
+    def digest(self, place: int) -> bytes:
+        return bytes(self._digests[place])
+
+    def get(self, place: int) -> Origin:
+        size, changed = self._stamps[place].tolist()
+        return Origin(None if size == _NO_STAMP else (size, changed), self.digest(place))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a worker made of an item: prepared, or not (it is known), or the reason why it cannot be."""
+
+    path: str
+    origin: Origin
+    prepared: NDArray[Any] | None = None
+    reason: str = ""
+
+
+class _Reader:
+    """A worker's part of the work; runs in several threads."""
+
+    def __init__(self, source: Source, extractor: Extractor, known: Container[bytes]) -> None:
+        self._source, self._extractor, self._known = source, extractor, known
+        self._items, self._enough = source.items(), extractor.enough
+
+    def read(self, row: int) -> _Read:
+        path, key = self._items[row].path, b""
+        # Before the content, so that a file that changes meanwhile is looked at again next time.
+        stamp = self._source.stamp(row)
+        try:
+            key = self._source.content_key(row)
+            if key in self._known:
+                return _Read(path, Origin(stamp, key))
+            prepared = self._extractor.prepare(self._source.read(row, self._enough))
+        except BadImage as error:
+            return _Read(path, Origin(stamp, key), None, str(error))
+        return _Read(path, Origin(stamp, key), prepared)
+
+
+class _Batch:
+    """Items of one shape on their way to the model, and what was met between them."""
+
+    def __init__(self, source: Source, extractor: Extractor) -> None:
+        self._items, self._extractor = source.items(), extractor
+        self.seen: list[Seen] = []
+        self.failed: list[Failure] = []
+        self._pending: dict[bytes, tuple[int, NDArray[Any]]] = {}
+
+    def has_to_go_before(self, item: _Read, batch_size: int) -> bool:
+        if not self._pending:
+            return len(self.seen) + len(self.failed) >= _REPORT
+        _, first = next(iter(self._pending.values()))
+        other_shape = item.prepared is not None and item.prepared.shape != first.shape
+        return other_shape or len(self._pending) >= batch_size
+
+    def take(self, row: int, item: _Read, known: Container[bytes]) -> None:
+        if item.reason:
+            self.failed.append(Failure(item.path, item.reason, item.origin.stamp))
+            return
+        self.seen.append(Seen(row, item.origin))
+        # Asked again here, where items come in order, so that what is extracted does not depend on the threads.
+        key = item.origin.digest
+        if item.prepared is not None and key not in known and key not in self._pending:
+            self._pending[key] = row, item.prepared
+
+    def extract(self) -> Extracted:
+        if not self._pending:
+            return Extracted(self.seen, [], {}, self.failed)
+        rows = [row for row, _ in self._pending.values()]
+        columns = self._extractor.extract(np.stack([prepared for _, prepared in self._pending.values()]))
+        names = self._extractor.embeddings
+        finite = np.logical_and.reduce([np.isfinite(columns[name]).all(axis=1) for name in names])
+        if not finite.all():
+            bad = {key for key, ok in zip(self._pending, finite, strict=True) if not ok}
+            self._fail(bad, "embedding is not finite")
+            rows = [row for row, ok in zip(rows, finite, strict=True) if ok]
+            columns = {name: values[finite] for name, values in columns.items()}
+        return Extracted(self.seen, rows, columns, self.failed)
+
+    def _fail(self, bad: set[bytes], reason: str) -> None:
+        """What was seen with one of these digests failed after all."""
+        for seen in self.seen:
+            if seen.origin.digest in bad:
+                self.failed.append(Failure(self._items[seen.row].path, reason, seen.origin.stamp))
+        self.seen = [seen for seen in self.seen if seen.origin.digest not in bad]
 
 
 def _ahead(
@@ -193,44 +335,31 @@ def _ahead(
             job.cancel()
 
 
-def _content_keys(source: Source) -> tuple[dict[int, bytes], list[Failure]]:
-    keys: dict[int, bytes] = {}
-    failed: list[Failure] = []
-    items = source.items()
-    with ThreadPoolExecutor(threads.available()) as pool:
-        for row, job in _ahead(pool, source.content_key, range(len(items)), 1024):
-            try:
-                keys[row] = job.result()
-            except BadImage as error:
-                failed.append(Failure(items[row].path, str(error)))
-    return keys, failed
-
-
-def _with_copies(
-    source: Source, failed: list[Failure], keys: Mapping[int, bytes], first_of: Mapping[bytes, int]
-) -> list[Failure]:
-    """A file that failed fails under every path that has the same content."""
-    items = source.items()
-    reasons = {failure.path: failure.reason for failure in failed}
-    for row, key in keys.items():
-        original = items[first_of[key]].path if key in first_of else None
-        if original in reasons:
-            reasons.setdefault(items[row].path, reasons[original])
-    return [Failure(path, reasons[path]) for path in sorted(reasons)]
-
-
-def _from_matrix(source: Source, extractor: Extractor, matrix: NDArray[Any]) -> Extraction:
+def _from_matrix(source: Source, extractor: Extractor, matrix: NDArray[Any], wanted: NDArray[np.int64]) -> Extraction:
     """Ready vectors need neither threads nor a cache; rows that are not finite are failures."""
-    finite = np.concatenate([np.isfinite(matrix[i : i + BLOCK]).all(axis=1) for i in range(0, len(matrix), BLOCK)])
-    rows = np.flatnonzero(finite).astype(np.int64)
-    items = source.items()
-    failed = [Failure(items[i].path, "the vector holds NaN or infinity") for i in np.flatnonzero(~finite).tolist()]
-    if not len(rows):
-        raise InputError(f"not one of {len(matrix)} vectors is finite")
+    finite = _finite_rows(matrix)[wanted]
+    rows = wanted[finite]
+    items: Sequence[Any] = source.items()
+    reason = "the vector holds NaN or infinity"
+    failed = [Failure(items[i].path, reason, source.stamp(i)) for i in wanted[~finite].tolist()]
     name = next(iter(extractor.embeddings))
     whole = len(rows) == len(matrix)
 
     def read(some: slice | NDArray[np.int64]) -> Columns:
         return {name: np.asarray(matrix[some] if whole else matrix[rows[some]], np.float32)}
 
-    return Extraction(rows, read, failed, 0, 0.0)
+    def origin(some: slice) -> list[Origin]:
+        return [Origin(source.stamp(row), source.content_key(row)) for row in rows[some].tolist()]
+
+    return Extraction(rows, read, origin, failed)
+
+
+def _finite_rows(matrix: NDArray[Any]) -> NDArray[np.bool_]:
+    finite = np.ones(len(matrix), bool)
+    for start in range(0, len(matrix), BLOCK):
+        block = matrix[start : start + BLOCK]
+        # One pass of sums; only rows with a suspicious one (which large finite values can cause too) are looked at.
+        with np.errstate(over="ignore", invalid="ignore"):
+            odd = np.flatnonzero(~np.isfinite(block.sum(axis=1, dtype=np.float32)))
+        finite[start + odd] = np.isfinite(block[odd]).all(axis=1)
+    return finite

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cbir_faiss import extraction
-from cbir_faiss.base import Item
+from cbir_faiss.base import Item, Source
 from cbir_faiss.cache import EmbeddingCache
 from cbir_faiss.errors import ConfigError, InputError
 from cbir_faiss.registry import make
@@ -126,29 +126,66 @@ def test_an_embedding_that_is_not_finite_is_a_failure(pictures: Path) -> None:
     assert len(found) == 35
 
 
-class _Counting:
+class _Counting(Source):
     """A source of many tiny items that counts how far reading has run ahead."""
 
     name, yields = "counting", "vector"
 
-    def __init__(self, n: int) -> None:
-        self.read_so_far, self._items = 0, [Item(f"{i:05}") for i in range(n)]
+    def _setup(self) -> None:
+        self.read_so_far, self._all = 0, [Item(f"{i:05}") for i in range(2000)]
 
-    def items(self) -> Sequence[Item]:
-        return self._items
+    def _items(self) -> Sequence[Item]:
+        return self._all
 
-    def read(self, index: int) -> Any:
+    def _read(self, index: int) -> Any:
         self.read_so_far += 1
         return np.full(4, index, np.float32)
 
+    def _content_key(self, index: int) -> bytes:
+        return index.to_bytes(32, "big")
+
 
 def test_reading_runs_ahead_by_a_bounded_number() -> None:
-    source: Any = _Counting(2000)
+    source = _Counting()
     taken = 0
     for batch in extraction.stream(source, make("extractors", "vectors", dim=4), range(2000), batch_size=8, workers=2):
         taken += len(batch.rows)
         assert source.read_so_far - taken <= 2 * 8 + 2 + 8
     assert taken == 2000
+
+
+def test_batches_are_the_same_whatever_a_killed_run_left(pictures: Path, tmp_path: Path) -> None:
+    seen: list[list[bytes]] = []
+
+    class Watched(type(make("extractors", "hog"))):  # type: ignore[misc]
+        def _extract(self, batch: Any) -> Any:
+            seen[-1].append(batch.tobytes())
+            return super()._extract(batch)
+
+    (pictures / "blob" / "cut.png").write_bytes((pictures / "blob" / "03.png").read_bytes()[:99])
+    (pictures / "checks" / "copy.png").write_bytes((pictures / "blob" / "03.png").read_bytes())
+    for limit in (99, 1, 2):
+        seen.append([])
+        cache = EmbeddingCache(tmp_path / f"{limit}" / "embeddings" / Watched().fingerprint())
+        for done, part in enumerate(extraction.stream(folder(pictures), Watched(), range(38), batch_size=10)):
+            if done < limit:
+                by_row = {seen.row: seen.origin.digest for seen in part.seen}
+                cache.add([by_row[row] for row in part.rows], part.columns)
+        cache.flush()
+        seen[-1].clear()
+        extraction.extract(folder(pictures), Watched(), cache=tmp_path / f"{limit}", batch_size=10)
+    nothing, after_one, after_two = seen
+    assert nothing == []
+    assert after_one[-2:] == after_two[-2:]
+    assert len(after_one) == 3
+    assert len(after_two) == 2
+
+
+def test_shards_are_written_after_some_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cbir_faiss.cache.SHARD_SECONDS", 0.0)
+    cache = EmbeddingCache(tmp_path)
+    cache.add([b"a" * 32], {"embedding": np.ones((1, 3), np.float32)})
+    assert b"a" * 32 in EmbeddingCache(tmp_path)
 
 
 def test_the_cache_keeps_whole_shards_only(tmp_path: Path) -> None:

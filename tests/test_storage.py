@@ -14,7 +14,7 @@ from cbir_faiss.base import Item
 from cbir_faiss.errors import CbirError, CorruptCollection
 from cbir_faiss.filters import parse_where
 from cbir_faiss.storage import manifest as manifests
-from cbir_faiss.storage.catalogue import Catalogue, document, write_catalogue
+from cbir_faiss.storage.catalogue import Catalogue, Record, document, write_catalogue
 from cbir_faiss.storage.files import write_durably
 from cbir_faiss.storage.lock import writer_lock
 
@@ -46,7 +46,7 @@ def test_filters_in_sql_match_what_they_match_in_python(
     rows: list[dict[str, Any]], where: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("catalogue") / "items.sqlite"
-    write_catalogue(path, enumerate(rows))
+    write_catalogue(path, enumerate(map(Record, rows)))
     catalogue = Catalogue(path)
     tree = parse_where(where)
     assert catalogue.select(tree).tolist() == [i for i, row in enumerate(rows) if tree.matches(row)]
@@ -54,7 +54,7 @@ def test_filters_in_sql_match_what_they_match_in_python(
 
 
 def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
-    rows = [(i, {"path": f"{i}.jpg", "label": "x", "n": i}) for i in range(3000)]
+    rows = [(i, Record({"path": f"{i}.jpg", "label": "x", "n": i}, (i, i))) for i in range(3000)]
     write_catalogue(tmp_path / "a", rows)
     write_catalogue(tmp_path / "b", iter(rows))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -62,15 +62,18 @@ def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
 
 def test_a_catalogue_gives_back_what_was_written(tmp_path: Path) -> None:
     items = [Item("ä/1.jpg", ("cat",), {"year": 1990}), Item("b.jpg", ("cat", "dog")), Item("c.jpg")]
-    write_catalogue(tmp_path / "items", ((i + 10, document(item)) for i, item in enumerate(items)))
+    records = [Record(document(item), (7, 8 * i) if i else None, b"same", bool(i)) for i, item in enumerate(items)]
+    write_catalogue(tmp_path / "items", enumerate(records, 10))
     catalogue = Catalogue(tmp_path / "items")
     assert catalogue.documents([12, 10, 99]) == {
         10: {"path": "ä/1.jpg", "label": "cat", "year": 1990},
         12: {"path": "c.jpg"},
     }
-    assert catalogue.ids_of(["b.jpg", "nothing"]) == {"b.jpg": 11}
+    assert catalogue.records_of(["b.jpg", "nothing"]) == [(11, records[1])]
+    assert list(catalogue.records(11)) == [(11, records[1]), (12, records[2])]
+    assert catalogue.same_content() == [[10, 11, 12]]
     assert catalogue.labels() == {"cat": 2, "dog": 1}
-    assert [[i for i, _ in batch] for batch in catalogue.rows(2)] == [[10, 11], [12]]
+    catalogue.close()
 
 
 def entry(name: str) -> manifests.PluginEntry:
@@ -88,6 +91,7 @@ def committed(folder: Path, **changed: Any) -> manifests.Manifest:
         "embedding": "embedding",
         "dim": 4,
         "bits": None,
+        "width": 4,
         "next_id": 0,
         "segments": (),
         "files": manifests.describe_files(folder, ["data.bin"]),

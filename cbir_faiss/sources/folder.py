@@ -39,8 +39,8 @@ class Folder(FileSource):
         root = self.options.root
         if not root.is_dir():
             raise InputError(f"source 'folder': {'not a folder' if root.exists() else 'no such folder'}: {root}")
-        for path in _walk(root, frozenset()):
-            relative = os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+        for path in images_below(root):
+            relative = shown(path.relative_to(root))
             label, separator, _ = relative.partition("/")
             yield base.Item(relative, (label,) if separator else ()), path
 
@@ -48,8 +48,13 @@ class Folder(FileSource):
         return f"no image file (by suffix) below {self.options.root}"
 
 
-def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    """Image files below ``folder``; ``above`` are the devices and inodes of the folders it lies in."""
+def shown(path: Path) -> str:
+    """A path as an item is named: with slashes, odd bytes as ``\\xNN``."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def images_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """Image files (by suffix) below ``folder``; ``above`` are the devices and inodes of the folders it lies in."""
     try:
         status = folder.stat()
         entries = list(os.scandir(folder))
@@ -65,7 +70,7 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
         # A directory entry raises where a link leads to itself; a Path says no.
         linked = entry.is_symlink()
         if path.is_dir() if linked else entry.is_dir():
-            yield from _walk(path, above | {here})
+            yield from images_below(path, above | {here})
         # A link to nothing is an item that fails when it is read; pipes, sockets and devices are none.
         elif path.suffix.lower() in image_suffixes() and (linked or entry.is_file()):
             yield path

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cbir_faiss.base import Item
+from cbir_faiss.base import Item, Stamp
+from cbir_faiss.errors import CorruptCollection
 from cbir_faiss.filters import And, In, Not, Or, Range, Scalar, Where
 from cbir_faiss.types import Ids
 
@@ -23,41 +26,78 @@ def document(item: Item) -> dict[str, Any]:
     return {**item.payload, **labels, "path": item.path}
 
 
-def write_catalogue(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> None:
-    """Write ``(id, document)`` rows to a new file at ``path``.
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An item as it is kept: its document, and by what a later build knows its file again.
+
+    added: it was added by hand, so that a build does not take it away because its source does not have it.
+    """
+
+    document: dict[str, Any]
+    stamp: Stamp | None = None
+    digest: bytes = b""
+    added: bool = False
+
+    @property
+    def path(self) -> str:
+        return str(self.document.get("path", ""))
+
+
+_COLUMNS = "id, path, document, size, changed, digest, added"
+
+
+def write_catalogue(path: Path, rows: Iterable[tuple[int, Record]]) -> None:
+    """Write ``(id, record)`` rows to a new file at ``path``.
 
     ``VACUUM INTO`` makes the bytes depend on the rows only, not on how they were written.
     """
     aside = path.with_name(path.name + ".writing")
     aside.unlink(missing_ok=True)
-    with sqlite3.connect(aside) as connection:
+    with closing(sqlite3.connect(aside, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("PRAGMA synchronous = OFF")
-        connection.execute("CREATE TABLE items (id INTEGER PRIMARY KEY, path TEXT NOT NULL, document TEXT NOT NULL)")
-        values = ((i, str(doc.get("path", "")), json.dumps(doc, ensure_ascii=False)) for i, doc in rows)
-        connection.executemany("INSERT INTO items VALUES (?, ?, ?)", values)
+        connection.execute("BEGIN")
+        connection.execute(
+            "CREATE TABLE items (id INTEGER PRIMARY KEY, path TEXT NOT NULL, document TEXT NOT NULL, "
+            "size INTEGER, changed INTEGER, digest BLOB NOT NULL, added INTEGER NOT NULL)"
+        )
+        connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", (_row(i, r) for i, r in rows))
         connection.execute("CREATE INDEX by_path ON items (path)")
-        connection.commit()
+        connection.execute("COMMIT")
         connection.execute("VACUUM INTO ?", (str(path),))
-    connection.close()
     aside.unlink()
 
 
+def _row(item: int, record: Record) -> tuple[Any, ...]:
+    text = json.dumps(record.document, ensure_ascii=False)
+    return item, record.path, text, *(record.stamp or (None, None)), record.digest, record.added
+
+
+def _record(row: tuple[Any, ...]) -> tuple[int, Record]:
+    item, _, text, size, changed, digest, added = row
+    return item, Record(json.loads(text), None if size is None else (size, changed), digest, bool(added))
+
+
 class Catalogue:
-    """Read access to a catalogue file. One connection, usable from several threads."""
+    """Read access to a catalogue file. One connection, usable from several threads.
+
+    Raises:
+        CorruptCollection: it is missing, or not such a file.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, check_same_thread=False)
+        try:
+            self._connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?immutable=1", uri=True, check_same_thread=False
+            )
+            self._connection.execute("SELECT 1 FROM items LIMIT 1")  # opens it now, before another generation
+        except sqlite3.Error as error:
+            raise CorruptCollection(f"{path}: missing or altered ({error})") from error
 
     def documents(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
         """Documents of those of ``ids`` that are here."""
-        found: dict[int, dict[str, Any]] = {}
-        for start in range(0, len(ids), 500):
-            some = [int(i) for i in ids[start : start + 500]]
-            marks = ",".join("?" * len(some))
-            rows = self._connection.execute(f"SELECT id, document FROM items WHERE id IN ({marks})", some)
-            found.update((i, json.loads(text)) for i, text in rows)
-        return found
+        rows = self._chosen("SELECT id, document FROM items WHERE id IN", [int(i) for i in ids])
+        return {i: json.loads(text) for i, text in rows}
 
     def select(self, where: Where) -> Ids:
         """Ids of the items that ``where`` matches, ascending."""
@@ -66,20 +106,17 @@ class Catalogue:
         rows = self._connection.execute(f"SELECT id FROM items WHERE {sql} ORDER BY id", condition.values)
         return np.array([i for (i,) in rows], np.int64)
 
-    def ids_of(self, paths: Sequence[str]) -> dict[str, int]:
-        """Ids by path, of those of ``paths`` that are here."""
-        found: dict[str, int] = {}
-        for start in range(0, len(paths), 500):
-            some = paths[start : start + 500]
-            marks = ",".join("?" * len(some))
-            found.update(self._connection.execute(f"SELECT path, id FROM items WHERE path IN ({marks})", some))
-        return found
+    def records_of(self, paths: Sequence[str]) -> list[tuple[int, Record]]:
+        """Ids and records, of those of ``paths`` that are here."""
+        return [_record(row) for row in self._chosen(f"SELECT {_COLUMNS} FROM items WHERE path IN", list(paths))]
 
-    def rows(self, batch_size: int) -> Iterable[list[tuple[int, dict[str, Any]]]]:
-        """Every ``(id, document)``, by id, in batches."""
-        cursor = self._connection.execute("SELECT id, document FROM items ORDER BY id")
-        while batch := cursor.fetchmany(batch_size):
-            yield [(i, json.loads(text)) for i, text in batch]
+    def records(self, first: int = 0, last: int | None = None) -> Iterator[tuple[int, Record]]:
+        """Every id and record from id ``first`` to id ``last``, by id."""
+        last = np.iinfo(np.int64).max if last is None else last
+        rows = self._connection.execute(
+            f"SELECT {_COLUMNS} FROM items WHERE id BETWEEN ? AND ? ORDER BY id", (first, last)
+        )
+        return map(_record, rows)
 
     def labels(self) -> dict[str, int]:
         """How many items have each label, most frequent first."""
@@ -88,8 +125,21 @@ class Catalogue:
         )
         return {str(label): count for label, count in rows}
 
+    def same_content(self) -> list[list[int]]:
+        """Ids of the items whose content is equal byte by byte, where there are several."""
+        rows = self._connection.execute(
+            "SELECT json_group_array(id) FROM (SELECT id, digest FROM items WHERE digest != x'' ORDER BY digest, id) "
+            "GROUP BY digest HAVING count(*) > 1"
+        )
+        return [json.loads(ids) for (ids,) in rows]
+
     def close(self) -> None:
         self._connection.close()
+
+    def _chosen(self, select: str, values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+        for start in range(0, len(values), 500):
+            some = values[start : start + 500]
+            yield from self._connection.execute(f"{select} ({','.join('?' * len(some))})", some)
 
 
 class _Condition:

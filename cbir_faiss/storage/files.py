@@ -1,23 +1,73 @@
-"""Files that survive a crash: written aside, synced, renamed; and their digests."""
+"""Files that survive a crash: written aside, synced, renamed; their digests; and what a disk refuses, in one line."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbir_faiss.errors import CbirError
 
 
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: object) -> str:
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):  # type: ignore[attr-defined]
-        digest.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def writing_to(place: Path) -> Iterator[None]:
+    """Within the block, a full disk, a missing right or a vanished folder is a CbirError that names ``place``."""
+    try:
+        yield
+    except OSError as error:
+        file = f" ({error.filename})" if error.filename and str(error.filename) != str(place) else ""
+        raise CbirError(f"{place}: cannot be written: {error.strerror or error}{file}") from error
+    except sqlite3.Error as error:
+        raise CbirError(f"{place}: cannot be written: {error}") from error
+
+
+class ArrayFile:
+    """An ``.npy`` file that grows block by block.
+
+    Written, not mapped: on a full disk a write fails with an error, where a map would end the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._first: NDArray[Any] | None = None
+        self.rows = 0
+
+    def append(self, block: NDArray[Any]) -> None:
+        """Add rows; dtype and width are those of the first block."""
+        if self._first is None:
+            self._first = block[:0].copy()
+            self._head()
+        self._file.write(np.ascontiguousarray(block, self._first.dtype).data)
+        self.rows += len(block)
+
+    def close(self) -> None:
+        """Say in the head how many rows there are, for which numpy leaves room."""
+        if self._first is not None and not self._file.closed:
+            self._file.seek(0)
+            self._head()
+        self._file.close()
+
+    def _head(self) -> None:
+        assert self._first is not None
+        shape = (self.rows, *self._first.shape[1:])
+        head = {"descr": np.lib.format.dtype_to_descr(self._first.dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, head)
 
 
 def sync(path: Path) -> None:
@@ -35,6 +85,15 @@ def sync_tree(folder: Path) -> None:
         for name in names:
             sync(Path(root, name))
         sync(Path(root))
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write a new ``.npy`` file, and have the disk hold it."""
+    with path.open("wb") as file:
+        np.save(file, array)
+        file.flush()
+        os.fsync(file.fileno())
+    sync(path.parent)
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cbir_faiss.errors import CorruptCollection
 from cbir_faiss.storage.files import sha256_of, write_durably
 
 FORMAT = 1
 CURRENT = "CURRENT"
+_ALTERED = "altered: another SHA-256 than when it was written"
 
 
 class _Entry(BaseModel):
@@ -42,11 +44,30 @@ class SegmentEntry(_Entry):
     live: str | None = None
 
 
+class Pending(_Entry):
+    """What the engine that keeps its own storage has not been given yet: items from ``first_id`` on, and deletions.
+
+    deleted: a file of ids.
+    """
+
+    first_id: int
+    deleted: str | None = None
+
+
 class Manifest(_Entry):
-    """One generation. Immutable: a change writes the next one."""
+    """One generation. Immutable: a change writes the next one.
+
+    previous: SHA-256 of the manifest before, whose files are still there for its readers.
+    dim, bits, width: of the embedding, of the code (None for floats), and what an index of them is made for.
+    search: options that every search of the index is given.
+    root: the folder that the items' paths are relative to. survey: what the source said of itself when it was last
+    looked through; None where the collection was changed otherwise. seen: a file of what a build knows of files that
+    no item tells: which failed, and why. pending: for the engine, see ``Pending``.
+    """
 
     format: int = FORMAT
     generation: int = 1
+    previous: str | None = None
     config: dict[str, Any]
     extractor: PluginEntry | None
     fingerprint: str = ""
@@ -56,8 +77,14 @@ class Manifest(_Entry):
     embedding: str
     dim: int
     bits: int | None
+    width: int
+    search: dict[str, Any] = Field(default_factory=dict)
     next_id: int
     failed: int = 0
+    root: str | None = None
+    survey: str | None = None
+    seen: str | None = None
+    pending: Pending | None = None
     segments: tuple[SegmentEntry, ...]
     files: dict[str, FileEntry]
 
@@ -76,6 +103,8 @@ def describe_files(folder: Path, names: list[str]) -> dict[str, FileEntry]:
 
 def commit(folder: Path, manifest: Manifest) -> None:
     """Make ``manifest`` the current generation. Its files must be on disk already; readers see all of it or nothing."""
+    if (folder / CURRENT).exists():
+        manifest = manifest.model_copy(update={"previous": (folder / CURRENT).read_text().split()[1]})
     content = manifest.model_dump_json(indent=1).encode()
     name = f"manifest-{manifest.generation}.json"
     write_durably(folder / name, content)
@@ -112,16 +141,30 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
 
 
 def damaged_files(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
-    """Every live file that is missing, cut short or altered, and how; reads all of them."""
+    """Every file that is missing, cut short or altered, and how; reads all of them.
+
+    Those of the generation before are looked at too, as far as they are there: a reader may still have them open.
+    """
+    before = folder / f"manifest-{manifest.generation - 1}.json"
+    if manifest.previous is None or not before.exists():
+        return _damaged(folder, manifest.files)
+    if sha256_of(before) != manifest.previous:
+        return [*_damaged(folder, manifest.files), (before.name, _ALTERED)]
+    earlier = _parse(before.read_bytes(), before).files
+    earlier = {n: e for n, e in earlier.items() if n not in manifest.files and (folder / n).exists()}
+    return _damaged(folder, {**manifest.files, **earlier})
+
+
+def _damaged(folder: Path, files: Mapping[str, FileEntry]) -> list[tuple[str, str]]:
     damaged = []
-    for name, entry in manifest.files.items():
+    for name, entry in files.items():
         path = folder / name
         if not path.exists():
             damaged.append((name, "missing"))
         elif path.stat().st_size != entry.size:
             damaged.append((name, f"{path.stat().st_size} bytes instead of {entry.size}"))
         elif sha256_of(path) != entry.sha256:
-            damaged.append((name, "altered: another SHA-256 than when it was written"))
+            damaged.append((name, _ALTERED))
     return damaged
 
 

@@ -4,65 +4,84 @@ segments/<name>/ids.npy            int64 (rows,), ascending
                 codes.npy          uint8 (rows, bits / 8) or float32 (rows, dim)
                 column-<name>.npy  what the rescorer keeps of the extractor's columns
                 backend/           the index, as its backend saves it (none where the engine keeps its own storage)
-                items.sqlite       id, path, document
+                items.sqlite       id, path, document, and what the item was made of
                 live-<gen>.npy     bits of the rows that live; written by a delete, none while all do
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import mmap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss.base import Backend
-from cbir_faiss.errors import CorruptCollection
-from cbir_faiss.storage.catalogue import Catalogue, write_catalogue
-from cbir_faiss.storage.files import sync_tree
+from cbir_faiss.errors import CorruptCollection, Unsupported
+from cbir_faiss.storage.catalogue import Catalogue, Record, write_catalogue
+from cbir_faiss.storage.files import ArrayFile, save_array
 from cbir_faiss.storage.manifest import SegmentEntry
-from cbir_faiss.types import Codes, Ids
+from cbir_faiss.types import Codes, Ids, Kind
 
-Block = tuple[Ids, Codes, dict[str, NDArray[Any]], list[dict[str, Any]]]
-"""ids ``(n,)``, codes ``(n, width)``, packed columns, documents."""
+BLOCK_ROWS = 20_000
+TRAINING_ROWS = 100_000
 
 
-def write_segment(folder: Path, rows: int, blocks: Iterable[Block], backend: Backend | None) -> None:
-    """Write a segment of ``rows`` items from ``blocks``, and have the disk hold it.
+class Block(NamedTuple):
+    """Items on their way into a segment: ids ``(n,)`` ascending, codes ``(n, width)``, packed columns, records."""
 
-    ``backend`` is created and trained already, and gets every block; None where the engine keeps its own storage.
-    """
+    ids: Ids
+    codes: Codes
+    columns: dict[str, NDArray[Any]]
+    records: list[Record]
+
+
+def write_segment(folder: Path, blocks: Iterable[Block]) -> int:
+    """Write the items of ``blocks`` to a new folder, all but the index; returns how many there are."""
     folder.mkdir(parents=True)
+    arrays: dict[str, ArrayFile] = {}
 
-    def stored() -> Iterator[tuple[int, dict[str, Any]]]:
-        arrays: dict[str, NDArray[Any]] = {}
-        start = 0
-        for ids, codes, columns, documents in blocks:
+    def stored() -> Iterator[tuple[int, Record]]:
+        for ids, codes, columns, records in blocks:
             for name, values in {"ids": ids, "codes": codes, **{f"column-{n}": c for n, c in columns.items()}}.items():
                 if name not in arrays:
-                    shape = (rows, *values.shape[1:])
-                    arrays[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", values.dtype, shape)
-                arrays[name][start : start + len(ids)] = values
-            if backend is not None:
-                backend.upsert(ids, codes)
-            start += len(ids)
-            yield from zip(ids.tolist(), documents, strict=True)
+                    arrays[name] = ArrayFile(folder / f"{name}.npy")
+                arrays[name].append(values)
+            yield from zip(ids.tolist(), records, strict=True)
 
-    write_catalogue(folder / "items.sqlite", stored())
-    if backend is not None:
-        backend.flush()
-        backend.save(folder / "backend")
-    sync_tree(folder)
+    try:
+        write_catalogue(folder / "items.sqlite", stored())
+    finally:
+        for array in arrays.values():
+            array.close()
+    return arrays["ids"].rows if arrays else 0
+
+
+def sample_rows(n: int) -> NDArray[np.int64] | slice:
+    """Which of ``n`` rows something is learnt from: all, or a random part of them, always the same."""
+    if n <= TRAINING_ROWS:
+        return slice(0, n)
+    return np.sort(np.random.default_rng(0).choice(n, TRAINING_ROWS, replace=False))
 
 
 class Segment:
-    """Read access to one segment; everything is opened when it is first needed."""
+    """Read access to one segment; everything is opened when it is first needed, or at once by ``open``."""
 
     def __init__(self, folder: Path, entry: SegmentEntry, make_backend: Callable[[], Backend]) -> None:
         self.folder, self.entry = folder, entry
         self._make_backend = make_backend
+        self._columns: dict[str, NDArray[Any]] = {}
+
+    def open(self) -> None:
+        """Open every file now, so that a later generation may remove them."""
+        _ = self.ids, self.live, self.catalogue
+        for name in ("code", *self.column_names):
+            self.column(name)
+        if (self.folder / "backend").is_dir():
+            _ = self.backend
 
     @cached_property
     def ids(self) -> Ids:
@@ -75,35 +94,96 @@ class Segment:
         """bool ``(rows,)``."""
         if self.entry.live is None:
             return np.ones(self.entry.rows, bool)
-        bits = np.load(self.folder / self.entry.live)
+        bits = _map(self.folder / self.entry.live)
         return np.unpackbits(bits, count=self.entry.rows).astype(bool)
-
-    @property
-    def live_ids(self) -> Ids:
-        ids: Ids = self.ids
-        return ids if self.entry.live is None else ids[self.live]
-
-    @cached_property
-    def codes(self) -> Codes:
-        codes: Codes = _map(self.folder / "codes.npy")
-        return codes
 
     @cached_property
     def catalogue(self) -> Catalogue:
         return Catalogue(self.folder / "items.sqlite")
 
     @cached_property
+    def column_names(self) -> list[str]:
+        """The columns that are stored for the rescorer."""
+        return sorted(path.stem.removeprefix("column-") for path in self.folder.glob("column-*.npy"))
+
+    @cached_property
     def backend(self) -> Backend:
         """The index, mapped, with the dead rows taken out of its answers."""
         backend = self._make_backend()
+        dead = self.dead_ids
         backend.restore(self.folder / "backend", mmap=True)
-        if self.entry.live is not None:
-            backend.delete(self.ids[~self.live])
+        try:
+            backend.delete(dead)
+        except Unsupported:  # an index that cannot forget while it is mapped has to be read
+            backend.restore(self.folder / "backend")
+            backend.delete(dead)
         return backend
 
+    @property
+    def live_ids(self) -> Ids:
+        return self.ids if self.entry.live is None else self.ids[self.live]
+
+    @property
+    def dead_ids(self) -> Ids:
+        return self.ids[:0] if self.entry.live is None else self.ids[~self.live]
+
     def column(self, name: str) -> NDArray[Any]:
-        """A stored column by the name that rescorers use, or ``code``."""
-        return self.codes if name == "code" else _map(self.folder / f"column-{name}.npy")
+        """A stored column by the name that rescorers use, or ``code``; mapped."""
+        if name not in self._columns:
+            column = _map(self._file_of(name))
+            # Candidates lie anywhere in it; reading ahead around each would read thirty times as much from the disk.
+            if name != "code":
+                column._mmap.madvise(mmap.MADV_RANDOM)
+            self._columns[name] = column
+        return self._columns[name]
+
+    def rows_of(self, ids: Ids) -> NDArray[np.int64]:
+        """The live row of each id, -1 where there is none."""
+        rows = np.minimum(np.searchsorted(self.ids, ids), max(0, self.entry.rows - 1))
+        known = (self.ids[rows] == ids) & self.live[rows]
+        return np.where(known, rows, -1)
+
+    def records(self, paths: Sequence[str] | None = None) -> Iterator[tuple[int, Record]]:
+        """Live items with their ids: all, by id, or those of some paths."""
+        found = self.catalogue.records() if paths is None else iter(self.catalogue.records_of(paths))
+        if self.entry.live is None:
+            return found
+        dead = set(self.dead_ids.tolist())
+        return ((item, record) for item, record in found if item not in dead)
+
+    def blocks(self, live: NDArray[np.bool_] | None = None, first_id: int = 0) -> Iterator[Block]:
+        """The live items (or those of another bitmap) from ``first_id`` on, to be written elsewhere."""
+        kept = np.flatnonzero(self.live if live is None else live)
+        kept = kept[self.ids[kept] >= first_id]
+        codes, columns = self.column("code"), {name: _map(self._file_of(name)) for name in self.column_names}
+        for start in range(0, len(kept), BLOCK_ROWS):
+            rows = kept[start : start + BLOCK_ROWS]
+            ids = np.array(self.ids[rows])
+            wanted = set(ids.tolist())
+            found = self.catalogue.records(int(ids[0]), int(ids[-1]))
+            yield Block(
+                ids,
+                codes[rows],
+                {name: column[rows] for name, column in columns.items()},
+                [record for item, record in found if item in wanted],
+            )
+
+    def write_index(self, kind: Kind, width: int) -> None:
+        """Make the backend's index from what is stored, and save it beside it."""
+        backend = self._make_backend()
+        backend.create(width, kind)
+        codes = self.column("code")
+        if backend.needs_training:
+            backend.train(np.ascontiguousarray(codes[sample_rows(len(codes))]))
+        for start in range(0, len(codes), BLOCK_ROWS):
+            rows = slice(start, start + BLOCK_ROWS)
+            # An index that cannot be told which ids a filter allows must know the payload itself.
+            ids = np.array(self.ids[rows])
+            payload = None if backend.filters_ids else list(self._documents(ids))
+            backend.upsert(ids, np.array(codes[rows]), payload)
+        backend.flush()
+        backend.save(self.folder / "backend")
+        backend.close()
 
     def close(self) -> None:
         """Give back what was opened."""
@@ -111,12 +191,17 @@ class Segment:
             if name in self.__dict__:
                 self.__dict__.pop(name).close()
 
+    def _file_of(self, column: str) -> Path:
+        return self.folder / ("codes.npy" if column == "code" else f"column-{column}.npy")
+
+    def _documents(self, ids: Ids) -> Iterator[dict[str, Any]]:
+        return (record.document for _, record in self.catalogue.records(int(ids[0]), int(ids[-1])))
+
 
 def write_live(folder: Path, generation: int, live: NDArray[np.bool_]) -> str:
     """Write the bitmap of a segment's live rows; returns its file name."""
     name = f"live-{generation}.npy"
-    np.save(folder / name, np.packbits(live))
-    sync_tree(folder)
+    save_array(folder / name, np.packbits(live))
     return name
 
 

@@ -1,0 +1,46 @@
+"""Vectors that are in memory already, each with its document."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from cbir_faiss import base
+from cbir_faiss.errors import InputError
+from cbir_faiss.types import Floats
+
+
+class Given(base.Source):
+    """Rows of float32 ``(n, dim)``. A document's ``path`` and ``label`` are those of the item, the rest is payload."""
+
+    name: ClassVar[str] = "given"
+    yields: ClassVar[Literal["image", "vector"]] = "vector"
+
+    def __init__(self, vectors: Floats, documents: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__()
+        self._vectors = vectors
+        self._all = [_item(document) for document in documents]
+
+    def matrix(self) -> Floats:
+        """All of them."""
+        return self._vectors
+
+    def _items(self) -> Sequence[base.Item]:
+        return self._all
+
+    def _read(self, index: int) -> Floats:
+        vector: Floats = self._vectors[index]
+        return vector
+
+    def _content_key(self, index: int) -> bytes:
+        return hashlib.sha256(self._vectors[index].tobytes()).digest()
+
+
+def _item(document: Mapping[str, Any]) -> base.Item:
+    path, label = document.get("path", ""), document.get("label", ())
+    labels = label if isinstance(label, (list, tuple)) else [label]
+    if not isinstance(path, str) or not all(isinstance(one, str) for one in labels):
+        raise InputError(f"a document's path is a text and its label a text or a list of them, not {path!r}, {label!r}")
+    payload = {key: value for key, value in document.items() if key not in ("path", "label")}
+    return base.Item(path, tuple(labels), payload)

@@ -1,0 +1,208 @@
+"""One generation of a collection, opened: its segments as one table of items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbir_faiss.base import Backend, Plugin
+from cbir_faiss.errors import CorruptCollection, UnknownId
+from cbir_faiss.filters import Where
+from cbir_faiss.options import parse_options
+from cbir_faiss.registry import Group, load
+from cbir_faiss.storage.catalogue import Record
+from cbir_faiss.storage.manifest import Manifest, PluginEntry, check_sizes, read_manifest
+from cbir_faiss.storage.segment import Segment
+from cbir_faiss.types import Hits, Ids, missing_hits
+
+_ATTEMPTS = 5
+
+
+def thaw(group: Group, entry: PluginEntry, folder: Path) -> Any:
+    """The plugin of a manifest's entry; its path options are relative to ``folder``."""
+    plugin: type[Plugin] = load(group, entry.name)
+    options = parse_options(plugin.Options, entry.options, folder=str(folder))
+    given = options.model_dump(mode="json")
+    return plugin(**{key: given[key] for key in entry.options})
+
+
+class Store:
+    """Items by id, path or filter, wherever they lie. ``open`` holds every file, so its generation stays readable."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Store:
+        """The current generation, its sizes checked and its files opened.
+
+        Raises:
+            CorruptCollection: not a collection, damaged, or of another format version.
+        """
+        for attempt in range(_ATTEMPTS):
+            store = cls(folder, read_manifest(folder))
+            try:
+                check_sizes(folder, store.manifest)
+                for segment in store.segments:
+                    segment.open()
+            except CorruptCollection:
+                store.close()
+                # A file that went while it was being opened belongs to a generation that has been replaced.
+                if attempt == _ATTEMPTS - 1 or read_manifest(folder).generation == store.manifest.generation:
+                    raise
+            else:
+                return store
+        raise AssertionError  # the last attempt returns or raises
+
+    def __len__(self) -> int:
+        return self.manifest.items
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        folder = self.folder / "segments"
+        return [Segment(folder / entry.name, entry, self.make_backend) for entry in self.manifest.segments]
+
+    @cached_property
+    def engine(self) -> Backend | None:
+        """The engine that keeps its own storage, or None where the segments hold the index."""
+        return self.make_backend() if self.has_engine else None
+
+    @cached_property
+    def has_engine(self) -> bool:
+        plugin: Any = load("backends", self.manifest.backend.name)
+        return bool(plugin.own_storage)
+
+    def make_backend(self) -> Backend:
+        """A new backend of the collection's options, empty unless its engine keeps its own storage."""
+        backend: Backend = thaw("backends", self.manifest.backend, self.folder)
+        return backend
+
+    # -- items
+
+    def documents(self, ids: Sequence[int]) -> list[dict[str, Any]]:
+        """Documents of live items, in the order of ``ids``. Raises UnknownId."""
+        wanted = np.asarray(ids, np.int64)
+        owners = self._owners(wanted)
+        found: dict[int, dict[str, Any]] = {}
+        for number in np.unique(owners):
+            found |= self.segments[number].catalogue.documents(wanted[owners == number].tolist())
+        return [found[int(i)] for i in ids]
+
+    def fetch(self, ids: Ids, column: str) -> NDArray[Any]:
+        """Stored rows ``(len(ids), …)`` of a column (or ``code``) of live items. Raises UnknownId."""
+        owners = self._owners(ids)
+        if len(ids) and not owners.any():
+            segment = self.segments[0]
+            return np.asarray(segment.column(column)[segment.rows_of(ids)])
+        parts = {int(number): self.segments[number].column(column) for number in np.unique(owners)}
+        if not parts:
+            raise UnknownId(f"no ids given to {self.folder}")
+        first = next(iter(parts.values()))
+        out = np.empty((len(ids), *first.shape[1:]), first.dtype)
+        for number, part in parts.items():
+            mine = owners == number
+            out[mine] = part[self.segments[number].rows_of(ids[mine])]
+        return out
+
+    def holds(self, ids: Ids) -> NDArray[np.bool_]:
+        """Which of ``ids`` (of any shape) are live items."""
+        held = np.zeros(ids.shape, bool)
+        for segment in self.segments:
+            held |= segment.rows_of(ids) >= 0
+        return held
+
+    def select(self, where: Where) -> Ids:
+        """Ids of the live items that ``where`` matches, ascending."""
+        parts = [segment.catalogue.select(where) for segment in self.segments]
+        live = [ids[segment.rows_of(ids) >= 0] for segment, ids in zip(self.segments, parts, strict=True)]
+        return np.concatenate(live) if live else np.empty(0, np.int64)
+
+    def records(self, paths: Sequence[str] | None = None) -> Iterator[tuple[int, Record]]:
+        """Live items: all, by id, or those of some paths."""
+        for segment in self.segments:
+            yield from segment.records(paths)
+
+    def labels(self) -> dict[str, int]:
+        """How many live items have each label, most frequent first."""
+        counts: dict[str, int] = {}
+        for segment in self.segments:
+            for label, count in segment.catalogue.labels().items():
+                counts[label] = counts.get(label, 0) + count
+            for dead in segment.catalogue.documents(segment.dead_ids.tolist()).values():
+                for label in _labels_of(dead):
+                    counts[label] -= 1
+        return dict(sorted(((k, v) for k, v in counts.items() if v), key=lambda kv: (-kv[1], kv[0])))
+
+    # -- search
+
+    def search(self, codes: NDArray[Any], k: int, where: Where | None) -> Hits:
+        """The ``k`` nearest live items of each of ``codes`` in the index."""
+        if self.engine is not None:
+            return self._only_held(self.engine.search(codes, k, where, self._search_options))
+        return merge(list(self._search_segments(codes, k, where)), len(codes), k)
+
+    @property
+    def _search_options(self) -> dict[str, Any] | None:
+        return self.manifest.search or None
+
+    def _search_segments(self, codes: NDArray[Any], k: int, where: Where | None) -> Iterable[Hits]:
+        for segment in self.segments:
+            backend = segment.backend
+            if where is None or not backend.filters_ids:
+                yield backend.search(codes, k, where, self._search_options)
+            elif len(allowed := segment.catalogue.select(where)):
+                yield backend.search(codes, k, allowed, self._search_options)
+
+    def _only_held(self, hits: Hits) -> Hits:
+        """An engine may be ahead of this generation, or behind; what this one does not hold is left out."""
+        gone = (hits.ids >= 0) & ~self.holds(hits.ids)
+        if not gone.any():
+            return hits
+        order = np.argsort(gone, axis=1, kind="stable")
+        ids, distances = np.where(gone, -1, hits.ids), np.where(gone, np.float32(np.inf), hits.distances)
+        return Hits(np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1))
+
+    def close(self) -> None:
+        """Give back files and connections."""
+        for segment in self.__dict__.get("segments", ()):
+            segment.close()
+        engine = self.__dict__.pop("engine", None)
+        if engine is not None:
+            engine.close()
+
+    def _owners(self, ids: Ids) -> NDArray[np.int64]:
+        """The number of the segment in which each id lives; they come in the order of their ids."""
+        owners = np.full(len(ids), -1, np.int64)
+        for number, segment in enumerate(self.segments):
+            owners[segment.rows_of(ids) >= 0] = number
+        if len(ids) and owners.min() < 0:
+            raise UnknownId(f"no item with id {int(ids[int(np.argmin(owners))])} in {self.folder}")
+        return owners
+
+
+def merge(found: Sequence[Hits], n: int, k: int) -> Hits:
+    """The ``k`` nearest of several answers to the same ``n`` queries; equals in the order of ``found``."""
+    if not found:
+        return missing_hits(n, k)
+    if len(found) == 1:
+        return found[0]
+    ids = np.concatenate([hits.ids for hits in found], axis=1)
+    distances = np.concatenate([hits.distances for hits in found], axis=1)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return Hits(np.take_along_axis(ids, order, axis=1), np.take_along_axis(distances, order, axis=1))
+
+
+def _labels_of(document: dict[str, Any]) -> list[str]:
+    label = document.get("label", [])
+    return [str(one) for one in (label if isinstance(label, list) else [label])]
