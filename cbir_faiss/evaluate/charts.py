@@ -43,7 +43,7 @@ def measure_against_bits(rows: Sequence[Row]) -> str:
             if is_reference(row):
                 label = name_of(row)
                 axes.axhline(row["metrics"][measure], color="#4D4D4D", linestyle="--", linewidth=1.2, label=label)
-        _lines(axes, _grouped(binary, _family, lambda row: (row["bits"], row["metrics"][measure])))
+        _lines(axes, _grouped(binary, family_of, lambda row: (row["bits"], row["metrics"][measure])))
         axes.set_xscale("log", base=2)
         ticks = sorted({row["bits"] for row in binary})
         axes.set_xticks(
@@ -61,7 +61,7 @@ def measure_against_bytes(rows: Sequence[Row]) -> str:
     measure = main_measure(rows)
 
     def draw(axes: Axes) -> None:
-        _lines(axes, _grouped(rows, _family, lambda row: (bytes_per_item(row), row["metrics"][measure])))
+        _lines(axes, _grouped(rows, family_of, lambda row: (bytes_per_item(row), row["metrics"][measure])))
         axes.set_xscale("log")
         axes.set_xlabel("bytes an item in the index")
         axes.set_ylabel(measure)
@@ -75,7 +75,9 @@ def measure_against_latency(rows: Sequence[Row]) -> str:
 
     def draw(axes: Axes) -> None:
         _lines(
-            axes, _grouped(rows, _family, lambda row: (row["latency_ms"]["p50"], row["metrics"][measure])), line="None"
+            axes,
+            _grouped(rows, family_of, lambda row: (row["latency_ms"]["p50"], row["metrics"][measure])),
+            line="None",
         )
         axes.set_xscale("log")
         axes.set_xlabel("milliseconds a query, from embedding to hits (median)")
@@ -128,18 +130,22 @@ def _representative(rows: Sequence[Row]) -> list[Row]:
     families: dict[str, list[Row]] = {}
     for row in rows:
         if row["bits"] and row["rescore"] == "none" and row["codec"] != "raw":
-            families.setdefault(_family(row), []).append(row)
+            families.setdefault(family_of(row), []).append(row)
     for members in families.values():
         members.sort(key=lambda row: row["bits"])
         chosen += [members[i] for i in sorted({0, len(members) // 2, len(members) - 1})]
     return chosen[: len(COLOURS)]
 
 
-def _family(row: Row) -> str:
+def family_of(row: Row) -> str:
+    """The kind of code, whatever its length: what is drawn as one line."""
     options = row["options"]
-    variant = " ".join(str(v) for k, v in options["codec"].items() if k in ("projection", "kind", "method"))
+    chosen = {k: v for k, v in options["codec"].items() if k in ("projection", "at", "rotation")}
+    if row["codec"] in ("sign", "sigmoid-mean"):
+        chosen["center"] = "centred" if options["codec"].get("center") else ""
+    variant = " ".join(str(v) for v in chosen.values())
     rescore = "" if row["rescore"] == "none" else f" + {row['rescore']}"
-    return f"{row['codec']} {variant}".strip() + f", {row['backend']}{rescore}"
+    return f"{row['codec']} {variant}".strip() + f", {options['backend'].get('factory') or row['backend']}{rescore}"
 
 
 def _grouped(
