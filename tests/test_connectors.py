@@ -36,19 +36,32 @@ class Shared(BackendContract):
         return backend
 
 
+FIRST: list[Case] = [("binary", "hamming"), ("float", "cosine")]
+OTHERS: list[Case] = [("float", "l2"), ("float", "ip")]
+
+
 class TestQdrantEdge(BackendContract):
     plugin = Qdrant
+    cases = FIRST
+
+
+@pytest.mark.slow
+class TestQdrantEdgeOthers(BackendContract):
+    plugin = Qdrant
+    cases = OTHERS
 
 
 class TestQdrantMemory(Shared):
     plugin = Qdrant
     options: ClassVar[dict[str, Any]] = {"url": ":memory:"}
     collection = "collection"
+    cases = OTHERS
 
 
 class TestPgvector(Shared):
     plugin = Pgvector
     collection = "table"
+    cases = FIRST
 
     @pytest.fixture(scope="class", autouse=True)
     def server(self) -> Iterator[None]:
@@ -57,14 +70,25 @@ class TestPgvector(Shared):
             yield
 
 
+@pytest.mark.slow
+class TestPgvectorOthers(TestPgvector):
+    cases = OTHERS
+
+
 class TestLancedb(Shared):
     plugin = Lancedb
     options: ClassVar[dict[str, Any]] = {"path": "unused"}
     collection = "table"
+    cases = FIRST
 
     @pytest.fixture(scope="class", autouse=True)
     def folder(self, tmp_path_factory: pytest.TempPathFactory) -> None:
         type(self).address = {"path": str(tmp_path_factory.mktemp("lancedb"))}
+
+
+@pytest.mark.slow
+class TestLancedbOthers(TestLancedb):
+    cases = OTHERS
 
 
 class TestUsearch(BackendContract):
@@ -86,7 +110,7 @@ class TestQdrantRest(Shared):
     plugin = Qdrant
     options: ClassVar[dict[str, Any]] = {"url": "unused"}
     collection = "collection"
-    cases: ClassVar[list[Case]] = [("binary", "hamming"), ("float", "l2")]
+    cases = FIRST
 
     @pytest.fixture(scope="class", autouse=True)
     def server(self) -> Iterator[None]:
