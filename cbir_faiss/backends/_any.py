@@ -96,8 +96,9 @@ class AnyIndex(FaissBackend):
         n = 0 if sample is None else len(sample)
         index = self._made_by_factory(self._factory(n))
         leaf = _innermost(self._faiss, index)
-        if hasattr(leaf, "cp"):
-            leaf.cp.min_points_per_centroid = 1  # below 39 FAISS prints a warning; small collections are no fault
+        for clustering in (leaf, getattr(leaf, "pq", None)):
+            if hasattr(clustering, "cp"):  # below 39 a centroid FAISS prints warnings; a small collection is no fault
+                clustering.cp.min_points_per_centroid = 1
         if hasattr(leaf, "do_polysemous_training"):
             leaf.do_polysemous_training = False  # minutes for an order of centroids that no search here makes use of
         self._adjust(leaf)
