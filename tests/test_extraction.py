@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -167,10 +168,10 @@ def test_batches_are_the_same_whatever_a_killed_run_left(pictures: Path, tmp_pat
     for limit in (99, 1, 2):
         seen.append([])
         cache = EmbeddingCache(tmp_path / f"{limit}" / "embeddings" / Watched().fingerprint())
-        for done, part in enumerate(extraction.stream(folder(pictures), Watched(), range(38), batch_size=10)):
-            if done < limit:
-                by_row = {seen.row: seen.origin.digest for seen in part.seen}
-                cache.add([by_row[row] for row in part.rows], part.columns)
+        parts = extraction.stream(folder(pictures), Watched(), range(38), batch_size=10, known=cache)
+        for part in itertools.islice(parts, limit):
+            by_row = {item.row: item.origin.digest for item in part.seen}
+            cache.add([by_row[row] for row in part.rows], part.columns)
         cache.flush()
         seen[-1].clear()
         extraction.extract(folder(pictures), Watched(), cache=tmp_path / f"{limit}", batch_size=10)

@@ -121,10 +121,11 @@ def read_manifest(folder: Path) -> Manifest:
         name, digest = (folder / CURRENT).read_text().split()
         content = (folder / name).read_bytes()
     except (OSError, ValueError) as error:
-        hint = (
-            "" if (folder / CURRENT).exists() else " (no CURRENT file: not a collection, or its build did not finish)"
-        )
-        raise CorruptCollection(f"{folder}: cannot open{hint}: {error}") from error
+        if not (folder / CURRENT).exists():
+            raise CorruptCollection(
+                f"{folder}: not a collection, or its build did not finish (it has no file {CURRENT})"
+            ) from error
+        raise CorruptCollection(f"{folder / CURRENT}: altered, or what it names cannot be read: {error}") from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise CorruptCollection(f"{folder / name}: altered: it does not have the digest that CURRENT gives")
     return _parse(content, folder / name)

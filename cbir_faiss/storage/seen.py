@@ -75,8 +75,9 @@ def difference(store: Store, source: Source, seen: Seen, *, whole: bool = True) 
 
     An item is the same if its path, labels and payload are and its file has the same stamp, or else the same content.
     ``whole``: the source is all there should be, and items that it does not have (and nobody added) are to be deleted.
+    If it is not, it only has something to add, and what it would call the labels of a known file does not count.
     """
-    look = _Look(store, source, seen)
+    look = _Look(store, source, seen, whole)
     items = source.items()
     for start in range(0, len(items), _AT_ONCE):
         look.at(start, items[start : start + _AT_ONCE])
@@ -86,8 +87,9 @@ def difference(store: Store, source: Source, seen: Seen, *, whole: bool = True) 
 
 
 class _Look:
-    def __init__(self, store: Store, source: Source, seen: Seen) -> None:
+    def __init__(self, store: Store, source: Source, seen: Seen, compare_documents: bool) -> None:
         self._store, self._source, self._seen = store, source, seen
+        self._compare_documents = compare_documents
         self._failed = {failure.path: failure for failure in seen.failed}
         self._met = np.zeros(store.manifest.next_id, bool)
         self.found = Difference()
@@ -119,7 +121,7 @@ class _Look:
             self.found.rows.append(row)
 
     def _is_same(self, row: int, item: Item, record: Record) -> bool:
-        if document(item) != record.document and _plain(document(item)) != record.document:
+        if self._compare_documents and not _equal(document(item), record.document):
             return False
         stamp = self._source.stamp(row)
         if stamp == record.stamp:
@@ -139,6 +141,6 @@ def _stamp(value: Any) -> Stamp | None:
     return None if value is None else (value[0], value[1])
 
 
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    return json.loads(json.dumps(value))
+def _equal(new: dict[str, Any], stored: dict[str, Any]) -> bool:
+    """Whether a document is what was stored, which JSON may have changed (a tuple became a list)."""
+    return new == stored or json.loads(json.dumps(new)) == stored
