@@ -401,10 +401,7 @@ class Backend(Plugin):
             Unsupported: the backend does not take this kind, or not with the metric in its options.
             ConfigError: ``dim`` and the options do not fit together.
         """
-        if kind not in self.accepts:
-            raise Unsupported(
-                f"backend '{self.name}' takes {' or '.join(sorted(self.accepts))} vectors, not {kind} ones"
-            )
+        self._accept(kind)
         if dim < 1 or (kind == "binary" and dim % 8):
             raise InputError(f"backend '{self.name}': {dim} {'bits' if kind == 'binary' else 'dimensions'}")
         metric = self._metric_for(kind)
@@ -416,7 +413,12 @@ class Backend(Plugin):
         self._create()
 
     def metric_for(self, kind: Kind) -> Metric:
-        """The metric of an index of such vectors, with the options that this backend has."""
+        """The metric of an index of such vectors, with the options that this backend has.
+
+        Raises:
+            Unsupported: the backend does not take this kind, or not with the metric in its options.
+        """
+        self._accept(kind)
         return self._metric_for(kind)
 
     def train(self, sample: Codes) -> None:
@@ -590,6 +592,12 @@ class Backend(Plugin):
             k = min(total, 4 * k)
 
     # -- checks
+
+    def _accept(self, kind: Kind) -> None:
+        if kind not in self.accepts:
+            raise Unsupported(
+                f"backend '{self.name}' takes {' or '.join(sorted(self.accepts))} vectors, not {kind} ones"
+            )
 
     def _metric_for(self, kind: Kind) -> Metric:
         chosen: Metric | None = getattr(self.options, "metric", None)

@@ -196,6 +196,7 @@ class _Job:
         return False
 
     def _make_into(self, folder: Path) -> BuildReport:
+        self.config.backends[0].make().metric_for(self.config.codecs[0].plugin().kind)  # fails now, not hours later
         source, extractor = self._open()
         survey = source.survey()
         with self.clock.phase("extract"):
