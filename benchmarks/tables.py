@@ -110,7 +110,8 @@ def pivot(words: Sequence[str]) -> str:
     bits = sorted({row["bits"] for row in rows})
     families: dict[str, dict[int, str]] = {}
     for row in rows:
-        families.setdefault(family_of(row), {})[row["bits"]] = f"{row['metrics'][measure]:.4f}"
+        name = family_of(row) if len({row["backend"] for row in rows}) > 1 else family_of(row).split(",")[0]
+        families.setdefault(name, {})[row["bits"]] = f"{row['metrics'][measure]:.4f}"
     return _markdown(
         [measure, *map(str, bits)], [[name, *(line.get(b, "") for b in bits)] for name, line in families.items()]
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,17 +102,19 @@ def report(folder: Path) -> None:
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The collection to make.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
-def build(config: Path, out: Path, as_json: bool) -> None:
-    """Build the one collection that CONFIG describes. Started again after being killed, it goes on where it was.
+@click.option("--log-json", is_flag=True, help="Log progress and phases to stderr, one JSON object a line.")
+def build(config: Path, out: Path, as_json: bool, log_json: bool) -> None:
+    """Build the one collection that CONFIG describes, or bring it up to what its source has become.
+
+    Started again after being killed, it goes on where it was.
 
     \b
     cbir build photos.yaml --out photos.cbir
     """
     from cbir_faiss.collection import Collection
 
-    with _Bar("extracting") as bar:
-        collection = Collection.build(config, out, progress=bar.progress)
-    done = collection.report
+    with _progress(log_json) as progress, Collection.build(config, out, progress=progress) as collection:
+        done = collection.report
     assert done is not None
     if as_json:
         click.echo(json.dumps(done.as_dict(), ensure_ascii=False))
@@ -121,7 +125,89 @@ def build(config: Path, out: Path, as_json: bool) -> None:
     if done.images_per_second:
         click.echo(f"{done.images_per_second:,.1f} images/s; " + _seconds(done.seconds))
     click.echo(f"peak memory {done.peak_rss_bytes / 1e6:,.0f} MB")
-    _report_failures([{"path": f.path, "reason": f.reason} for f in done.failed])
+    for reason, count in Counter(failure.reason for failure in done.failed).most_common():
+        click.echo(f"{count:,} left out: {reason}")
+    _report_failures([failure.as_dict() for failure in done.failed])
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@click.option("--log-json", is_flag=True, help="Log progress to stderr, one JSON object a line.")
+def add(folder: Path, paths: tuple[Path, ...], as_json: bool, log_json: bool) -> None:
+    """Add files, or all images below folders, to the collection FOLDER: all of them or, if it is killed, none.
+
+    A file that is there with another content is replaced, under a new id.
+
+    \b
+    cbir add photos.cbir new/ holiday/beach.jpg
+    """
+    from cbir_faiss.collection import Collection
+
+    with _progress(log_json) as progress, Collection.open(folder) as collection:
+        done = collection.add(paths, progress=progress)
+        items = len(collection)
+    if as_json:
+        failed = [failure.as_dict() for failure in done.failed]
+        click.echo(json.dumps({**vars(done), "failed": failed, "items": items}, ensure_ascii=False))
+        return
+    click.echo(
+        f"{folder}: {done.added:,} added ({done.replaced:,} in place of older ones), {done.unchanged:,} were there; "
+        f"{items:,} items"
+    )
+    _report_failures([failure.as_dict() for failure in done.failed])
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--id", "ids", type=int, multiple=True, help="An item to delete; may be given again.")
+@click.option("--where", help="A filter: 'label = \"cat\" and year >= 1990'.")
+def delete(folder: Path, ids: tuple[int, ...], where: str | None) -> None:
+    """Delete items from the collection FOLDER, by id or all that a filter matches, in one step.
+
+    \b
+    cbir delete photos.cbir --id 17 --id 18
+    cbir delete photos.cbir --where 'label = "cat"'
+    """
+    if bool(ids) == bool(where):
+        raise click.UsageError("give --id, or --where")
+    from cbir_faiss.collection import Collection
+
+    with Collection.open(folder) as collection:
+        count = collection.delete(ids, where=where)
+        click.echo(f"{folder}: {count:,} deleted, {len(collection):,} items left")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--radius", type=int, help="Bits by which codes may differ; 0: equal codes. [a 32nd of the code]")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with the pictures, too.")
+@click.option("--json", "as_json", is_flag=True, help="One list a group of {id, path, label, distance, same}.")
+def duplicates(folder: Path, radius: int | None, html: Path | None, as_json: bool) -> None:
+    """Find pictures that are in the collection FOLDER more than once: the same bytes, or nearly the same code.
+
+    \b
+    cbir duplicates photos.cbir --radius 8 --html duplicates.html
+    """
+    from cbir_faiss.duplicates import find_duplicates, write_page
+    from cbir_faiss.storage.store import Store
+
+    with Store.open(folder) as store:
+        groups = find_duplicates(store, radius)
+        if html:
+            write_page(store, groups, html)
+    if as_json:
+        click.echo(json.dumps([[vars(one) for one in group] for group in groups], ensure_ascii=False))
+        return
+    for number, group in enumerate(groups, 1):
+        click.echo(f"group {number}")
+        for one in group:
+            how = "first" if one is group[0] else "same bytes" if one.same else f"{one.distance} bits"
+            click.echo(f"  {how:>10}  {one.id:8d}  {one.path}  {'' if one.label is None else one.label}")
+    click.echo(f"{len(groups):,} groups of {sum(map(len, groups)):,} items")
+    if html:
+        click.echo(str(html))
 
 
 @main.command()
@@ -214,12 +300,23 @@ def info(folder: Path, as_json: bool) -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def verify(folder: Path) -> None:
+@click.option("--against", metavar="BACKEND", help="Compare with what was pushed to this engine; key=value… follow.")
+@click.argument("options", nargs=-1, metavar="[KEY=VALUE]...")
+def verify(folder: Path, against: str | None, options: tuple[str, ...]) -> None:
     """Read every byte of the collection FOLDER and say which files are not as they were written.
+
+    With --against, compare a deployed copy with it instead: missing, extra and differing items, and whether sampled
+    queries find as near neighbours.
 
     \b
     cbir verify photos.cbir
+    cbir verify photos.cbir --against qdrant url=http://localhost:6333 collection=photos
     """
+    if against is not None:
+        _verify_deployed(folder, against, options)
+        return
+    if options:
+        raise click.UsageError("key=value belongs to --against")
     from cbir_faiss.storage.manifest import damaged_files, read_manifest
 
     manifest = read_manifest(folder)
@@ -229,6 +326,88 @@ def verify(folder: Path) -> None:
     if damaged:
         raise CbirError(f"{folder}: {len(damaged)} of {len(manifest.files)} files are damaged")
     click.echo(f"{folder}: {len(manifest.files)} files, {manifest.items:,} items, all as they were written")
+
+
+def _verify_deployed(folder: Path, name: str, options: tuple[str, ...]) -> None:
+    from cbir_faiss.deployment import Target, difference
+
+    with _Bar("comparing", unit="item") as bar:
+        found = difference(folder, Target(name, _key_values(options)), progress=bar.progress)
+    for what in ("missing", "extra", "vectors", "payload"):
+        ids = getattr(found, what)
+        shown = ", ".join(map(str, ids[:5].tolist())) + (", …" if len(ids) > 5 else "")
+        click.echo(f"{_DIFFERENCES[what]:<22} {len(ids):,}" + (f"  (ids {shown})" if len(ids) else ""))
+    if found.agreement is not None:
+        click.echo(f"{'neighbours as near':<22} {found.agreement:.1%}")
+    if found:
+        raise CbirError(f"{name} does not hold what {folder} holds")
+
+
+_DIFFERENCES = {
+    "missing": "missing there",
+    "extra": "only there",
+    "vectors": "other vector",
+    "payload": "other payload",
+}
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--to", "name", required=True, metavar="BACKEND", help="The engine to push to; key=value… are its options."
+)
+@click.argument("options", nargs=-1, metavar="[KEY=VALUE]...")
+def push(folder: Path, name: str, options: tuple[str, ...]) -> None:
+    """Store the collection FOLDER in an engine: codes (or floats), ids and payload. Interrupted, it goes on.
+
+    \b
+    cbir push photos.cbir --to qdrant url=http://localhost:6333 collection=photos
+    cbir push photos.cbir --to pgvector path=pg/ table=photos
+    """
+    from cbir_faiss.deployment import Target, push
+    from cbir_faiss.transfer import ONE_SIGN
+
+    with _Bar("pushing", unit="item") as bar:
+        done = push(folder, Target(name, _key_values(options)), progress=bar.progress)
+    click.echo(f"{name}: {done.items:,} items, {done.resumed:,} of them stored before")
+    if done.one_sign is not None and done.one_sign > ONE_SIGN:
+        click.echo(
+            f"note: {done.one_sign:.0%} of these values have one sign, so an engine's own binary quantization would "
+            "tell little apart; push a collection built with codec 'rotate' instead",
+            err=True,
+        )
+
+
+@main.command()
+@click.argument("name", metavar="BACKEND")
+@click.argument("options", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The collection to make.")
+def pull(name: str, options: tuple[str, ...], out: Path) -> None:
+    """Copy the vectors and payload that an engine holds into a local collection, for `cbir compare` to run over.
+
+    \b
+    cbir pull qdrant url=http://localhost:6333 collection=photos --out photos.cbir
+    cbir pull faiss file=photos.index --out photos.cbir
+    """
+    from cbir_faiss.deployment import Target, pull
+
+    with _Bar("pulling", unit="item") as bar:
+        done = pull(Target(name, _key_values(options)), out, progress=bar.progress)
+    click.echo(f"{out}: {done.items:,} items")
+    _report_failures([failure.as_dict() for failure in done.failed])
+
+
+def _key_values(words: tuple[str, ...]) -> dict[str, Any]:
+    """``key=value`` words as options; values are read as YAML reads them: numbers, true, lists, else text."""
+    import yaml
+
+    options: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"options are key=value, not {word!r}")
+        options[key] = yaml.safe_load(value) if value else ""
+    return options
 
 
 @main.command()
@@ -308,11 +487,25 @@ def _cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
+@contextmanager
+def _progress(log_json: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal, or lines of JSON on request."""
+    if log_json:
+        from cbir_faiss.logs import LoggedProgress
+        from cbir_faiss.logs import log_json as to_json
+
+        to_json(sys.stderr)
+        yield LoggedProgress(logging.getLogger("cbir_faiss.build"))
+        return
+    with _Bar("extracting") as bar:
+        yield bar.progress
+
+
 class _Bar:
     """Progress on stderr, on a terminal only."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, unit: str = "img") -> None:
+        self._what, self._unit = what, unit
         self._bar: Any = None
 
     def __enter__(self) -> _Bar:
@@ -334,7 +527,7 @@ class _Bar:
 
         if self._bar is None or self._bar.total != total:
             self._end()
-            self._bar = tqdm(total=total, desc=self._what, unit="img", file=sys.stderr)
+            self._bar = tqdm(total=total, desc=self._what, unit=self._unit, file=sys.stderr)
         self._bar.update(done - self._bar.n)
         if done >= total:
             self._end()

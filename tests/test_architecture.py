@@ -18,10 +18,12 @@ ROOMS = [
     {"filters", "checks", "options", "state", "threads"},
     {"base"},
     {"registry", "images", "cache"},
-    {"sources", "extractors", "codecs", "backends", "rescorers", "testing", "extraction", "config"},
+    {"extraction", "transfer"},
     {"storage"},
+    {"sources", "extractors", "codecs", "backends", "rescorers", "testing", "config"},
     {"build"},
-    {"collection", "evaluate"},
+    {"collection", "deployment", "evaluate"},
+    {"duplicates", "logs"},
     {"cli"},
 ]
 HEAVY = ("torch", "torchvision", "faiss", "onnxruntime", "sklearn", "matplotlib")

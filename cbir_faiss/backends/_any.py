@@ -96,7 +96,7 @@ class AnyIndex(FaissBackend):
         n = 0 if sample is None else len(sample)
         index = self._made_by_factory(self._factory(n))
         leaf = _innermost(self._faiss, index)
-        for clustering in (leaf, getattr(leaf, "pq", None)):
+        for clustering in (leaf, getattr(leaf, "pq", leaf)):
             if hasattr(clustering, "cp"):  # below 39 a centroid FAISS prints warnings; a small collection is no fault
                 clustering.cp.min_points_per_centroid = 1
         if hasattr(leaf, "do_polysemous_training"):

@@ -20,7 +20,7 @@ class Given(base.Source):
     def __init__(self, vectors: Floats, documents: Sequence[Mapping[str, Any]]) -> None:
         super().__init__()
         self._vectors = vectors
-        self._all = [_item(document) for document in documents]
+        self._all = [item_of(document) for document in documents]
 
     def matrix(self) -> Floats:
         """All of them."""
@@ -37,10 +37,12 @@ class Given(base.Source):
         return hashlib.sha256(self._vectors[index].tobytes()).digest()
 
 
-def _item(document: Mapping[str, Any]) -> base.Item:
-    path, label = document.get("path", ""), document.get("label", ())
+def item_of(document: Mapping[str, Any], path: str = "") -> base.Item:
+    """The item of a stored document; ``path`` is its path where the document has none."""
+    path, label = document.get("path", path), document.get("label", ())
     labels = label if isinstance(label, (list, tuple)) else [label]
-    if not isinstance(path, str) or not all(isinstance(one, str) for one in labels):
+    labels = [one for one in labels if one is not None]
+    if not isinstance(path, str) or not all(isinstance(one, (str, int, float)) for one in labels):
         raise InputError(f"a document's path is a text and its label a text or a list of them, not {path!r}, {label!r}")
     payload = {key: value for key, value in document.items() if key not in ("path", "label")}
-    return base.Item(path, tuple(labels), payload)
+    return base.Item(path, tuple(str(one) for one in labels), payload)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +11,15 @@ from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 
 from cbir_faiss import base
 from cbir_faiss.errors import BadImage, InputError
 from cbir_faiss.options import RelativePath, need
+from cbir_faiss.sources._given import item_of
 from cbir_faiss.types import Floats
+
+_BLOCK = 1 << 24
 
 
 class Vectors(base.Source):
@@ -28,11 +33,19 @@ class Vectors(base.Source):
 
     class Options(base.Options):
         """file: the vectors, the format by its suffix. key: the data set inside an HDF5 file.
-        labels: one a row, a 1-d ``.npy`` of integers or texts, or a text file with one a line."""
+        labels: one a row, a 1-d ``.npy`` of integers or texts, or a text file with one a line.
+        documents: one a row, JSON Lines of objects; ``label`` and ``path`` are taken as such, the rest is payload."""
 
         file: RelativePath
         key: str = "train"
         labels: RelativePath | None = None
+        documents: RelativePath | None = None
+
+        @model_validator(mode="after")
+        def _one_of_labels(self) -> Vectors.Options:
+            if self.labels is not None and self.documents is not None:
+                raise ValueError("labels and documents exclude each other: put the label into the documents")
+            return self
 
     options: Options
 
@@ -87,7 +100,9 @@ class Vectors(base.Source):
         return labels
 
     def _items(self) -> Sequence[base.Item]:
-        return _Rows(len(self._stored), self._labels)
+        if self.options.documents is None:
+            return _Rows(len(self._stored), self._labels)
+        return _Documented(_Lines(self.options.documents, len(self._stored)))
 
     def _place(self) -> str:
         return f"no rows in {self.options.file}"
@@ -110,7 +125,8 @@ class Vectors(base.Source):
 
     @cached_property
     def _stamps(self) -> list[base.Stamp]:
-        files = [self.options.file, *([self.options.labels] if self.options.labels else [])]
+        o = self.options
+        files = [file for file in (o.file, o.labels, o.documents) if file is not None]
         return [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files)]
 
 
@@ -128,6 +144,51 @@ class _Rows(Sequence[base.Item]):
             return [self[row] for row in self._indices[index]]
         row = self._indices[index]
         return base.Item(f"{row:0{self._digits}d}", (self._labels[row],) if self._labels else ())
+
+
+class _Lines:
+    """The lines of a JSON Lines file, found again by where they begin; read when they are looked at."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self._path = path
+        try:
+            self._file = np.memmap(path, np.uint8, mode="r")
+        except (OSError, ValueError) as error:
+            raise InputError(f"source 'vectors': cannot read the documents {path}: {error}") from error
+        ends = np.concatenate(
+            [np.flatnonzero(self._file[i : i + _BLOCK] == 10) + i for i in range(0, len(self._file), _BLOCK)]
+        )
+        if len(ends) != count:
+            raise InputError(f"source 'vectors': {len(ends)} documents for {count} vectors: {path}")
+        self._limits = np.concatenate([[0], ends + 1])
+
+    def __len__(self) -> int:
+        return len(self._limits) - 1
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        try:
+            document = json.loads(bytes(self._file[self._limits[row] : self._limits[row + 1]]))
+        except ValueError as error:
+            raise InputError(f"{self._path}:{row + 1}: not JSON: {error}") from error
+        if not isinstance(document, dict):
+            raise InputError(f"{self._path}:{row + 1}: a document is a JSON object")
+        return document
+
+
+class _Documented(Sequence[base.Item]):
+    """Items made of their documents when they are looked at."""
+
+    def __init__(self, lines: _Lines) -> None:
+        self._lines, self._digits = lines, len(str(max(0, len(lines) - 1)))
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[row] for row in range(len(self))[index]]
+        row = range(len(self))[index]
+        return item_of(self._lines[row], f"{row:0{self._digits}d}")
 
 
 def _npy(path: Path) -> NDArray[Any]:

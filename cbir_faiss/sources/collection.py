@@ -1,0 +1,70 @@
+"""The vectors of a collection that was built or pulled here, so that every codec can be compared over them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbir_faiss import base
+from cbir_faiss.errors import InputError
+from cbir_faiss.options import RelativePath
+from cbir_faiss.sources._given import item_of
+from cbir_faiss.storage.store import Store
+from cbir_faiss.types import Floats
+
+_AS_THEY_ARE = ("raw", "rotate")
+
+
+class Collection(base.Source):
+    """Live items in the order of their ids. Floats are the codes of a raw collection, or what its rescorer keeps."""
+
+    name: ClassVar[str] = "collection"
+    yields: ClassVar[Literal["image", "vector"]] = "vector"
+
+    class Options(base.Options):
+        path: RelativePath
+
+    options: Options
+
+    def matrix(self) -> NDArray[Any]:
+        """float ``(n, dim)``; memory-mapped where one segment holds them all.
+
+        Raises:
+            InputError: the collection keeps codes only.
+        """
+        column = self._column
+        parts = [segment.column(column) for segment in self._store.segments]
+        if len(parts) == 1 and self._store.segments[0].entry.live is None:
+            return parts[0]
+        return np.concatenate([part[s.live] for part, s in zip(parts, self._store.segments, strict=True)])
+
+    @cached_property
+    def _store(self) -> Store:
+        return Store.open(self.options.path)
+
+    @cached_property
+    def _column(self) -> str:
+        manifest = self._store.manifest
+        if manifest.codec.name in _AS_THEY_ARE:
+            return "code"
+        first = self._store.segments[0]
+        if "embedding" in first.column_names and first.column("embedding").dtype.kind == "f":
+            return "embedding"
+        raise InputError(f"source 'collection': {self.options.path} keeps codes and no floats to compare by")
+
+    def _items(self) -> Sequence[base.Item]:
+        return [item_of(record.document) for _, record in self._store.records()]
+
+    def _place(self) -> str:
+        return f"no items in {self.options.path}"
+
+    def _read(self, index: int) -> Floats:
+        return np.array(self.matrix()[index], np.float32)
+
+    def _content_key(self, index: int) -> bytes:
+        return hashlib.sha256(self._read(index).tobytes()).digest()
