@@ -30,7 +30,7 @@ class ClientTarget:
     """A collection behind ``qdrant_client``. Writes are retried with growing pauses: all of them are idempotent."""
 
     def __init__(self, options: Any) -> None:
-        client: Any = need_version("qdrant_client", "qdrant-client", "qdrant", (1, 16))
+        client: Any = need_version("qdrant_client", "qdrant-client", "qdrant", (1, 19))
         self.models: Any = client.models
         self.dialect = Dialect(self.models)
         self.options, self.name = options, options.collection

@@ -46,20 +46,20 @@ class Lancedb(Engine):
     capabilities = Capabilities(filter="emulated", range="emulated")
 
     class Options(base.Options):
-        path: RelativePath
-        table: Name = "cbir"
-        id_column: str = "id"
-        vector_column: str = "vector"
-        payload_column: str = "payload"
-        metric: Literal["l2", "ip", "cosine", "hamming"] | None = None
-        overwrite: bool = False
-        datatype: Literal["float32", "float16"] = "float32"
-        index: Literal["none", "ivf_flat"] = "none"
-        nlist: Annotated[int, Field(ge=1)] | None = None
+        path: RelativePath = Field(description="folder of the database")
+        table: Name = Field("cbir", description="name of the table")
+        id_column: str = Field("id", description="its key")
+        vector_column: str = Field("vector", description="a fixed-size list of floats, or of uint8 for codes")
+        payload_column: str = Field("payload", description="JSON text; a foreign table's other columns are its payload")
+        metric: Literal["l2", "ip", "cosine", "hamming"] | None = Field(None, description="None: hamming or cosine")
+        overwrite: bool = Field(False, description="a table that is there is dropped when it is made")
+        datatype: Literal["float32", "float16"] = Field("float32", description="how floats are stored")
+        index: Literal["none", "ivf_flat"] = Field("none", description="none: exact; ivf_flat: built by flush")
+        nlist: int | None = Field(None, ge=1, description="inverted lists; None: LanceDB's choice")
 
     class SearchOptions(base.Options):
-        exact: bool = False
-        nprobe: Annotated[int, Field(ge=1)] | None = None
+        exact: bool = Field(False, description="compare with everything although there is an index")
+        nprobe: int | None = Field(None, ge=1, description="lists that a search looks into; None: LanceDB's choice")
 
     options: Options
 
@@ -70,7 +70,7 @@ class Lancedb(Engine):
     # -- life
 
     def _connect(self) -> None:
-        lancedb = need_version("lancedb", "lancedb", "lancedb", (0, 25))
+        lancedb = need_version("lancedb", "lancedb", "lancedb", (0, 30))
         self._arrow: Any = need("pyarrow", "lancedb")
         self._keys = Keys()
         self._table: Any = None
@@ -280,7 +280,9 @@ class Lancedb(Engine):
         return np.array([i for i, payload in pairs if where.matches(payload)], np.int64)
 
     def _range(self, vectors: Codes, radius: float, where: Where | None) -> RangeHits:
-        return within(self._search(vectors, max(1, self._count()), where, self.SearchOptions(exact=True)), radius)
+        return within(
+            self._search(vectors, max(1, self._count()), where, self._search_options({"exact": True})), radius
+        )
 
     def _exact_by_default(self) -> bool:
         return not self._indexed and self.options.index == "none"

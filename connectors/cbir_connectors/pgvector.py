@@ -60,19 +60,19 @@ class Pgvector(Engine):
     capabilities = Capabilities()
 
     class Options(base.Options):
-        path: RelativePath | None = None
-        table: Identifier = "cbir"
-        namespace: Identifier | None = None
-        id_column: Identifier = "id"
-        vector_column: Identifier = "embedding"
-        payload_column: Identifier = "payload"
-        metric: Literal["l2", "ip", "cosine", "hamming"] | None = None
-        overwrite: bool = False
-        datatype: Literal["float32", "float16"] = "float32"
-        index: Literal["none", "hnsw"] = "none"
-        hnsw_m: Annotated[int, Field(ge=2, le=100)] = 16
-        hnsw_ef_construct: Annotated[int, Field(ge=4, le=1000)] = 64
-        timeout: Annotated[float, Field(gt=0)] = 60
+        path: RelativePath | None = Field(None, description="a folder: PostgreSQL is started there; None: CBIR_PG_DSN")
+        table: Identifier = Field("cbir", description="name of the table")
+        namespace: Identifier | None = Field(None, description="schema of the table; None: the search path")
+        id_column: Identifier = Field("id", description="its key")
+        vector_column: Identifier = Field("embedding", description="a vector(n), halfvec(n) or bit(n)")
+        payload_column: Identifier = Field("payload", description="a jsonb; without it, all other columns")
+        metric: Literal["l2", "ip", "cosine", "hamming"] | None = Field(None, description="None: hamming or cosine")
+        overwrite: bool = Field(False, description="a table that is there is dropped when it is made")
+        datatype: Literal["float32", "float16"] = Field("float32", description="how floats are stored")
+        index: Literal["none", "hnsw"] = Field("none", description="none: exact; hnsw: built by flush")
+        hnsw_m: int = Field(16, ge=2, le=100, description="links a node keeps")
+        hnsw_ef_construct: int = Field(64, ge=4, le=1000, description="candidates while building, at least 2 * hnsw_m")
+        timeout: float = Field(60, gt=0, description="seconds a statement may take")
 
         @model_validator(mode="after")
         def _graph(self) -> Pgvector.Options:
@@ -81,8 +81,8 @@ class Pgvector(Engine):
             return self
 
     class SearchOptions(base.Options):
-        exact: bool = False
-        ef_search: Annotated[int, Field(ge=1, le=1000)] | None = None
+        exact: bool = Field(False, description="compare with everything although there is an index")
+        ef_search: int | None = Field(None, ge=1, le=1000, description="candidates that a search keeps; None: 40")
 
     options: Options
 
@@ -94,7 +94,7 @@ class Pgvector(Engine):
     # -- life
 
     def _connect(self) -> None:
-        self._psycopg: Any = need_version("psycopg", "psycopg", "pgvector", (3, 1))
+        self._psycopg: Any = need_version("psycopg", "psycopg", "pgvector", (3, 2))
         self._sql: Any = need("psycopg.sql", "pgvector")
         self._keys, self._lock = Keys(), threading.RLock()
         self._server: Any = None
@@ -339,7 +339,7 @@ class Pgvector(Engine):
         return to_hits(self._nearest(vectors, "LIMIT {k}", where, options, k=self._sql.Literal(k)), k)
 
     def _range(self, vectors: Codes, radius: float, where: Where | None) -> RangeHits:
-        rows = self._nearest(vectors, "", where, self.SearchOptions(exact=True))
+        rows = self._nearest(vectors, "", where, self._search_options({"exact": True}))
         return to_range([[hit for hit in row if hit[1] <= radius] for row in rows])
 
     def _nearest(

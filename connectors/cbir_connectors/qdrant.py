@@ -68,28 +68,32 @@ class Qdrant(Engine):
     capabilities = Capabilities()
 
     class Options(base.Options):
-        url: str | None = None
-        path: RelativePath | None = None
-        collection: Name = "cbir"
-        vector: str = ""
-        metric: Literal["l2", "ip", "cosine", "hamming"] | None = None
-        overwrite: bool = False
-        datatype: Literal["float32", "float16"] = "float32"
-        quantization: Literal["none", "binary", "binary-1.5", "binary-2", "scalar"] = "none"
-        hnsw_m: Annotated[int, Field(ge=0)] | None = None
-        hnsw_ef_construct: Annotated[int, Field(ge=4)] = 100
-        full_scan_threshold: Annotated[int, Field(ge=10)] = 10_000
-        indexing_threshold: Annotated[int, Field(ge=0)] = 10_000
-        on_disk: bool = False
-        payload_indexes: Mapping[str, IndexType] = Field(default_factory=dict)
-        shard_number: Annotated[int, Field(ge=1)] | None = None
-        replication_factor: Annotated[int, Field(ge=1)] | None = None
-        write_consistency_factor: Annotated[int, Field(ge=1)] | None = None
-        prefer_grpc: bool = False
-        batch_size: Annotated[int, Field(ge=1)] = 1000
-        parallel: Annotated[int, Field(ge=1, le=64)] = 2
-        timeout: Annotated[float, Field(gt=0)] = 60
-        retries: Annotated[int, Field(ge=0)] = 4
+        url: str | None = Field(None, description="a server, any node of a cluster, or ':memory:'")
+        path: RelativePath | None = Field(None, description="a folder: the engine runs in this process")
+        collection: Name = Field("cbir", description="name of the collection on a server; a path holds one")
+        vector: str = Field("", description="which of the named vectors of an existing collection")
+        metric: Literal["l2", "ip", "cosine", "hamming"] | None = Field(None, description="None: hamming or cosine")
+        overwrite: bool = Field(False, description="what is there is dropped when the collection is made")
+        datatype: Literal["float32", "float16"] = Field("float32", description="how floats are stored")
+        quantization: Literal["none", "binary", "binary-1.5", "binary-2", "scalar"] = Field(
+            "none", description="Qdrant's own, kept in memory: 1, 1.5 or 2 bits a dimension, or int8"
+        )
+        hnsw_m: int | None = Field(
+            None, ge=0, description="links a node keeps, 0: no graph; None: 16 for floats, else 0"
+        )
+        hnsw_ef_construct: int = Field(100, ge=4, description="candidates while building: quality against build time")
+        full_scan_threshold: int = Field(10_000, ge=10, description="KB below which a segment is scanned")
+        indexing_threshold: int = Field(10_000, ge=0, description="KB above which a segment gets its graph")
+        on_disk: bool = Field(False, description="stored vectors stay on disk")
+        payload_indexes: Mapping[str, IndexType] = Field(default_factory=dict, description="payload key: type")
+        shard_number: int | None = Field(None, ge=1, description="parts over which a cluster divides the items")
+        replication_factor: int | None = Field(None, ge=1, description="copies of each shard")
+        write_consistency_factor: int | None = Field(None, ge=1, description="copies that confirm a write")
+        prefer_grpc: bool = Field(False, description="gRPC (port 6334) instead of REST")
+        batch_size: int = Field(1000, ge=1, description="items a request, fewer where they are long")
+        parallel: int = Field(2, ge=1, le=64, description="requests under way at once while storing")
+        timeout: float = Field(60, gt=0, description="seconds a request may take")
+        retries: int = Field(4, ge=0, description="times a failed write is tried again, with growing pauses")
 
         @field_validator("url")
         @classmethod
@@ -107,10 +111,10 @@ class Qdrant(Engine):
             return self
 
     class SearchOptions(base.Options):
-        exact: bool | None = None
-        hnsw_ef: Annotated[int, Field(ge=1)] | None = None
-        oversampling: Annotated[float, Field(ge=1)] | None = None
-        rescore: bool = True
+        exact: bool | None = Field(None, description="compare with everything; None: codes yes, floats no")
+        hnsw_ef: int | None = Field(None, ge=1, description="candidates that a search keeps: recall against time")
+        oversampling: float | None = Field(None, ge=1, description="quantized candidates rescored, times k")
+        rescore: bool = Field(True, description="rank quantized candidates by the stored vectors")
 
     options: Options
 

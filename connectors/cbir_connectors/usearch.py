@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from pydantic import Field
@@ -35,20 +35,20 @@ class Usearch(Backend):
     capabilities = Capabilities(filter="emulated", range="emulated")
 
     class Options(base.Options):
-        metric: Literal["l2", "ip", "cosine", "hamming"] | None = None
-        datatype: Literal["float32", "float16"] = "float32"
-        connectivity: Annotated[int, Field(ge=2)] = 16
-        expansion_add: Annotated[int, Field(ge=1)] = 128
-        threads: Annotated[int, Field(ge=0)] = 0
+        metric: Literal["l2", "ip", "cosine", "hamming"] | None = Field(None, description="None: hamming or cosine")
+        datatype: Literal["float32", "float16"] = Field("float32", description="how floats are stored")
+        connectivity: int = Field(16, ge=2, description="links a node keeps")
+        expansion_add: int = Field(128, ge=1, description="candidates while building: quality against build time")
+        threads: int = Field(0, ge=0, description="0: every core")
 
     class SearchOptions(base.Options):
-        exact: bool = False
-        expansion: Annotated[int, Field(ge=1)] = 64
+        exact: bool = Field(False, description="compare with everything")
+        expansion: int = Field(64, ge=1, description="candidates that a search keeps: recall against time")
 
     options: Options
 
     def _setup(self) -> None:
-        self._usearch: Any = need_version("usearch.index", "usearch", "usearch", (2, 12))
+        self._usearch: Any = need_version("usearch.index", "usearch", "usearch", (2, 25))
         self._index: Any = None
         self._read_only = False
         self._payloads: dict[int, str] = {}
@@ -184,7 +184,9 @@ class Usearch(Backend):
             )
 
     def _range(self, vectors: Codes, radius: float, where: Where | None) -> RangeHits:
-        return within(self._search(vectors, max(1, self._count()), where, self.SearchOptions(exact=True)), radius)
+        return within(
+            self._search(vectors, max(1, self._count()), where, self._search_options({"exact": True})), radius
+        )
 
     def _nearest(self, vectors: Codes, k: int, options: Any, *, exact: bool) -> Hits:
         hits = missing_hits(len(vectors), k)
