@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import stat
@@ -58,6 +59,18 @@ def open_image(
             return _decode(file, status.st_size, max_megapixels, enough)
     except (OSError, ValueError) as error:
         raise BadImage(_file_reason(path, error)) from error
+
+
+def data_uri(image: Image.Image, side: int) -> str:
+    """A small JPEG of an RGB image, at most ``side`` pixels wide and high, to be put into a page."""
+    image = image.copy()
+    image.thumbnail((side, side))
+    if 0 < max(image.size) < side // 2:  # tiny pictures keep their pixels visible
+        scale = side // max(image.size)
+        image = image.resize((image.width * scale, image.height * scale), resample=0)
+    jpeg = io.BytesIO()
+    image.save(jpeg, "JPEG", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from cbir_faiss.errors import BadImage
 from cbir_faiss.evaluate.data import Side, Split
 from cbir_faiss.evaluate.recommend import Row, is_reference, main_measure, name_of, recommend
+from cbir_faiss.images import data_uri
 
 QUERIES = 8
 SHOWN = 5
@@ -59,11 +58,4 @@ def _picture(side: Side, row: int) -> dict[str, Any]:
         image = source.read(index)
     except BadImage:  # it was there when it was indexed
         return {"image": "", "label": label, "path": side.paths[row]}
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    if max(image.size) < THUMBNAIL:
-        scale = THUMBNAIL // max(image.size)
-        image = image.resize((image.width * scale, image.height * scale), resample=0)
-    jpeg = io.BytesIO()
-    image.save(jpeg, "JPEG", quality=82)
-    data = base64.b64encode(jpeg.getvalue()).decode()
-    return {"image": f"data:image/jpeg;base64,{data}", "label": label, "path": side.paths[row]}
+    return {"image": data_uri(image, THUMBNAIL), "label": label, "path": side.paths[row]}

@@ -125,13 +125,9 @@ class Catalogue:
         )
         return {str(label): count for label, count in rows}
 
-    def same_content(self) -> list[list[int]]:
-        """Ids of the items whose content is equal byte by byte, where there are several."""
-        rows = self._connection.execute(
-            "SELECT json_group_array(id) FROM (SELECT id, digest FROM items WHERE digest != x'' ORDER BY digest, id) "
-            "GROUP BY digest HAVING count(*) > 1"
-        )
-        return [json.loads(ids) for (ids,) in rows]
+    def digests(self) -> Iterator[tuple[int, bytes]]:
+        """Every id, with the digest of the item's content."""
+        yield from self._connection.execute("SELECT id, digest FROM items ORDER BY id")
 
     def close(self) -> None:
         self._connection.close()

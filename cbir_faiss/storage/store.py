@@ -133,6 +133,16 @@ class Store:
         for segment in self.segments:
             yield from segment.records(paths)
 
+    def same_content(self) -> list[list[int]]:
+        """Ids of live items whose content is equal byte by byte, where there are several; in the order of ids."""
+        found: dict[bytes, list[int]] = {}
+        for segment in self.segments:
+            dead = set(segment.dead_ids.tolist())
+            for item, digest in segment.catalogue.digests():
+                if item not in dead and digest:
+                    found.setdefault(digest, []).append(item)
+        return sorted(ids for ids in found.values() if len(ids) > 1)
+
     def labels(self) -> dict[str, int]:
         """How many live items have each label, most frequent first."""
         counts: dict[str, int] = {}
