@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -152,3 +154,46 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
 def test_the_overview_is_short() -> None:
     context = click.Context(main)
     assert len(main.get_help(context).splitlines()) < 40
+
+
+def test_add_and_delete(config: Path, pictures: Path, tmp_path: Path) -> None:
+    config.write_text(
+        COMPARE.replace("[16, 64]", "64").replace("{name: raw}, ", "").replace("{name: faiss-flat}, ", "")
+    )
+    out, other = tmp_path / "x.cbir", tmp_path / "other"
+    cbir("build", config, "--out", out)
+    other.mkdir()
+    (other / "a.png").write_bytes((pictures / "blob" / "00.png").read_bytes())
+    (other / "b.png").write_bytes(b"")
+    added = cbir("add", out, other)
+    assert added.exit_code == 0, added.output
+    assert added.stdout.startswith(f"{out}: 1 added (0 in place of older ones), 0 were there; 37 items")
+    assert "the file is empty" in added.stderr
+    again = json.loads(cbir("add", out, other, "--json").stdout)
+    assert (again["added"], again["unchanged"], again["items"]) == (0, 1, 37)
+    assert cbir("delete", out, "--id", 36).stdout == f"{out}: 1 deleted, 36 items left\n"
+    assert cbir("delete", out, "--where", 'label = "blob"').stdout == f"{out}: 12 deleted, 24 items left\n"
+    for wrong, status in ((("--id", 36), 1), ((), 2), (("--id", 1, "--where", "a = 1"), 2)):
+        result = cbir("delete", out, *wrong)
+        assert result.exit_code == status
+    assert cbir("add", out, tmp_path / "none").exit_code == 1
+
+
+def test_a_build_logs_json_on_request(config: Path, pictures: Path, tmp_path: Path) -> None:
+    config.write_text(
+        COMPARE.replace("[16, 64]", "64").replace("{name: raw}, ", "").replace("{name: faiss-flat}, ", "")
+    )
+    (pictures / "blob" / "bad.png").write_bytes(b"")
+    result = subprocess.run(
+        [sys.executable, "-m", "cbir_faiss.cli", "build", config, "--out", tmp_path / "x.cbir", "--log-json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("left out")]
+    logged = [json.loads(line) for line in lines]
+    assert {"extracting"} < {line["message"].split()[0] for line in logged}
+    assert logged[-1]["items"] == 36
+    assert {"time", "level", "logger", "message"} <= set(logged[0])
+    assert [line for line in logged if line["message"] == "extracting"][-1]["done"] == 37
+    assert "1 left out: the file is empty" in result.stdout
