@@ -29,6 +29,10 @@ class QdrantServer:
         self.lives: int | None = None
         """Writes that are still acknowledged before the server dies; None for ever."""
         self.writes = 0
+        self.statuses: list[str] = []
+        """What the collection says of itself when it is next asked, instead of green."""
+        self.woken = 0
+        """Changes of the configuration, which start the optimizers of a grey collection."""
         self._port = 0
         self.start()
 
@@ -100,6 +104,9 @@ class _Handler(BaseHTTPRequestHandler):
                 result = _CALLS[call](self.owner.engine, name, body)
             except (KeyError, ValueError) as error:
                 return 404, {"status": {"error": str(error)}}
+            self.owner.woken += call == "PATCH"
+            if call == "GET" and self.owner.statuses:
+                result["status"] = self.owner.statuses.pop(0)
         return 200, {"result": result, "status": "ok", "time": 0.0}
 
 
@@ -142,6 +149,7 @@ _CALLS: dict[str, Any] = {
     "GET/exists": lambda engine, name, _: {"exists": engine.collection_exists(name)},
     "GET": lambda engine, name, _: _json(engine.get_collection(name)),
     "PUT": _create,
+    "PATCH": lambda engine, name, _: True,
     "DELETE": lambda engine, name, _: engine.delete_collection(name),
     "PUT/index": lambda engine, name, _: {"operation_id": 0, "status": "completed"},
     "PUT/points": _upsert,

@@ -285,6 +285,33 @@ def test_a_busy_qdrant_server_is_asked_again() -> None:
         backend.close()
 
 
+def test_flush_waits_until_qdrant_is_green() -> None:
+    with QdrantServer() as server:
+        backend = Qdrant(url=server.url)
+        backend.flush()  # there is no collection to wait for
+        backend.upsert(np.arange(5), codes(5))
+        server.statuses = ["yellow", "grey", "yellow"]
+        backend.flush()
+        assert server.statuses == []
+        assert server.woken == 1
+        server.statuses = ["red"]
+        with pytest.raises(BackendError, match="is red"):
+            backend.flush()
+        backend.close()
+
+
+def test_no_qdrant_server_by_grpc() -> None:
+    port = free_port()
+    with pytest.raises(BackendError, match="no server answers") as caught:
+        Qdrant(url=f"http://127.0.0.1:{port}", prefer_grpc=True, grpc_port=port, timeout=5)
+    assert caught.value.__cause__ is not None
+
+
+def test_a_silent_qdrant_server_by_grpc() -> None:
+    with silent_server() as port, pytest.raises(BackendError, match=r"no server answers|'timeout' seconds"):
+        Qdrant(url=f"http://127.0.0.1:{port}", prefer_grpc=True, grpc_port=port, timeout=1)
+
+
 def test_qdrant_collections_of_others_that_cannot_be_used() -> None:
     from qdrant_client import models
 

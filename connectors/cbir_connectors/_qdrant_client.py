@@ -46,6 +46,7 @@ class ClientTarget:
                     url=options.url,
                     api_key=self.secret or None,
                     prefer_grpc=options.prefer_grpc,
+                    grpc_port=options.grpc_port,
                     timeout=options.timeout,
                     check_compatibility=False,
                 )

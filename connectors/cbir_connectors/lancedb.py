@@ -70,7 +70,7 @@ class Lancedb(Engine):
     # -- life
 
     def _connect(self) -> None:
-        lancedb = need_version("lancedb", "lancedb", "lancedb", (0, 30))
+        lancedb = need_version("lancedb", "lancedb", "lancedb", (0, 34))
         self._arrow: Any = need("pyarrow", "lancedb")
         self._keys = Keys()
         self._table: Any = None
@@ -286,6 +286,10 @@ class Lancedb(Engine):
 
     def _exact_by_default(self) -> bool:
         return not self._indexed and self.options.index == "none"
+
+    @property
+    def in_process(self) -> bool:
+        return True
 
     def disk_bytes(self) -> int | None:
         return folder_bytes(self.options.path / f"{self.options.table}.lance")

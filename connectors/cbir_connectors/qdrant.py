@@ -89,7 +89,8 @@ class Qdrant(Engine):
         shard_number: int | None = Field(None, ge=1, description="parts over which a cluster divides the items")
         replication_factor: int | None = Field(None, ge=1, description="copies of each shard")
         write_consistency_factor: int | None = Field(None, ge=1, description="copies that confirm a write")
-        prefer_grpc: bool = Field(False, description="gRPC (port 6334) instead of REST")
+        prefer_grpc: bool = Field(False, description="gRPC instead of REST")
+        grpc_port: int = Field(6334, ge=1, le=65_535, description="port of gRPC; that of REST is in the url")
         batch_size: int = Field(1000, ge=1, description="items a request, fewer where they are long")
         parallel: int = Field(2, ge=1, le=64, description="requests under way at once while storing")
         timeout: float = Field(60, gt=0, description="seconds a request may take")
@@ -284,6 +285,10 @@ class Qdrant(Engine):
             return cast("list[float]", ((query - vectors) ** 2).sum(axis=1).tolist())
         products = vectors @ query
         return cast("list[float]", (-products if self.metric == "ip" else 1 - products).tolist())
+
+    @property
+    def in_process(self) -> bool:
+        return self.options.path is not None
 
     def disk_bytes(self) -> int | None:
         return self._target.disk_bytes()
