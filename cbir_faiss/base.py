@@ -112,7 +112,7 @@ class Source(Plugin):
         return self._read(index) if enough is None else self._read_reduced(index, enough)
 
     def content_key(self, index: int) -> bytes:
-        """A digest of 32 bytes of the item's content: equal bytes give equal keys, whatever the path."""
+        """SHA-256 of the item's content (of a vector: of its float32 values): equal bytes, equal keys, any path."""
         return self._content_key(index)
 
     def stamp(self, index: int) -> Stamp | None:
@@ -550,6 +550,11 @@ class Backend(Plugin):
         The evaluator takes expectations over ties from them.
         """
         return cast("NDArray[np.uint8]", vectors) if self.exact and self.kind == "binary" else None
+
+    @property
+    def in_process(self) -> bool:
+        """Whether an engine with its own storage runs in this process, so that its memory can be measured."""
+        return False
 
     def disk_bytes(self) -> int | None:
         """Bytes on disk of an engine that keeps its own storage; None where that cannot be known."""

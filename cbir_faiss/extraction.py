@@ -7,6 +7,7 @@ run that was killed goes on after its last shard. Batches do not depend on where
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +45,7 @@ class Failure:
         return {"path": self.path, "reason": self.reason}
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """What an item was made of: the stamp of its file when it was read, and the digest of its content."""
 
     stamp: Stamp | None
@@ -349,7 +349,11 @@ def _from_matrix(source: Source, extractor: Extractor, matrix: NDArray[Any], wan
         return {name: np.asarray(matrix[some] if whole else matrix[rows[some]], np.float32)}
 
     def origin(some: slice) -> list[Origin]:
-        return [Origin(source.stamp(row), source.content_key(row)) for row in rows[some].tolist()]
+        # As ``content_key`` would, row by row: the digest of a vector is that of its float32 values.
+        content = np.ascontiguousarray(read(some)[name]).view(np.uint8).reshape(-1).data
+        width, stamp = 4 * matrix.shape[1], source.stamp(int(rows[0]))
+        starts = range(0, len(content), width)
+        return [Origin(stamp, hashlib.sha256(content[start : start + width]).digest()) for start in starts]
 
     return Extraction(rows, read, origin, failed)
 

@@ -6,9 +6,8 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,8 +25,7 @@ def document(item: Item) -> dict[str, Any]:
     return {**item.payload, **labels, "path": item.path}
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """An item as it is kept: its document, and by what a later build knows its file again.
 
     added: it was added by hand, so that a build does not take it away because its source does not have it.
@@ -49,11 +47,9 @@ _COLUMNS = "id, path, document, size, changed, digest, added"
 def write_catalogue(path: Path, rows: Iterable[tuple[int, Record]]) -> None:
     """Write ``(id, record)`` rows to a new file at ``path``.
 
-    ``VACUUM INTO`` makes the bytes depend on the rows only, not on how they were written.
+    One transaction in one order, so that equal rows give equal bytes.
     """
-    aside = path.with_name(path.name + ".writing")
-    aside.unlink(missing_ok=True)
-    with closing(sqlite3.connect(aside, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("BEGIN")
@@ -64,13 +60,14 @@ def write_catalogue(path: Path, rows: Iterable[tuple[int, Record]]) -> None:
         connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", (_row(i, r) for i, r in rows))
         connection.execute("CREATE INDEX by_path ON items (path)")
         connection.execute("COMMIT")
-        connection.execute("VACUUM INTO ?", (str(path),))
-    aside.unlink()
+
+
+_as_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for every row
 
 
 def _row(item: int, record: Record) -> tuple[Any, ...]:
-    text = json.dumps(record.document, ensure_ascii=False)
-    return item, record.path, text, *(record.stamp or (None, None)), record.digest, record.added
+    size, changed = record.stamp or (None, None)
+    return item, record.path, _as_json(record.document), size, changed, record.digest, record.added
 
 
 def _record(row: tuple[Any, ...]) -> tuple[int, Record]:
