@@ -160,8 +160,10 @@ def _compare_backend(
     split: Split, coded: Coded, choice: Choice, plan: Plan, judge: Judge, meter: ResidentMeter
 ) -> Iterator[Row]:
     slug = _slug(split, coded.choice, choice)
+    options = choice.plugin().scoped(choice.options, slug)
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="cbir-") as scratch:
-        backend: Backend = choice.make(**choice.plugin().scoped(choice.options, slug))
+        backend: Backend = choice.make(**options)
         try:
             seconds = {"extract": split.extract_seconds, "fit": coded.fit_seconds, "encode": coded.encode_seconds}
             seconds["build"] = _build(backend, coded, split, plan.threads)
@@ -179,9 +181,14 @@ def _compare_backend(
                 row["seconds"] = seconds
                 row["codes"] = health
                 _measure(row, stage, judge, plan, f"{slug}-{_digest([rescore.name, rescore.options, search])}")
-                yield row
+                rows.append(row)
         finally:
             backend.close()
+    if backend.in_process:  # an engine lets nobody else in while it is open here
+        resident = meter.measure(choice.name, options, None, coded.queries[:1])
+        for row in rows:
+            row["bytes"]["resident"] = resident
+    yield from rows
 
 
 def _build(backend: Backend, coded: Coded, split: Split, limit: int | None) -> float:

@@ -14,6 +14,7 @@ import gc
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -46,8 +47,11 @@ class ResidentMeter:
         if self._worker is not None:
             self._worker.communicate()
 
-    def measure(self, name: str, options: Mapping[str, Any], folder: Path, query: Any) -> int | None:
-        """Resident bytes of backend ``name`` saved in ``folder``, after one ``query``; None where it cannot be told."""
+    def measure(self, name: str, options: Mapping[str, Any], folder: Path | None, query: Any) -> int | None:
+        """Resident bytes of backend ``name`` after one ``query``; None where it cannot be told.
+
+        ``folder`` is where it was saved; None where its engine keeps it at the place that the options name.
+        """
         if not Path("/proc/self/status").exists():
             return None
         if self._worker is None:
@@ -55,28 +59,34 @@ class ResidentMeter:
             self._worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._worker.stdin is not None
         assert self._worker.stdout is not None
-        np.save(folder / "query.npy", query)
-        self._worker.stdin.write(json.dumps({"name": name, "options": dict(options), "folder": str(folder)}) + "\n")
-        self._worker.stdin.flush()
-        answer = self._worker.stdout.readline().strip()
-        (folder / "query.npy").unlink()
+        with tempfile.NamedTemporaryFile(suffix=".npy") as file:
+            np.save(file, query)
+            file.flush()
+            place = None if folder is None else str(folder)
+            job = {"name": name, "options": dict(options), "folder": place, "query": file.name}
+            self._worker.stdin.write(json.dumps(job) + "\n")
+            self._worker.stdin.flush()
+            answer = self._worker.stdout.readline().strip()
         return int(answer) if answer.isdigit() else None
 
 
 def _measure(job: Mapping[str, Any]) -> int:
+    _opened(job).close()  # pays for the libraries
+    before = resident_bytes()
+    backend = _opened(job)
+    grown = max(0, resident_bytes() - before)
+    backend.close()
+    return grown
+
+
+def _opened(job: Mapping[str, Any]) -> Any:
     from cbir_faiss.registry import make
 
-    query = np.load(Path(job["folder"], "query.npy"))
-    _open(make("backends", job["name"], **job["options"]), Path(job["folder"]), query)  # pays for the libraries
-    before = resident_bytes()
     backend = make("backends", job["name"], **job["options"])
-    _open(backend, Path(job["folder"]), query)
-    return max(0, resident_bytes() - before)
-
-
-def _open(backend: Any, folder: Path, query: Any) -> None:
-    backend.restore(folder)
-    backend.search(query, 1)
+    if job["folder"] is not None:
+        backend.restore(Path(job["folder"]))
+    backend.search(np.load(job["query"]), 1)
+    return backend
 
 
 def main() -> None:

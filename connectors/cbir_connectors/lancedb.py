@@ -165,7 +165,7 @@ class Lancedb(Engine):
 
     def _count(self) -> int:
         with self._errors("counting failed"):
-            return int(self._live.count_rows())
+            return int(self._live.count_rows(self._filled))
 
     def _fetch(self, ids: Ids) -> Codes:
         found = dict(self._read(ids, [self.options.vector_column], lambda rows: self._vectors(rows)))
@@ -187,14 +187,16 @@ class Lancedb(Engine):
     def _select(self, columns: list[str], where: str | None = None) -> Any:
         with self._errors("reading failed"):
             query = self._live.search().select([self.options.id_column, *columns])
-            return (query.where(where) if where else query).limit(None).to_arrow()
+            tests = [test for test in (where, self._filled) if test]
+            return (query.where(" AND ".join(tests)) if tests else query).limit(None).to_arrow()
 
     def _scroll(self, batch_size: int) -> Iterator[Batch]:
         # A handle of its own, fixed at one version, in which row ids do not change.
         with self._errors("reading failed"):
             table = self._db.open_table(self.options.table)
             table.checkout(table.version)
-            rows = table.search().select([self.options.id_column]).with_row_id(True).limit(None).to_arrow()
+            query = table.search().select([self.options.id_column]).with_row_id(True)
+            rows = (query.where(self._filled) if self._filled else query).limit(None).to_arrow()
         ids, places = self._ids(rows), rows.column("_rowid").to_numpy()
         order = np.argsort(np.array(ids, np.int64), kind="stable")
         columns = [self.options.id_column, self.options.vector_column, *self._payload_columns]
@@ -238,8 +240,12 @@ class Lancedb(Engine):
         # LanceDB has no bound parameters: integers are safe as they are, other keys are quoted.
         keys = [self._keys.key(i) for i in ids.tolist()]
         literals = [str(key) if isinstance(key, int) else "'" + str(key).replace("'", "''") + "'" for key in keys]
-        column = self.options.id_column.replace("`", "``")
-        return f"`{column}` IN ({', '.join(literals)})" if literals else "FALSE"
+        return f"{_quoted(self.options.id_column)} IN ({', '.join(literals)})" if literals else "FALSE"
+
+    @property
+    def _filled(self) -> str | None:
+        """A table of somebody else may have items without a vector."""
+        return None if self._ours else f"{_quoted(self.options.vector_column)} IS NOT NULL"
 
     @property
     def _dtype(self) -> Any:
@@ -302,6 +308,10 @@ class Lancedb(Engine):
 
     def _errors(self, doing: str) -> Any:
         return engine_errors(f"{self._place()}: {doing}")
+
+
+def _quoted(column: str) -> str:
+    return "`" + column.replace("`", "``") + "`"
 
 
 def _tables(db: Any) -> list[str]:

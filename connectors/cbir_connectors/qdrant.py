@@ -187,7 +187,7 @@ class Qdrant(Engine):
         return self._target.count()
 
     def _fetch(self, ids: Ids) -> Codes:
-        found = {i: vector for i, vector, _ in self._retrieve(ids, vectors=True)}
+        found = {i: vector for i, vector, _ in self._retrieve(ids, vectors=True) if vector is not None}
         return self._from_engine([found[i] for i in present(ids, found)])
 
     def _payload(self, ids: Ids) -> list[dict[str, Any]]:
@@ -195,7 +195,10 @@ class Qdrant(Engine):
         return [found[i] for i in present(ids, found)]
 
     def _scroll(self, batch_size: int) -> Iterator[Batch]:
-        for points in self._target.scroll(batch_size):
+        for page in self._target.scroll(batch_size):
+            points = [point for point in page if point[1] is not None]  # not every point has every named vector
+            if not points:
+                continue
             ids = [self._keys.id(key) for key, _, _ in points]
             payload = [self._keys.labelled(key, value) for key, _, value in points]
             yield Batch(np.array(ids, np.int64), self._from_engine([v for _, v, _ in points]), payload)
