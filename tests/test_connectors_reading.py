@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cbir_faiss.base import Backend
-from cbir_faiss.errors import BackendError, ConfigError, InputError, Unsupported
+from cbir_faiss.errors import BackendError, ConfigError, InputError, UnknownId, Unsupported
 from cbir_faiss.filters import And, In, Not, Or, Range, Where
 from cbir_faiss.types import MISSING_ID, Codes, Floats
 
@@ -124,6 +124,7 @@ def test_a_qdrant_collection_with_uuids_and_named_vectors() -> None:
         payload = [{"label": n} for n in range(5)]
         vectors = {"image": data.tolist()}
         server.engine.upsert("photos", models.Batch(ids=keys, vectors=vectors, payloads=payload))
+        server.engine.upsert("photos", [models.PointStruct(id=7, vector={}, payload={})])  # no picture yet
         backend = Qdrant(url=server.url, collection="photos", vector="image")
         hits = backend.search(data[2:3], 2)
         assert hits.distances[0, 0] == pytest.approx(0, abs=1e-6)
@@ -133,7 +134,9 @@ def test_a_qdrant_collection_with_uuids_and_named_vectors() -> None:
         assert sorted(item["_key"] for item in batch.payload) == keys
         assert int(hits.ids[0, 0]) in batch.ids.tolist()
         backend.delete(hits.ids[0, :1])
-        assert backend.count() == 4
+        assert backend.count() == 5
+        with pytest.raises(UnknownId):
+            backend.fetch(np.array([7]))
         backend.close()
 
 
@@ -151,6 +154,7 @@ def test_a_table_of_somebody_else(postgres: Path) -> None:
                 "INSERT INTO shop.goods VALUES (%s, %s::vector, %s, %s)",
                 [f"it's {n}", str(vector.tolist()), n * 10, ["a", "b"][: n % 3]],
             )
+        connection.execute("INSERT INTO shop.goods VALUES ('no picture yet', NULL, 5, NULL)")
         connection.execute("CREATE INDEX ON shop.goods USING hnsw (feature vector_l2_ops)")
         connection.execute("CREATE TABLE plain (id int PRIMARY KEY, embedding vector(16), payload jsonb)")
         connection.execute("CREATE TABLE shapeless (id int PRIMARY KEY, embedding vector)")
@@ -166,6 +170,7 @@ def test_a_table_of_somebody_else(postgres: Path) -> None:
     np.testing.assert_array_equal(backend.fetch(nearest), data[3:4])
     batches = list(backend.scroll(4))
     assert [len(batch.ids) for batch in batches] == [4, 2]
+    assert (backend.search(data[:1], 9, options={"exact": True}).ids >= 0).sum() == 6
     assert batches[0].payload[1] == {"_key": "it's 1", "price": 10, "tags": ["a"]}
     with pytest.raises(Unsupported, match="keys of type text"):
         backend.upsert(np.arange(1), data[:1])
@@ -193,11 +198,13 @@ def test_a_lance_table_of_somebody_else(tmp_path: Path) -> None:
     data = floats(5, 4)
     db = lancedb.connect(tmp_path)
     day = datetime.date(2020, 1, 2)
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(data.ravel()), 4)
-    rows = {"id": [f"o'{n}" for n in range(5)], "vector": vectors, "label": list("abcde"), "day": [day] * 5}
-    db.create_table("goods", pa.table(rows))
+    vectors = pa.array([*data.tolist(), None], pa.list_(pa.float32(), 4))
+    rows = {"id": [f"o'{n}" for n in range(6)], "vector": vectors, "label": list("abcdef"), "day": [day] * 6}
+    db.create_table("goods", pa.table(rows), on_bad_vectors="null")
     db.create_table("flat", pa.table({"id": [1], "vector": [1.0]}))
     backend = Lancedb(path=str(tmp_path), table="goods", metric="l2")
+    assert backend.count() == 5
+    assert (backend.search(data[1:2], 9).ids >= 0).sum() == 5
     hits = backend.search(data[1:2], 2, {"label": {"in": ["b", "e"]}})
     assert hits.distances[0, 0] == 0
     assert backend.payload(hits.ids[0]) == [{"label": "b", "day": "2020-01-02"}, {"label": "e", "day": "2020-01-02"}]
@@ -275,6 +282,7 @@ def test_pgvector_hnsw(postgres: Path) -> None:
         assert backend.search(data[:5], 1, options=options).distances.max() == 0
         odd = backend.search(data[:5], 20, {"even": False}, options)
         assert (odd.ids % 2 == 1).all()
+        assert (backend.search(data[:1], 300, options=options).ids >= 0).all()  # more than ef_search
     backend.close()
     long = Pgvector(path=str(postgres), table="long", index="hnsw")
     with pytest.raises(ConfigError, match="at most 64000"):

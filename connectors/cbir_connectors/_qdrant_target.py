@@ -60,8 +60,8 @@ class Target(Protocol):
 
 
 def named(vector: Any, name: str) -> Any:
-    """The vector called ``name`` of a point; the unnamed one stands by itself."""
-    return vector[name] if isinstance(vector, dict) else vector
+    """The vector called ``name`` of a point, None where it has none; the unnamed one stands by itself."""
+    return vector.get(name) if isinstance(vector, dict) else vector
 
 
 def pick(vectors: dict[str, Any], name: str, place: str) -> Any:

@@ -35,8 +35,9 @@ DSN = "CBIR_PG_DSN"
 _OPERATORS: dict[Metric, str] = {"l2": "<->", "ip": "<#>", "cosine": "<=>", "hamming": "<~>"}
 _OPCLASSES: dict[Metric, str] = {"l2": "l2_ops", "ip": "ip_ops", "cosine": "cosine_ops", "hamming": "hamming_ops"}
 _LONGEST_INDEXED = {"vector": 2000, "halfvec": 4000, "bit": 64_000}
+_EF_SEARCH, _WIDEST = 40, 1000  # pgvector's default and limit of hnsw.ef_search
 _COLUMN = re.compile(r"(vector|halfvec|bit)\((\d+)\)")
-_OLDEST_PGVECTOR = (0, 7)
+_OLDEST_PGVECTOR = (0, 8)
 
 
 def _identifier(name: str) -> str:
@@ -104,8 +105,11 @@ class Pgvector(Engine):
         known = self._psycopg.conninfo.conninfo_to_dict(self._dsn)
         self._host = self.options.path or f"{known.get('host', 'localhost')}/{known.get('dbname', '')}"
         self._secret = str(known.get("password") or "")
-        with self._lock:
+        try:
             self._connected()
+        except BackendError:
+            self.close()
+            raise
 
     def _address(self) -> str:
         if self.options.path is not None:
@@ -168,13 +172,13 @@ class Pgvector(Engine):
         return self._shape_of(int(found.group(2)))
 
     def _shape_of(self, width: int) -> Shape:
+        ((comment,),) = self._rows("SELECT obj_description(to_regclass(%s), 'pg_class')", [self._quoted()])
+        marked = _metric_in(comment)
+        self._ours = marked is not None
         if self._column == "bit":
             if width % 8:
                 raise Unsupported(f"{self._place()}: codes of {width} bits; only multiples of 8 can be used")
             return Shape(width, "binary", "hamming")
-        ((comment,),) = self._rows("SELECT obj_description(to_regclass(%s), 'pg_class')", [self._quoted()])
-        marked = _metric_in(comment)
-        self._ours = marked is not None
         return Shape(width, "float", marked or self._indexed_metric() or self.options.metric or "cosine")
 
     def _indexed_metric(self) -> Metric | None:
@@ -210,7 +214,7 @@ class Pgvector(Engine):
     def _check_version(self) -> None:
         ((version,),) = self._rows("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
         if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_PGVECTOR:
-            raise BackendError(f"{self._place()}: pgvector {version} on this server is too old, 0.7 is needed")
+            raise BackendError(f"{self._place()}: pgvector {version} on this server is too old, 0.8 is needed")
 
     def _drop(self) -> None:
         self._execute("DROP TABLE {table}", doing="cannot be dropped")
@@ -296,10 +300,10 @@ class Pgvector(Engine):
         self._execute("DELETE FROM {table} WHERE {id} = ANY (%s)", [self._known(ids)], doing="deleting failed")
 
     def _count(self) -> int:
-        return int(self._rows("SELECT count(*) FROM {table}")[0][0])
+        return int(self._rows("SELECT count(*) FROM {table} WHERE {filled}")[0][0])
 
     def _fetch(self, ids: Ids) -> Codes:
-        rows = self._rows("SELECT {id}, {vector} FROM {table} WHERE {id} = ANY (%b)", [self._known(ids)])
+        rows = self._rows("SELECT {id}, {vector} FROM {table} WHERE {filled} AND {id} = ANY (%b)", [self._known(ids)])
         found = {self._keys.id(key): vector for key, vector in rows}
         return self._vectors([found[i] for i in present(ids, found)])
 
@@ -309,7 +313,7 @@ class Pgvector(Engine):
         return [dict(found[i]) for i in present(ids, found)]
 
     def _scroll(self, batch_size: int) -> Iterator[Batch]:
-        query = "SELECT {id}, {vector}, {document}::text FROM {table} {after} ORDER BY {id} LIMIT {n}"
+        query = "SELECT {id}, {vector}, {document}::text FROM {table} WHERE {filled} {after} ORDER BY {id} LIMIT {n}"
         after = self._sql.SQL("")
         parameters: list[Any] = []
         while rows := self._rows(query, parameters, after=after, n=self._sql.Literal(batch_size)):
@@ -318,7 +322,7 @@ class Pgvector(Engine):
                 self._vectors([vector for _, vector, _ in rows]),
                 [self._keys.labelled(key, parse_payload(text)) for key, _, text in rows],
             )
-            after, parameters = self._format("WHERE {id} > %b"), [rows[-1][0]]
+            after, parameters = self._format("AND {id} > %b"), [rows[-1][0]]
 
     def _vectors(self, values: Sequence[bytes]) -> Codes:
         dim = cast("int", self.dim)
@@ -336,29 +340,29 @@ class Pgvector(Engine):
     # -- search
 
     def _search(self, vectors: Codes, k: int, where: Where | None, options: Any) -> Hits:
-        return to_hits(self._nearest(vectors, "LIMIT {k}", where, options, k=self._sql.Literal(k)), k)
+        return to_hits(self._nearest(vectors, k, where, options), k)
 
     def _range(self, vectors: Codes, radius: float, where: Where | None) -> RangeHits:
-        rows = self._nearest(vectors, "", where, self._search_options({"exact": True}))
+        rows = self._nearest(vectors, None, where, self._search_options({"exact": True}))
         return to_range([[hit for hit in row if hit[1] <= radius] for row in rows])
 
     def _nearest(
-        self, vectors: Codes, limit: str, where: Where | None, options: Any, **parts: Any
+        self, vectors: Codes, k: int | None, where: Where | None, options: Any
     ) -> list[list[tuple[int, float]]]:
-        """Per query, (id, distance), nearest first."""
+        """Per query, (id, distance), nearest first; all of them without a ``k``."""
         test, bound = (
             (self._sql.SQL("TRUE"), []) if where is None else compile_where(where, self._document(), self._sql)
         )
         query = self._format(
-            "SELECT {id}, {vector} {operator} %b FROM {table} WHERE {test} ORDER BY 2 " + limit,
+            "SELECT {id}, {vector} {operator} %b FROM {table} WHERE {filled} AND ({test}) ORDER BY 2 LIMIT {k}",
             operator=self._sql.SQL(_OPERATORS[cast("Metric", self.metric)]),
             test=test,
-            **parts,
+            k=self._sql.Literal(k),
         )
         values = encode(vectors, self._column)
         with self._lock, self._errors("searching failed"):
             connection = self._connected()
-            settings = self._settings(options, where is not None)
+            settings = self._settings(options, k, where is not None)
             # Settings are local to a transaction; without any, the two more round trips are saved.
             block = connection.transaction() if settings else nullcontext()
             with block, connection.cursor(binary=True) as cursor:
@@ -371,13 +375,15 @@ class Pgvector(Engine):
         square = self.metric == "l2"
         return [[(self._keys.id(key), d * d if square else d) for key, d in rows] for rows in answers]
 
-    def _settings(self, options: Any, filtered: bool) -> list[tuple[str, str]]:
+    def _settings(self, options: Any, k: int | None, filtered: bool) -> list[tuple[str, str]]:
         if options.exact:
             return [("enable_indexscan", "off")]
         if not self._indexed:
             return []
-        settings = [("hnsw.iterative_scan", "strict_order")] if filtered else []
-        return settings + ([("hnsw.ef_search", str(options.ef_search))] if options.ef_search else [])
+        # An index scan ends after ef_search candidates, filtered ones among them, unless it may go on.
+        width = min(max(k or 0, options.ef_search or _EF_SEARCH), _WIDEST)
+        settings = [("hnsw.ef_search", str(width))]
+        return [*settings, ("hnsw.iterative_scan", "strict_order")] if filtered or (k or 0) > width else settings
 
     def _exact_by_default(self) -> bool:
         return not self._indexed and self.options.index == "none"
@@ -410,6 +416,8 @@ class Pgvector(Engine):
             vector=identifier(chosen.vector_column),
             payload=identifier(chosen.payload_column),
             document=self._document(),
+            # A table of somebody else may have items without a vector.
+            filled=self._sql.SQL("TRUE" if self._ours else "{} IS NOT NULL").format(identifier(chosen.vector_column)),
             **parts,
         )
 
