@@ -1,0 +1,174 @@
+"""Extraction: `cbir build` on a folder of JPEGs beside the loop most people write, and beside ONNX Runtime alone.
+
+    python benchmarks/extraction.py             Caltech-101 and MobileNetV2 from ../shared, 3 rounds
+    python benchmarks/extraction.py --quick     128 pictures, one round, to see that it runs; stores nothing
+
+Rounds are interleaved, and the medians compared. The plain loop: torchvision in eager mode, DataLoader with batches of
+64 and the PIL transforms that belong to the weights, with 0, 1 and 2 workers. ONNX Runtime alone: the same exported
+model on pixels that are ready, with its default threads. The build starts with an empty cache and its rate is what it
+reports: without loading the model, with reading, hashing, decoding and resizing.
+Raw figures go to benchmarks/results/extraction.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _report import show, store
+from numpy.typing import NDArray
+
+from cbir_faiss.build import build
+from cbir_faiss.config import parse_config
+from cbir_faiss.extraction import extract
+from cbir_faiss.extractors._onnx import Model
+from cbir_faiss.registry import make
+
+SHARED = Path(__file__).parents[1].parent / "shared"
+WEIGHTS = SHARED / "weights" / "mobilenet_v2-imagenet-fp16.pth"
+EXTRACTOR = {"name": "torchvision", "model": "mobilenet_v2", "weights": str(WEIGHTS), "runtime": "onnx"}
+BATCH = 64
+WORKERS = (0, 1, 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few pictures, one round, nothing stored")
+    quick = parser.parse_args().quick
+    with tempfile.TemporaryDirectory() as place:
+        root = _pictures(Path(place), 128) if quick else SHARED / "datasets" / "caltech101"
+        result = _measure(root, Path(place), rounds=1 if quick else 3)
+    rows = [
+        {"what": name, "images/s": statistics.median(rates), "runs": " ".join(f"{rate:.0f}" for rate in rates)}
+        for name, rates in result["images_per_second"].items()
+    ]
+    show(f"{result['images']} pictures", rows, ("what", "images/s", "runs"))
+    for name in ("over_plain", "of_runtime", "least_cosine"):
+        print(f"{name}: {result[name]:.4f}")
+    if not quick:
+        print(store("extraction", {"caltech101-mobilenet_v2": result}))
+
+
+def _measure(root: Path, place: Path, rounds: int) -> dict[str, Any]:
+    config = parse_config(
+        {
+            "source": {"name": "folder", "root": str(root)},
+            "extractors": [EXTRACTOR],
+            "codecs": [{"name": "lsh", "bits": 256}],
+            "backends": [{"name": "faiss-binary-flat"}],
+        }
+    )
+    plain = _Plain(root)
+    runtime = _Runtime(place)
+    rates: dict[str, list[float]] = {}
+    reference = None
+    for _ in range(rounds):
+        for workers in WORKERS:
+            began = time.perf_counter()
+            reference = plain.run(workers)
+            rates.setdefault(f"plain, {workers} workers", []).append(len(reference) / (time.perf_counter() - began))
+        shutil.rmtree(place / "x.cbir", ignore_errors=True)
+        shutil.rmtree(place / "cache", ignore_errors=True)
+        report = build(config, place / "x.cbir", cache=place / "cache")
+        rates.setdefault("cbir build", []).append(report.images_per_second)
+        rates.setdefault("ONNX Runtime alone", []).append(runtime.run(min(report.items, 1024)))
+    ours = extract(make("sources", "folder", root=str(root)), make_extractor(), cache=place / "cache")
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    best = max(value for name, value in medians.items() if name.startswith("plain"))
+    assert reference is not None
+    return {
+        "images": len(ours),
+        "images_per_second": rates,
+        "over_plain": medians["cbir build"] / best,
+        "of_runtime": medians["cbir build"] / medians["ONNX Runtime alone"],
+        "least_cosine": _least_cosine(reference, ours.columns["embedding"]),
+    }
+
+
+def make_extractor() -> Any:
+    """The network, through ONNX Runtime."""
+    return make("extractors", EXTRACTOR["name"], **{key: value for key, value in EXTRACTOR.items() if key != "name"})
+
+
+class _Plain:
+    """The loop of a tutorial."""
+
+    def __init__(self, root: Path) -> None:
+        import torch
+        import torchvision
+        from torchvision import transforms
+
+        self._torch = torch
+        self._model = torchvision.models.mobilenet_v2()
+        self._model.load_state_dict({k: v.float() for k, v in torch.load(WEIGHTS, weights_only=True).items()})
+        self._model.eval()
+        self._data = torchvision.datasets.ImageFolder(
+            root,
+            transforms.Compose(
+                [
+                    transforms.Resize(256),
+                    transforms.CenterCrop(224),
+                    transforms.ToTensor(),
+                    transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+                ]
+            ),
+        )
+        # The same order as ours, which sorts by path.
+        self._data.samples.sort(key=lambda sample: Path(sample[0]).relative_to(root).as_posix())
+
+    def run(self, workers: int) -> NDArray[np.float32]:
+        loader = self._torch.utils.data.DataLoader(self._data, batch_size=BATCH, num_workers=workers)
+        with self._torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of more workers than cores
+            parts = [self._model.features(images).mean((2, 3)).numpy() for images, _ in loader]
+        return np.concatenate(parts)
+
+
+class _Runtime:
+    """ONNX Runtime as it comes, fed with pixels that are ready."""
+
+    def __init__(self, place: Path) -> None:
+        import onnxruntime
+
+        _, options = make_extractor().freeze(place)
+        self._session = onnxruntime.InferenceSession(place / options["model"], providers=["CPUExecutionProvider"])
+        self._feed = Model(place / options["model"]).feed
+        self._pixels = np.random.default_rng(0).integers(0, 256, (32, 224, 224, 3), dtype=np.uint8)
+
+    def run(self, images: int) -> float:
+        batches = max(1, images // len(self._pixels))
+        self._session.run(None, {self._feed: self._pixels})
+        began = time.perf_counter()
+        for _ in range(batches):
+            self._session.run(None, {self._feed: self._pixels})
+        return batches * len(self._pixels) / (time.perf_counter() - began)
+
+
+def _least_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float((np.einsum("ij,ij->i", a, b) / lengths).min())
+
+
+def _pictures(place: Path, count: int) -> Path:
+    """The first picture of many classes, linked, so that a quick run is small."""
+    for number, path in enumerate(_first(SHARED / "datasets" / "caltech101", count)):
+        folder = place / "pictures" / f"{number % 4}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:04}.jpg").symlink_to(path)
+    return place / "pictures"
+
+
+def _first(root: Path, count: int) -> Iterator[Path]:
+    yield from sorted(root.rglob("*.jpg"))[:count]
+
+
+if __name__ == "__main__":
+    main()
