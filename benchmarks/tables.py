@@ -9,6 +9,8 @@ A document asks for a table with a comment, and what follows it up to ``<!-- end
     <!-- table: caltech101 title=mobilenet_v2 codec=itq -->     one line a row of the comparison, filtered by key=value
     <!-- pivot: codes-caltech101 rescore=none -->               kinds of code down, bits across, the main measure
     <!-- chart: codes-caltech101 rescore=none -->               the main measure against bits, as docs/img/….svg
+    <!-- engines: backends -->                                  with bytes on disk and in memory, and build time
+    <!-- quantized: quantization -->                            recall by codec and oversampling
     <!-- figures: search "two-stage x" stage,recall,ms -->      chosen columns of a benchmark's rows
 """
 
@@ -29,7 +31,7 @@ from cbir_faiss.evaluate.charts import family_of, measure_against_bits
 from cbir_faiss.evaluate.recommend import Row, bytes_per_item, main_measure, name_of
 
 DOCS = Path(__file__).parents[1] / "docs"
-BLOCK = re.compile(r"<!-- (table|pivot|chart|figures): (.*?) -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (table|pivot|chart|engines|quantized|figures): (.*?) -->\n.*?<!-- end -->", re.DOTALL)
 HEAVY = ("curves", "raw", "codes", "failed")
 
 
@@ -104,6 +106,37 @@ def _line(row: Row, measure: str, knn: str) -> list[str]:
     ]
 
 
+def engines(words: Sequence[str]) -> str:
+    rows = _chosen(words)
+    measure = main_measure(rows)
+    knn = next(name for name in rows[0]["metrics"] if name.startswith("knn_recall"))
+    head = ["combination", measure, knn, "p50 ms", "p95 ms", "p99 ms", "QPS", "disk", "memory", "build s"]
+    lines = []
+    for row in rows:
+        times = [f"{row['latency_ms'][p]:.2f}" for p in ("p50", "p95", "p99")]
+        sizes = [_size(row["bytes"][where]) for where in ("backend_file", "resident")]
+        measures = [f"{row['metrics'][measure]:.4f}", f"{row['metrics'][knn]:.3f}"]
+        lines.append([name_of(row), *measures, *times, f"{row['qps']:,.0f}", *sizes, f"{row['seconds']['build']:.2f}"])
+    return _markdown(head, lines)
+
+
+def quantized(words: Sequence[str]) -> str:
+    rows = _chosen(words)
+    knn = next(name for name in rows[0]["metrics"] if name.startswith("knn_recall"))
+    found: dict[str, dict[str, str]] = {}
+    for row in rows:
+        line = found.setdefault(f"{row['options']['search'].get('oversampling', 1):g}", {})
+        line[row["codec"]] = f"{row['metrics'][knn]:.3f}"
+    codecs = list(dict.fromkeys(row["codec"] for row in rows))
+    return _markdown(
+        ["oversampling", *(f"{knn}, {c}" for c in codecs)], [[k, *(v[c] for c in codecs)] for k, v in found.items()]
+    )
+
+
+def _size(value: float | None) -> str:
+    return "–" if value is None else f"{value / 1e6:,.2f} MB"
+
+
 def pivot(words: Sequence[str]) -> str:
     rows = [row for row in _chosen(words) if row["bits"]]
     measure = main_measure(rows)
@@ -143,7 +176,14 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-MAKERS: dict[str, Callable[[Sequence[str]], str]] = {"table": table, "pivot": pivot, "chart": chart, "figures": figures}
+MAKERS: dict[str, Callable[[Sequence[str]], str]] = {
+    "table": table,
+    "pivot": pivot,
+    "chart": chart,
+    "engines": engines,
+    "quantized": quantized,
+    "figures": figures,
+}
 
 if __name__ == "__main__":
     main()

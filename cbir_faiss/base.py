@@ -544,12 +544,16 @@ class Backend(Plugin):
         """Bits an item takes in the index where it stores codes of its own (IndexLSH, PQ, SQ, …), else None."""
         return None
 
+    def is_exact(self, options: Options | None = None) -> bool:
+        """Whether a search with these options finds the true neighbours; a search option ``exact`` makes it so."""
+        return self.exact or bool(getattr(options, "exact", False))
+
     def hamming_codes(self, vectors: Codes) -> NDArray[np.uint8] | None:
-        """The packed codes by whose exact Hamming distance this backend ranks ``vectors``; None where it does not.
+        """The packed codes by whose Hamming distance this backend ranks ``vectors``; None where it does not.
 
         The evaluator takes expectations over ties from them.
         """
-        return cast("NDArray[np.uint8]", vectors) if self.exact and self.kind == "binary" else None
+        return cast("NDArray[np.uint8]", vectors) if self.kind == "binary" else None
 
     @property
     def in_process(self) -> bool:

@@ -205,10 +205,19 @@ def test_wrong_arrays_and_sections(
 
 
 def test_a_second_run_extracts_nothing(config: Path, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    run(load_config(config), tmp_path / "a")
-    run(load_config(config), tmp_path / "b", progress=lambda *at: seen.append(at))
-    assert seen == [(36, 36)]
+    first = run(load_config(config), tmp_path / "a")["rows"]
+    again = run(load_config(config), tmp_path / "b")["rows"]
+    assert first[0]["seconds"]["extract"] > 0
+    assert again[0]["seconds"]["extract"] == 0
+    assert [row["metrics"] for row in again] == [row["metrics"] for row in first]
+
+
+def test_a_search_option_makes_a_search_exact(data: dict[str, Any]) -> None:
+    (backend,) = [{"name": "usearch", "search": {"exact": [True, False]}}]
+    rows = cf.compare(**data, codecs=[{"name": "lsh", "bits": 32}], backends=[backend, "faiss-binary-flat"])
+    by_search = {str(row["options"]["search"].get("exact")): row["metrics"] for row in rows}
+    assert by_search["True"]["map@5"] == by_search["None"]["map@5"]
+    assert by_search["False"]["map@5_min"] is None
 
 
 def test_broken_files_are_counted_in_the_results(config: Path, pictures: Path, tmp_path: Path) -> None:

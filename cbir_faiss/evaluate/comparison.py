@@ -253,7 +253,7 @@ class _Stage:
     stored: Columns
 
     def run(self, rows: slice, k: int) -> Hits:
-        options = self._options
+        options = self.options
         if self.rescorer.name == "none":
             return self.backend.search(self.coded.codec.encode(self.split.queries.embedding[rows]), k, options=options)
         wanted = self.rescorer.candidates
@@ -263,7 +263,7 @@ class _Stage:
         return self.rescorer.rescore(columns, hits, self._fetch, k)
 
     @property
-    def _options(self) -> Any:
+    def options(self) -> Any:
         return self.backend.SearchOptions(**self.search) if self.search else None
 
     def _fetch(self, ids: NDArray[np.int64], column: str) -> NDArray[Any]:
@@ -278,9 +278,9 @@ def _measure(row: Row, stage: _Stage, judge: Judge, plan: Plan, name: str) -> No
         began = time.perf_counter()
         hits = stage.run(slice(None), depth)
         row["qps"] = len(hits) / (time.perf_counter() - began)
-    ranking = Ranking.of(
-        hits, stage.backend, stage.coded.items, stage.coded.queries, rescored=stage.rescorer.name != "none"
-    )
+    ranking = Ranking(hits)
+    if stage.rescorer.name == "none" and stage.backend.is_exact(stage.options):
+        ranking = Ranking.of(hits, stage.backend, stage.coded.items, stage.coded.queries)
     row["metrics"], row["curves"], raw = judge(ranking)
     row["latency_ms"] = {f"p{p}": float(np.percentile(times, p)) * 1000 for p in (50, 95, 99)}
     row["raw"] = None
@@ -330,7 +330,7 @@ def _row(
             "rescore": rescorer.options.model_dump(mode="json"),
             "search": dict(search),
         },
-        "exact": backend.exact,
+        "exact": backend.is_exact(backend.SearchOptions(**search)),
         "dim": int(split.items.embedding.shape[1]),
         "items": len(split.items),
         "queries": len(split.queries),

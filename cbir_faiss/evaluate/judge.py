@@ -38,18 +38,15 @@ class Ranking:
     floats: tuple[Codes, Codes, Metric] | None = None
 
     @classmethod
-    def of(cls, hits: Hits, backend: Backend, items: Codes, queries: Codes, *, rescored: bool) -> Ranking:
-        """The ranking of ``backend`` over ``items`` and ``queries``, vectors or codes as they were given to it."""
-        if rescored:
-            return cls(hits)
+    def of(cls, hits: Hits, backend: Backend, items: Codes, queries: Codes) -> Ranking:
+        """The ranking of an exact search of ``backend`` over vectors or codes as it was given them."""
         codes = backend.hamming_codes(items)
         if codes is not None:
             asked = backend.hamming_codes(queries)
             assert asked is not None
             return cls(hits, codes=(codes, asked))
-        if backend.exact and backend.kind == "float" and backend.metric is not None:
-            return cls(hits, floats=(items, queries, backend.metric))
-        return cls(hits)
+        assert backend.metric is not None
+        return cls(hits, floats=(items, queries, backend.metric))
 
 
 class Judge:

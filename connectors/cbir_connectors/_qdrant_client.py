@@ -99,7 +99,9 @@ class ClientTarget:
             scalar = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
             return models.ScalarQuantization(scalar=scalar)
         encoding = models.BinaryQuantizationEncoding(_ENCODINGS[chosen])
-        return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(encoding=encoding, always_ram=True))
+        query = models.BinaryQuantizationQueryEncoding(self.options.query_encoding)
+        config = models.BinaryQuantizationConfig(encoding=encoding, query_encoding=query, always_ram=True)
+        return models.BinaryQuantization(binary=config)
 
     def drop(self) -> None:
         with self._errors("cannot be dropped"):

@@ -14,6 +14,12 @@ from cbir_connectors._qdrant_target import Point, Query, Scored, Upload, Vectors
 from cbir_faiss.errors import BackendError
 
 _CONFIG = "edge_config.json"
+_QUERY_ENCODINGS = {
+    "default": "Default",
+    "binary": "Binary",
+    "scalar4bits": "Scalar4Bits",
+    "scalar8bits": "Scalar8Bits",
+}
 _ENCODINGS = {"binary": "OneBit", "binary-1.5": "OneAndHalfBits", "binary-2": "TwoBits"}
 
 
@@ -70,7 +76,8 @@ class EdgeTarget:
         if chosen == "scalar":
             return edge.ScalarQuantizationConfig(type=edge.ScalarType.Int8, memory=edge.Memory.Pinned)
         encoding = getattr(edge.BinaryQuantizationEncoding, _ENCODINGS[chosen])
-        return edge.BinaryQuantizationConfig(encoding=encoding, memory=edge.Memory.Pinned)
+        query = getattr(edge.BinaryQuantizationQueryEncoding, _QUERY_ENCODINGS[self.options.query_encoding])
+        return edge.BinaryQuantizationConfig(encoding=encoding, query_encoding=query, memory=edge.Memory.Pinned)
 
     def drop(self) -> None:
         self.close()

@@ -78,6 +78,9 @@ class Qdrant(Engine):
         quantization: Literal["none", "binary", "binary-1.5", "binary-2", "scalar"] = Field(
             "none", description="Qdrant's own, kept in memory: 1, 1.5 or 2 bits a dimension, or int8"
         )
+        query_encoding: Literal["default", "binary", "scalar4bits", "scalar8bits"] = Field(
+            "default", description="how binary quantization keeps the query: finer finds more, and takes longer"
+        )
         hnsw_m: int | None = Field(
             None, ge=0, description="links a node keeps, 0: no graph; None: 16 for floats, else 0"
         )
@@ -288,6 +291,10 @@ class Qdrant(Engine):
             return cast("list[float]", ((query - vectors) ** 2).sum(axis=1).tolist())
         products = vectors @ query
         return cast("list[float]", (-products if self.metric == "ip" else 1 - products).tolist())
+
+    def is_exact(self, options: base.Options | None = None) -> bool:
+        chosen = getattr(options, "exact", None)
+        return super().is_exact(options) if chosen is None else bool(chosen)
 
     @property
     def in_process(self) -> bool:
