@@ -11,8 +11,6 @@ import json
 import logging
 import resource
 import shutil
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,19 +18,20 @@ from typing import Any
 import numpy as np
 
 from cbir_faiss import threads
-from cbir_faiss.base import Codec, Extractor, Rescorer, Source
+from cbir_faiss.base import Backend, Codec, Extractor, Rescorer, Source
 from cbir_faiss.config import Choice, Config
+from cbir_faiss.encoding import Clock, Encoder
 from cbir_faiss.errors import CbirError, ConfigError
 from cbir_faiss.extraction import Extraction, Failure, Progress, extract
 from cbir_faiss.labels import label_array
-from cbir_faiss.storage.catalogue import Record, document
-from cbir_faiss.storage.changes import add_segment, change, files_of, open_settled, publish, shape_of
+from cbir_faiss.storage.changes import add_segment, change, files_of, is_trained, open_settled, publish, shape_of
 from cbir_faiss.storage.files import sync, sync_tree, writing_to
 from cbir_faiss.storage.lock import writer_lock
-from cbir_faiss.storage.manifest import CURRENT, Manifest, Pending, PluginEntry, read_manifest
+from cbir_faiss.storage.manifest import CURRENT, Manifest, Pending, PluginEntry, SegmentEntry, read_manifest
 from cbir_faiss.storage.seen import Seen, difference, read_seen, write_seen
-from cbir_faiss.storage.segment import BLOCK_ROWS, Block, sample_rows
-from cbir_faiss.storage.store import Store, thaw
+from cbir_faiss.storage.segment import sample_rows
+from cbir_faiss.storage.store import Store
+from cbir_faiss.types import Metric
 
 _log = logging.getLogger(__name__)
 
@@ -51,94 +50,6 @@ class BuildReport:
     def as_dict(self) -> dict[str, Any]:
         """As ``cbir build --json`` prints it."""
         return {**vars(self), "failed": [failure.as_dict() for failure in self.failed]}
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A fitted codec and rescorer: from the extractor's columns to what a segment stores."""
-
-    codec: Codec
-    rescorer: Rescorer
-    embedding: str
-    needs_direction: bool
-    """Whether the index compares directions, so that a vector of zeros has no place in it."""
-
-    @classmethod
-    def of(cls, store: Store) -> Encoder:
-        """That of a collection."""
-        manifest, folder = store.manifest, store.folder
-        codec: Codec = thaw("codecs", manifest.codec, folder)
-        rescorer: Rescorer = thaw("rescorers", manifest.rescore, folder)
-        return cls(
-            codec.restore(folder / "codec.npz"),
-            rescorer.restore(folder / "rescore.npz"),
-            manifest.embedding,
-            store.make_backend().metric_for(codec.kind) == "cosine",
-        )
-
-    def blocks(
-        self, source: Source, found: Extraction, first_id: int, failed: list[Failure], clock: Clock, added: bool = False
-    ) -> Iterator[Block]:
-        """The extracted items, ids from ``first_id``. What cannot be indexed is appended to ``failed`` instead."""
-        items = source.items()
-        for start in range(0, len(found), BLOCK_ROWS):
-            place = slice(start, start + BLOCK_ROWS)
-            columns, origins = found.block(place), found.origin(place)
-            columns = {**columns, "embedding": columns[self.embedding]}
-            with clock.phase("encode"):
-                codes = self.codec.encode(columns["embedding"])
-                packed = self.rescorer.pack(columns)
-            records = [
-                Record(document(items[row]), origin.stamp, origin.digest, added)
-                for row, origin in zip(found.rows[place].tolist(), origins, strict=True)
-            ]
-            block = Block(np.arange(first_id, first_id + len(codes)), codes, packed, records)
-            if self.needs_direction and not codes.any(axis=1).all():
-                block = _without_zeros(block, failed)
-            first_id += len(block.ids)
-            if len(block.ids):
-                yield block
-
-
-def _without_zeros(block: Block, failed: list[Failure]) -> Block:
-    """The items of a block that have a direction, numbered on from its first id; the others have ``failed``."""
-    usable = block.codes.any(axis=1)
-    lost = [block.records[i] for i in np.flatnonzero(~usable)]
-    failed += [Failure(record.path, "its vector is zero and has no direction", record.stamp) for record in lost]
-    kept = np.flatnonzero(usable)
-    return Block(
-        block.ids[0] + np.arange(len(kept)),
-        block.codes[kept],
-        {name: values[kept] for name, values in block.columns.items()},
-        [block.records[i] for i in kept],
-    )
-
-
-class Clock:
-    """Seconds by phase, also where one phase runs inside another: each second counts once."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(("load", "extract", "fit", "encode", "store"), 0.0)
-        self._began = time.perf_counter()
-
-    def phase(self, name: str) -> _Phase:
-        return _Phase(self, name)
-
-    def total(self) -> dict[str, float]:
-        return {**self.seconds, "total": time.perf_counter() - self._began}
-
-
-class _Phase:
-    def __init__(self, clock: Clock, name: str) -> None:
-        self._clock, self._name = clock, name
-
-    def __enter__(self) -> None:
-        self._began, self._before = time.perf_counter(), sum(self._clock.seconds.values())
-
-    def __exit__(self, *_: object) -> None:
-        seconds = self._clock.seconds
-        inside = sum(seconds.values()) - self._before
-        seconds[self._name] += time.perf_counter() - self._began - inside
 
 
 def build(config: Config, out: Path, *, cache: Path | None, progress: Progress | None = None) -> BuildReport:
@@ -196,14 +107,15 @@ class _Job:
         return False
 
     def _make_into(self, folder: Path) -> BuildReport:
-        self.config.backends[0].make().metric_for(self.config.codecs[0].plugin().kind)  # fails now, not hours later
+        metric = self._metric()  # fails now where codec and backend do not go together, not hours later
         source, extractor = self._open()
         survey = source.survey()
         with self.clock.phase("extract"):
-            found = extract(source, extractor, cache=self.cache, progress=self.progress)
+            found = self._extract(source, extractor)
         failed = list(found.failed)
         with self.clock.phase("fit"), threads.phase("fit", self.config.threads):
-            encoder = self._fit(source, found)
+            codec, rescorer, embedding = self._fit(source, found)
+            encoder = Encoder(codec, rescorer, embedding, metric == "cosine")
         with self.clock.phase("store"), threads.phase("fit", self.config.threads):
             (folder / "extractor").mkdir()
             name, options = extractor.freeze(folder / "extractor")
@@ -211,12 +123,46 @@ class _Job:
             encoder.codec.save(folder / "codec.npz")
             encoder.rescorer.save(folder / "rescore.npz")
             manifest = self._manifest(source, extractor, frozen, encoder, survey)
-            blocks = encoder.blocks(source, found, 0, failed, self.clock)
-            manifest = self._first_generation(folder, manifest, blocks, failed)
+            segments = self._segments(folder, manifest, source, found, encoder, failed)
+            manifest = self._first_generation(folder, manifest, segments, failed)
         return self._report(manifest, found, failed)
 
-    def _fit(self, source: Source, found: Extraction) -> Encoder:
-        """Codec and rescorer, learnt from a sample of the items."""
+    def _metric(self) -> Metric:
+        backend: Backend = self.config.backends[0].make()
+        try:
+            return backend.metric_for(self.config.codecs[0].plugin().kind)
+        finally:
+            backend.close()
+
+    def _extract(self, source: Source, extractor: Extractor) -> Extraction:
+        engine = self.config.engine
+        if engine is None or source.yields == "vector":
+            return extract(source, extractor, cache=self.cache, progress=self.progress)
+        from cbir_faiss.distributed import extract_by_ray
+
+        return extract_by_ray(engine, self.config, source, extractor, self.cache, self.progress)
+
+    def _segments(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        source: Source,
+        found: Extraction,
+        encoder: Encoder,
+        failed: list[Failure],
+    ) -> list[SegmentEntry]:
+        """Every segment of the first generation, written here or by a cluster."""
+        store = Store(folder, manifest)
+        if self.config.engine is not None and not is_trained(store):
+            from cbir_faiss.distributed import write_segments
+
+            return write_segments(self.config.engine, self.config, store, found, self.cache, failed)
+        blocks = encoder.blocks(source, found, 0, failed, self.clock)
+        segment = add_segment(folder, "1", blocks, None if store.has_engine else store.make_backend, shape_of(manifest))
+        return [segment] if segment is not None else []
+
+    def _fit(self, source: Source, found: Extraction) -> tuple[Codec, Rescorer, str]:
+        """Codec and rescorer, learnt from a sample of the items, and the column that they take as the embedding."""
         rows = sample_rows(len(found))
         columns, items = found.block(rows), source.items()
         embedding = next(iter(columns))
@@ -226,8 +172,7 @@ class _Job:
         codec.fit(columns["embedding"], labels)
         rescorer: Rescorer = self.config.rescore[0].make()
         rescorer.fit(columns, labels)
-        cosine = self.config.backends[0].make().metric_for(codec.kind) == "cosine"
-        return Encoder(codec, rescorer, embedding, cosine)
+        return codec, rescorer, embedding
 
     def _manifest(
         self, source: Source, extractor: Extractor, frozen: PluginEntry, encoder: Encoder, survey: str
@@ -253,21 +198,21 @@ class _Job:
         )
 
     def _first_generation(
-        self, folder: Path, manifest: Manifest, blocks: Iterator[Block], failed: list[Failure]
+        self, folder: Path, manifest: Manifest, segments: list[SegmentEntry], failed: list[Failure]
     ) -> Manifest:
-        store = Store(folder, manifest)
-        segment = add_segment(folder, "1", blocks, None if store.has_engine else store.make_backend, shape_of(manifest))
-        if segment is None:
+        if not segments:
             raise CbirError(f"not one item could be indexed; {failed[0].path}: {failed[0].reason}")
+        has_engine = Store(folder, manifest).has_engine
         seen = write_seen(folder, 1, Seen(failed))
         sync_tree(folder)
+        last = np.load(folder / "segments" / segments[-1].name / "ids.npy", mmap_mode="r")[-1]
         manifest = manifest.model_copy(
             update={
-                "next_id": segment.rows,
+                "next_id": int(last) + 1,
                 "failed": len(failed),
                 "seen": seen,
-                "segments": (segment,),
-                "pending": Pending(first_id=0) if store.has_engine else None,
+                "segments": tuple(segments),
+                "pending": Pending(first_id=0) if has_engine else None,
                 "files": files_of(folder, "."),
             }
         )

@@ -123,7 +123,8 @@ def build(config: Path, out: Path, as_json: bool, log_json: bool) -> None:
         f"{out}: {done.items:,} items in {done.seconds['total']:.1f} s, {done.resumed_items:,} of them extracted before"
     )
     if done.images_per_second:
-        click.echo(f"{done.images_per_second:,.1f} images/s; " + _seconds(done.seconds))
+        new = done.items - done.resumed_items
+        click.echo(f"{done.images_per_second:,.1f} images/s; {_seconds(done.seconds, new)}")
     click.echo(f"peak memory {done.peak_rss_bytes / 1e6:,.0f} MB")
     for reason, count in Counter(failure.reason for failure in done.failed).most_common():
         click.echo(f"{count:,} left out: {reason}")
@@ -441,8 +442,10 @@ def _fact(key: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _seconds(seconds: dict[str, float]) -> str:
-    return ", ".join(f"{name} {spent:.1f} s" for name, spent in seconds.items() if name != "total")
+def _seconds(seconds: dict[str, float], items: int) -> str:
+    """Each stage with its time and, where it goes item by item, its rate."""
+    rates = {name: f" ({items / seconds[name]:,.0f}/s)" for name in ("extract", "encode", "store") if seconds[name]}
+    return ", ".join(f"{name} {spent:.1f} s{rates.get(name, '')}" for name, spent in seconds.items() if name != "total")
 
 
 def _report_failures(failed: list[dict[str, str]], most: int = 5) -> None:

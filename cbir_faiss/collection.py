@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from cbir_faiss import threads
 from cbir_faiss.base import Extractor
-from cbir_faiss.build import BuildReport, Clock, Encoder, build
+from cbir_faiss.build import BuildReport, build
 from cbir_faiss.cache import default_cache
 from cbir_faiss.checks import check_floats, check_payload
 from cbir_faiss.config import Config, load_config
+from cbir_faiss.encoding import Clock, Encoder
 from cbir_faiss.errors import CbirError, InputError
 from cbir_faiss.extraction import Failure, Progress, extract
 from cbir_faiss.filters import Where, parse_where
@@ -178,7 +179,9 @@ class Collection:
             InputError: a path that does not exist, or not one file that can be used. CbirError: another writer.
         """
         extractor = self.extractor
-        source = Paths(paths=[str(path) for path in paths], below=self.manifest.root)
+        limit = self.manifest.config.get("source", {}).get("max_megapixels")  # the one that it was built with
+        limits = {} if limit is None else {"max_megapixels": limit}
+        source = Paths(paths=[str(path) for path in paths], below=self.manifest.root, **limits)
         source.items()
         with writer_lock(self.folder), writing_to(self.folder):
             self._reopen()

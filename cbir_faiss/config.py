@@ -63,6 +63,18 @@ class Queries(Options):
     every: int = Field(default=5, ge=2)
 
 
+class Engine(Options):
+    """Who builds: Ray, on a cluster of its own on this machine, or at ``address``.
+
+    workers: processes that extract (None: one for each CPU that Ray has). segments: parts that are written in parallel.
+    """
+
+    name: Literal["ray"]
+    address: str | None = None
+    workers: int | None = Field(default=None, ge=1)
+    segments: int = Field(default=4, ge=1, le=8)
+
+
 @dataclass(frozen=True)
 class Config:
     """A comparison: every valid combination of its choices is a row. With one of each it is also a build."""
@@ -76,6 +88,7 @@ class Config:
     rescore: tuple[Choice, ...]
     metrics: Metrics
     threads: int | None = None
+    engine: Engine | None = None
     file: str = ""
     document: Mapping[str, Any] = field(default_factory=dict)
 
@@ -109,6 +122,7 @@ class _Sections(Options):
     rescore: list[dict[str, Any]] = Field(default_factory=lambda: [{"name": "none"}], min_length=1)
     metrics: dict[str, Any] = Field(default_factory=dict)
     threads: int | None = Field(default=None, ge=1)
+    engine: str | dict[str, Any] | None = None
 
 
 def load_config(file: str | Path) -> Config:
@@ -145,6 +159,7 @@ def parse_config(document: Any, *, folder: str = "", file: str = "") -> Config:
         rescore=parse_choices("rescorers", sections.rescore, "rescore", folder),
         metrics=_located(lambda: parse_options(Metrics, sections.metrics), "metrics"),
         threads=sections.threads,
+        engine=_parse_engine(sections.engine),
         file=file,
         document=dict(document),
     )
@@ -241,6 +256,14 @@ def _parse_queries(section: Mapping[str, Any], folder: str) -> tuple[int, Choice
             raise ConfigError("must be a source, such as {name: folder, root: queries/}", path="queries.source")
         return 0, _one("sources", section["source"], "queries.source", folder)
     return _located(lambda: parse_options(Queries, section), "queries").every, None
+
+
+def _parse_engine(section: str | dict[str, Any] | None) -> Engine | None:
+    if section is None:
+        return None
+    given = {"name": section} if isinstance(section, str) else section
+    engine: Engine = _located(lambda: parse_options(Engine, given), "engine")
+    return engine
 
 
 def _located(parse: Callable[[], Any], path: str, origin: Mapping[str, str] | None = None) -> Any:

@@ -185,8 +185,8 @@ def _from_items(
     batch_size: int,
     progress: Progress | None,
 ) -> Extraction:
-    store = EmbeddingCache(cache and cache / "embeddings" / extractor.fingerprint())
-    origins = _Origins(len(wanted))
+    store = embeddings_of(cache, extractor)
+    origins = Origins(len(wanted))
     failed: list[Failure] = []
     done = computed = 0
     place_of = {row: place for place, row in enumerate(wanted.tolist())}
@@ -202,20 +202,36 @@ def _from_items(
         done += len(part.seen) + len(part.failed)
         report(done, len(wanted))
     store.flush()
+    return assemble(wanted, origins, store, failed, computed, time.perf_counter() - began)
+
+
+def embeddings_of(cache: Path | None, extractor: Extractor) -> EmbeddingCache:
+    """The cache of an extractor's embeddings."""
+    return EmbeddingCache(cache and cache / "embeddings" / extractor.fingerprint())
+
+
+def assemble(
+    wanted: NDArray[np.int64],
+    origins: Origins,
+    store: EmbeddingCache,
+    failed: list[Failure],
+    computed: int,
+    seconds: float,
+) -> Extraction:
+    """The extraction of rows ``wanted`` of a source, once their columns are in ``store``."""
     # What failed after it was seen (its embedding was not finite) is not in the store.
     places = np.array([p for p in origins.places() if origins.digest(p) in store], np.int64)
-    seconds = time.perf_counter() - began if computed else 0.0
     return Extraction(
         wanted[places],
         lambda some: store.gather([origins.digest(p) for p in places[some]]),
         lambda some: [origins.get(p) for p in places[some]],
         sorted(failed, key=lambda failure: failure.path),
         computed,
-        seconds,
+        seconds if computed else 0.0,
     )
 
 
-class _Origins:
+class Origins:
     """Origins by place, 48 bytes each: there may be millions."""
 
     def __init__(self, n: int) -> None:

@@ -21,6 +21,8 @@ ROOMS = [
     {"extraction", "transfer"},
     {"storage"},
     {"sources", "extractors", "codecs", "backends", "rescorers", "testing", "config"},
+    {"encoding"},
+    {"distributed"},
     {"build"},
     {"collection", "deployment", "evaluate"},
     {"duplicates", "logs"},

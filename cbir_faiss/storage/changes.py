@@ -127,7 +127,10 @@ def add_segment(
     make_backend: Callable[[], Backend] | None,
     shape: tuple[Kind, int],
 ) -> SegmentEntry | None:
-    """Write segment ``name`` and its index (without ``make_backend``: none) durably; None where there are no items."""
+    """Write segment ``name`` and its index (without ``make_backend``: none) durably; None where there are no items.
+
+    A name begins with the generation that it is written for, so that it is never that of a segment in use.
+    """
     place = folder / "segments" / name
     shutil.rmtree(place, ignore_errors=True)  # of a writer that was killed
     try:
@@ -172,10 +175,10 @@ def _wants_merging(store: Store, live: Live, grows: bool) -> bool:
     rows = sum(len(bits) for bits in live if bits.any())
     dead = sum(int(np.count_nonzero(~bits)) for bits in live if bits.any())
     many = sum(bool(bits.any()) for bits in live) + grows > MAX_SEGMENTS
-    return many or dead > MAX_DEAD_SHARE * rows or (grows and rows > 0 and _is_trained(store))
+    return many or dead > MAX_DEAD_SHARE * rows or (grows and rows > 0 and is_trained(store))
 
 
-def _is_trained(store: Store) -> bool:
+def is_trained(store: Store) -> bool:
     """Whether the index learns from its items: a few new ones cannot have an index of their own."""
     if store.has_engine:
         return False
