@@ -64,7 +64,7 @@ class Queries(Options):
 
 
 class Engine(Options):
-    """Who builds: Ray, on a cluster of its own on this machine, or at ``address``.
+    """Who does a first build: Ray, on a cluster of its own on this machine, or at ``address``. Later ones are local.
 
     workers: processes that extract (None: one for each CPU that Ray has). segments: parts that are written in parallel.
     """

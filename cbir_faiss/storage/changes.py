@@ -11,6 +11,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -236,8 +237,9 @@ def _collect(folder: Path, manifest: Manifest) -> None:
         keep |= {earlier.name, *json.loads(earlier.read_bytes())["files"]}
     ours = itertools.chain.from_iterable(folder.glob(pattern) for pattern in _OURS)
     for path in sorted(ours, reverse=True):  # what is in a folder before the folder
-        if path.is_dir():
-            if not any(path.iterdir()):
-                path.rmdir()
-        elif str(path.relative_to(folder)) not in keep:
-            path.unlink()
+        with suppress(OSError):  # the change is made; what cannot be removed now is removed after the next one
+            if path.is_dir():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif str(path.relative_to(folder)) not in keep:
+                path.unlink()
