@@ -23,9 +23,10 @@ from cbir_faiss.config import Choice, Config
 from cbir_faiss.encoding import Clock, Encoder
 from cbir_faiss.errors import CbirError, ConfigError
 from cbir_faiss.extraction import Extraction, Failure, Progress, extract
+from cbir_faiss.files import sync
 from cbir_faiss.labels import label_array
 from cbir_faiss.storage.changes import add_segment, change, files_of, is_trained, open_settled, publish, shape_of
-from cbir_faiss.storage.files import sync, sync_tree, writing_to
+from cbir_faiss.storage.files import sync_tree, writing_to
 from cbir_faiss.storage.lock import writer_lock
 from cbir_faiss.storage.manifest import CURRENT, Manifest, Pending, PluginEntry, SegmentEntry, read_manifest
 from cbir_faiss.storage.seen import Seen, difference, read_seen, write_seen

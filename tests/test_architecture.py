@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "cbir_faiss"
 CONNECTORS = Path(__file__).parents[1] / "connectors" / "cbir_connectors"
 # Top to bottom; rooms of one line know nothing of each other.
 ROOMS = [
-    {"types", "errors", "labels"},
+    {"types", "errors", "labels", "files"},
     {"filters", "checks", "options", "state", "threads"},
     {"base"},
     {"registry", "images", "cache"},

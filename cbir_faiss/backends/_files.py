@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from cbir_faiss.errors import CorruptCollection
+from cbir_faiss.files import sha256_of, sync
 from cbir_faiss.state import read_state, write_state
 
 FORMAT = 1
@@ -19,14 +18,10 @@ _HEAD = "rows.npz"
 
 def publish(part: Path, path: Path) -> dict[str, Any]:
     """Make ``part`` durable and rename it to ``path``, so that a file that is mapped there stays whole."""
-    with part.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        os.fsync(file.fileno())
-        size = file.tell()
+    sync(part)
+    described = {"size": part.stat().st_size, "sha256": sha256_of(part)}
     part.replace(path)
-    return {"size": size, "sha256": digest.hexdigest()}
+    return described
 
 
 def write_head(folder: Path, meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -34,11 +29,7 @@ def write_head(folder: Path, meta: Mapping[str, Any], arrays: Mapping[str, NDArr
     part = folder / f"{_HEAD}.part"
     write_state(part, {"format": FORMAT, **meta}, arrays)
     publish(part, folder / _HEAD)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(folder)
 
 
 def read_head(folder: Path, *, whole: bool) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -55,14 +46,6 @@ def read_head(folder: Path, *, whole: bool) -> tuple[dict[str, Any], dict[str, N
         size = path.stat().st_size if path.exists() else None
         if size != expected["size"]:
             raise CorruptCollection(f"{path}: {'missing' if size is None else f'{size} bytes'}, not {expected['size']}")
-        if whole and _digest(path) != expected["sha256"]:
+        if whole and sha256_of(path) != expected["sha256"]:
             raise CorruptCollection(f"{path}: altered: its content does not have the digest written with it")
     return meta, arrays
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -43,7 +43,7 @@ def measure_against_bits(rows: Sequence[Row]) -> str:
             if is_reference(row):
                 label = name_of(row)
                 axes.axhline(row["metrics"][measure], color="#4D4D4D", linestyle="--", linewidth=1.2, label=label)
-        _lines(axes, _grouped(binary, family_of, lambda row: (row["bits"], row["metrics"][measure])))
+        _lines(axes, _grouped(binary, family_of, lambda row: (row["bits"], row["metrics"][measure])), _styles(rows))
         axes.set_xscale("log", base=2)
         ticks = sorted({row["bits"] for row in binary})
         axes.set_xticks(
@@ -61,7 +61,9 @@ def measure_against_bytes(rows: Sequence[Row]) -> str:
     measure = main_measure(rows)
 
     def draw(axes: Axes) -> None:
-        _lines(axes, _grouped(rows, family_of, lambda row: (bytes_per_item(row), row["metrics"][measure])))
+        _lines(
+            axes, _grouped(rows, family_of, lambda row: (bytes_per_item(row), row["metrics"][measure])), _styles(rows)
+        )
         axes.set_xscale("log")
         axes.set_xlabel("bytes an item in the index")
         axes.set_ylabel(measure)
@@ -74,11 +76,8 @@ def measure_against_latency(rows: Sequence[Row]) -> str:
     measure = main_measure(rows)
 
     def draw(axes: Axes) -> None:
-        _lines(
-            axes,
-            _grouped(rows, family_of, lambda row: (row["latency_ms"]["p50"], row["metrics"][measure])),
-            line="None",
-        )
+        points = _grouped(rows, family_of, lambda row: (row["latency_ms"]["p50"], row["metrics"][measure]))
+        _lines(axes, points, _styles(rows), line="None")
         axes.set_xscale("log")
         axes.set_xlabel("milliseconds a query, from embedding to hits (median)")
         axes.set_ylabel(measure)
@@ -161,8 +160,16 @@ def _points(pairs: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def _lines(axes: Axes, series: Sequence[Series], *, line: str = "-", marker: bool = True) -> None:
-    for i, (name, x, y) in enumerate(series):
+def _styles(rows: Sequence[Row]) -> dict[str, int]:
+    """A number for the colour and marker of each kind of code, the same in every chart of these rows."""
+    return {name: i for i, name in enumerate(dict.fromkeys(family_of(row) for row in rows))}
+
+
+def _lines(
+    axes: Axes, series: Sequence[Series], styles: dict[str, int] | None = None, *, line: str = "-", marker: bool = True
+) -> None:
+    for number, (name, x, y) in enumerate(series):
+        i = number if styles is None else styles[name]
         axes.plot(
             x,
             y,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -14,15 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss.errors import CbirError
-
-
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+from cbir_faiss.files import sync
 
 
 @contextmanager
@@ -68,15 +59,6 @@ class ArrayFile:
         shape = (self.rows, *self._first.shape[1:])
         head = {"descr": np.lib.format.dtype_to_descr(self._first.dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, head)
-
-
-def sync(path: Path) -> None:
-    """Have the disk hold what was written to a file, or a folder's list of names."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sync_tree(folder: Path) -> None:

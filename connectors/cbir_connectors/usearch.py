@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from cbir_faiss import base
 from cbir_faiss.base import Backend, Capabilities
 from cbir_faiss.checks import within
 from cbir_faiss.errors import CorruptCollection, UnknownId, Unsupported
+from cbir_faiss.files import sha256_of, sync
 from cbir_faiss.filters import Where
 from cbir_faiss.state import read_state, write_state
 from cbir_faiss.types import Batch, Codes, Hits, Ids, Kind, Metric, Payload, RangeHits, missing_hits
@@ -89,8 +88,8 @@ class Usearch(Backend):
             }
         write_state(folder / _STATE, meta, {})
         for name in (_INDEX, _PAYLOAD, _STATE):
-            _sync(folder / name)
-        _sync(folder)
+            sync(folder / name)
+        sync(folder)
 
     def _restore(self, folder: Path, mmap: bool) -> None:
         meta, _ = read_state(folder / _STATE)
@@ -207,19 +206,7 @@ class Usearch(Backend):
 
 def _digest(path: Path) -> str:
     """SHA-256 of a file. Raises CorruptCollection where it is missing."""
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return sha256_of(path)
     except OSError as error:
         raise CorruptCollection(f"{path}: cannot be read ({error.strerror})") from error
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
