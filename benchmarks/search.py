@@ -208,7 +208,7 @@ def _try(
                 hits = [run(queries[i : i + 1], warm) for i in range(len(queries))]
                 times = [_timed(run, queries[i : i + 1], warm) for i in range(min(TIMED, len(queries)))]
                 del warm
-                cold = _cold_times(features, run, queries)
+                cold = _cold_times(features, items, run, queries)
             found = np.concatenate([hit.ids[:, :K] for hit in hits])
             recall = knn_recall(true_distances(items, queries, found, "l2"), thresholds, K).mean()
             yield {
@@ -263,9 +263,10 @@ def _mapped(path: Path) -> Floats:
     return floats
 
 
-def _cold_times(path: Path, run: Callable[[Floats, Floats], Hits], queries: Floats) -> list[float]:
-    """The first ``COLD`` queries after the file's pages were dropped."""
+def _cold_times(path: Path, items: Any, run: Callable[[Floats, Floats], Hits], queries: Floats) -> list[float]:
+    """The first ``COLD`` queries after the file's pages were dropped, which are only those that nobody has mapped."""
     gc.collect()
+    items._mmap.madvise(mmap.MADV_DONTNEED)
     handle = os.open(path, os.O_RDONLY)
     os.fsync(handle)
     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)

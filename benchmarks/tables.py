@@ -123,14 +123,14 @@ def engines(words: Sequence[str]) -> str:
 def quantized(words: Sequence[str]) -> str:
     rows = _chosen(words)
     knn = next(name for name in rows[0]["metrics"] if name.startswith("knn_recall"))
-    found: dict[str, dict[str, str]] = {}
+    found: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        line = found.setdefault(f"{row['options']['search'].get('oversampling', 1):g}", {})
+        options = row["options"]
+        line = found.setdefault((options["backend"]["query_encoding"], f"{options['search']['oversampling']:g}"), {})
         line[row["codec"]] = f"{row['metrics'][knn]:.3f}"
     codecs = list(dict.fromkeys(row["codec"] for row in rows))
-    return _markdown(
-        ["oversampling", *(f"{knn}, {c}" for c in codecs)], [[k, *(v[c] for c in codecs)] for k, v in found.items()]
-    )
+    head = ["query encoding", "oversampling", *(f"{knn}, {codec}" for codec in codecs)]
+    return _markdown(head, [[*key, *(line[codec] for codec in codecs)] for key, line in found.items()])
 
 
 def _size(value: float | None) -> str:
