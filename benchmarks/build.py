@@ -49,12 +49,13 @@ WAYS = ("memory", "bare", "mapped")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="20,000 vectors, one round, nothing stored")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(_one(arguments.one[0], Path(arguments.one[1]))))
         return
-    n, rounds = (20_000, 1) if arguments.quick else (1_000_000, 3)
+    n, rounds = (20_000, 1) if arguments.quick else (1_000_000, arguments.rounds)
     with tempfile.TemporaryDirectory(dir=Path.cwd() if not arguments.quick else None) as place:
         _write_vectors(Path(place) / "x.npy", n)
         runs: dict[str, list[dict[str, float]]] = {}

@@ -42,10 +42,12 @@ WORKERS = (0, 1, 2)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few pictures, one round, nothing stored")
-    quick = parser.parse_args().quick
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args()
+    quick = chosen.quick
     with tempfile.TemporaryDirectory() as place:
         root = _pictures(Path(place), 128) if quick else SHARED / "datasets" / "caltech101"
-        result = _measure(root, Path(place), rounds=1 if quick else 3)
+        result = _measure(root, Path(place), rounds=1 if quick else chosen.rounds)
     rows = [
         {"what": name, "images/s": statistics.median(rates), "runs": " ".join(f"{rate:.0f}" for rate in rates)}
         for name, rates in result["images_per_second"].items()
