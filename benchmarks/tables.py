@@ -11,6 +11,7 @@ A document asks for a table with a comment, and what follows it up to ``<!-- end
     <!-- chart: codes-caltech101 rescore=none -->               the main measure against bits, as docs/img/….svg
     <!-- engines: backends -->                                  with bytes on disk and in memory, and build time
     <!-- quantized: quantization -->                            recall by codec and oversampling
+    <!-- values: build million-itq-256 "of the rate in memory" -->    chosen single figures of a benchmark
     <!-- figures: search "two-stage x" stage,recall,ms -->      chosen columns of a benchmark's rows
 """
 
@@ -20,6 +21,7 @@ import argparse
 import json
 import re
 import shlex
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +33,7 @@ from cbir_faiss.evaluate.charts import family_of, measure_against_bits
 from cbir_faiss.evaluate.recommend import Row, bytes_per_item, main_measure, name_of
 
 DOCS = Path(__file__).parents[1] / "docs"
-BLOCK = re.compile(r"<!-- (table|pivot|chart|engines|quantized|figures): (.*?) -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (table|pivot|chart|engines|quantized|figures|values): (.*?) -->\n.*?<!-- end -->", re.DOTALL)
 HEAVY = ("curves", "raw", "codes", "failed")
 
 
@@ -166,6 +168,13 @@ def figures(words: Sequence[str]) -> str:
     return _markdown([c.replace("_", " ") for c in head], [[_text(row.get(c, "")) for c in head] for row in rows])
 
 
+def values(words: Sequence[str]) -> str:
+    section = json.loads((RESULTS / f"{words[0]}.json").read_text())[words[1]]
+    found = {**section, **section.get("images_per_second", {})}
+    shown = {name: statistics.median(v) if isinstance(v := found[name], list) else v for name in words[2:]}
+    return _markdown(["figure", ""], [[name.replace("_", " "), _text(value)] for name, value in shown.items()])
+
+
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
 
@@ -183,6 +192,7 @@ MAKERS: dict[str, Callable[[Sequence[str]], str]] = {
     "engines": engines,
     "quantized": quantized,
     "figures": figures,
+    "values": values,
 }
 
 if __name__ == "__main__":

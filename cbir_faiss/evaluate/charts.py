@@ -45,7 +45,8 @@ def measure_against_bits(rows: Sequence[Row]) -> str:
                 axes.axhline(row["metrics"][measure], color="#4D4D4D", linestyle="--", linewidth=1.2, label=label)
         _lines(axes, _grouped(binary, family_of, lambda row: (row["bits"], row["metrics"][measure])), _styles(rows))
         axes.set_xscale("log", base=2)
-        ticks = sorted({row["bits"] for row in binary})
+        lengths = sorted({row["bits"] for row in binary})
+        ticks = [bits for bits in lengths if bits & (bits - 1) == 0] or lengths  # 504 beside 512 cannot be read
         axes.set_xticks(
             ticks, [str(bits) for bits in ticks], minor=False, fontsize=8, rotation=45 if len(ticks) > 9 else 0
         )
