@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,13 @@ class Coded:
     fit_seconds: float
     encode_seconds: float
 
-    def search_columns(self, split: Split, rows: slice | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """The query columns that a rescorer may ask for."""
+    def search_columns(self, split: Split, rows: slice, needed: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """The columns of some queries, made from their embeddings as a search makes them: ``code``, and ``needed``."""
         columns = {name: values[rows] for name, values in split.queries.columns.items()}
-        columns["embedding"] = split.queries.embedding[rows]
-        columns["code"] = self.queries[rows]
-        if self.codec.kind == "binary":
-            columns["projection"] = self.codec.project(split.queries.embedding[rows])
+        embedding = columns["embedding"] = split.queries.embedding[rows]
+        columns["code"] = self.codec.encode(embedding)
+        if "projection" in needed:
+            columns["projection"] = self.codec.project(embedding)
         return columns
 
 
@@ -258,11 +259,11 @@ class _Stage:
             return self.backend.search(self.coded.codec.encode(self.split.queries.embedding[rows]), k, options=options)
         wanted = self.rescorer.candidates
         depth = self.backend.count() if wanted == "all" else max(k, wanted)
-        columns = self.coded.search_columns(self.split, rows)
+        columns = self.coded.search_columns(self.split, rows, self.rescorer.needs_queries)
         hits = self.backend.search(columns["code"], depth, options=options)
         return self.rescorer.rescore(columns, hits, self._fetch, k)
 
-    @property
+    @cached_property
     def options(self) -> Any:
         return self.backend.SearchOptions(**self.search) if self.search else None
 
