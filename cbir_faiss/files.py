@@ -1,4 +1,4 @@
-"""Two things that every room which writes files needs: their digest, and that the disk has them."""
+"""What every room that writes files needs: their digest, and that the disk has them, whole."""
 
 from __future__ import annotations
 
@@ -23,3 +23,14 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content`` at once: a reader sees the old bytes or the new ones, also after a crash."""
+    aside = path.with_name(path.name + ".writing")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    sync(path.parent)

@@ -7,7 +7,6 @@ so a transfer can be repeated at any time; a journal only saves doing again what
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from cbir_faiss.base import Backend
 from cbir_faiss.checks import normalise
 from cbir_faiss.errors import BackendError, ConfigError, InputError
+from cbir_faiss.files import write_durably
 from cbir_faiss.types import Batch, Codes, Hits, Ids, Kind, Metric
 
 Progress = Callable[[int, int], None]
@@ -219,12 +219,7 @@ class _Journal:
         self._state.last, self._state.sent = last, sent
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            new = self._path.with_name(self._path.name + ".new")
-            with new.open("w") as file:
-                json.dump(asdict(self._state), file)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self._path)
+            write_durably(self._path, json.dumps(asdict(self._state)).encode())
 
     def finish(self) -> None:
         if self._path is not None:

@@ -54,6 +54,20 @@ class Centred(base.Codec):
         return unit_lengths(x) if self.options.normalise else x
 
 
+class OneBitEach(Centred):
+    """As many bits as dimensions, and nothing to learn but the mean, taken off only where ``center`` says so."""
+
+    class Options(TrainingOptions):
+        center: bool = False
+
+    @property
+    def bits(self) -> int | None:
+        return self.dim
+
+    def _learn(self, x: Floats, labels: NDArray[Any] | None) -> None:
+        """The mean is all."""
+
+
 class Linear(Centred):
     """A codec that is one matrix: ``state["matrix"]`` float32 ``(dim, width)``."""
 

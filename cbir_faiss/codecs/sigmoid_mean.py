@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cbir_faiss.codecs._training import Centred, TrainingOptions
+from cbir_faiss.codecs._training import OneBitEach
 from cbir_faiss.types import Floats, Kind
 
 
-class SigmoidMean(Centred):
+class SigmoidMean(OneBitEach):
     """Bit i is 1 where σ(xᵢ) - mean(σ(x)) > 0, σ the logistic function, the mean over the vector's own elements.
 
     As many bits as dimensions. ``center`` subtracts the database's mean from x before; the paper does not.
@@ -19,16 +18,6 @@ class SigmoidMean(Centred):
 
     name: ClassVar[str] = "sigmoid-mean"
     kind: ClassVar[Kind] = "binary"
-
-    class Options(TrainingOptions):
-        center: bool = False
-
-    @property
-    def bits(self) -> int | None:
-        return self.dim
-
-    def _learn(self, x: Floats, labels: NDArray[Any] | None) -> None:
-        """The mean is all."""
 
     def _project(self, x: Floats) -> Floats:
         # σ(x) = (1 + tanh(x / 2)) / 2, which does not overflow.

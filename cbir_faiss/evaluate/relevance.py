@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from cbir_faiss.checks import check_rows
 from cbir_faiss.errors import InputError
+from cbir_faiss.labels import Labels
 from cbir_faiss.types import MISSING_ID, Ids
 
-Labels = Sequence[tuple[str, ...]]
 _PAIRS = 1 << 22  # pairs of a query and an item looked at together
 
 

@@ -17,8 +17,8 @@ from cbir_faiss.evaluate.environment import environment
 from cbir_faiss.evaluate.gallery import make_gallery
 from cbir_faiss.evaluate.report import write_report
 from cbir_faiss.extraction import Progress
+from cbir_faiss.files import write_durably
 from cbir_faiss.options import parse_options
-from cbir_faiss.storage.files import write_durably
 
 Section = str | Mapping[str, Any]
 

@@ -76,14 +76,3 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     sync(path.parent)
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` at once: a reader sees the old bytes or the new ones, also after a crash."""
-    aside = path.with_name(path.name + ".writing")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    sync(path.parent)

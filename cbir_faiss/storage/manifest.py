@@ -10,8 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cbir_faiss.errors import CorruptCollection
-from cbir_faiss.files import sha256_of
-from cbir_faiss.storage.files import write_durably
+from cbir_faiss.files import sha256_of, write_durably
 
 FORMAT = 1
 CURRENT = "CURRENT"

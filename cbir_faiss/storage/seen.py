@@ -13,8 +13,8 @@ import numpy as np
 from cbir_faiss.base import Item, Source, Stamp
 from cbir_faiss.errors import BadImage
 from cbir_faiss.extraction import Failure
+from cbir_faiss.files import write_durably
 from cbir_faiss.storage.catalogue import Record, document
-from cbir_faiss.storage.files import write_durably
 from cbir_faiss.storage.manifest import Manifest
 from cbir_faiss.storage.store import Store
 
