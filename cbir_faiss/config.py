@@ -10,9 +10,10 @@ import itertools
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union
+from typing import Any, Literal, TypeVar, Union
 
 import yaml
 from pydantic import BaseModel, Field
@@ -24,6 +25,7 @@ from cbir_faiss.registry import Group, load
 
 DEFAULT_EXTRACTORS = {"image": {"name": "hog"}, "vector": {"name": "vectors"}}
 Lines = dict[tuple[str | int, ...], int]
+ConfigT = TypeVar("ConfigT")
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,14 @@ def load_config(file: str | Path) -> Config:
     Raises:
         ConfigError: ``file:line: path: what is wrong`` for the first mistake.
     """
-    document, lines = _read_yaml(Path(file))
+    return read_config(Path(file), partial(parse_config, file=str(file)))
+
+
+def read_config(file: Path, parse: Callable[..., ConfigT]) -> ConfigT:
+    """``parse(document, folder=…)`` of a YAML file; its errors name file and line."""
+    document, lines = _read_yaml(file)
     try:
-        return parse_config(document, folder=str(Path(file).parent), file=str(file))
+        return parse(document, folder=str(file.parent))
     except ConfigError as error:
         if error.file and error.line:
             raise
@@ -146,8 +153,8 @@ def parse_config(document: Any, *, folder: str = "", file: str = "") -> Config:
     if not isinstance(document, Mapping):
         raise ConfigError("a config is a mapping with source, codecs and backends")
     sections = parse_options(_Sections, document)
-    every, query_source = _parse_queries(sections.queries, folder)
-    source = _one("sources", sections.source, "source", folder)
+    every, query_source = parse_queries(sections.queries, folder)
+    source = parse_choice("sources", sections.source, "source", folder)
     extractors = sections.extractors or [DEFAULT_EXTRACTORS[source.plugin().yields]]
     return Config(
         source=source,
@@ -157,7 +164,7 @@ def parse_config(document: Any, *, folder: str = "", file: str = "") -> Config:
         codecs=parse_choices("codecs", sections.codecs, "codecs", folder),
         backends=parse_choices("backends", sections.backends, "backends", folder),
         rescore=parse_choices("rescorers", sections.rescore, "rescore", folder),
-        metrics=_located(lambda: parse_options(Metrics, sections.metrics), "metrics"),
+        metrics=located(lambda: parse_options(Metrics, sections.metrics), "metrics"),
         threads=sections.threads,
         engine=_parse_engine(sections.engine),
         file=file,
@@ -176,7 +183,8 @@ def parse_choices(
     )
 
 
-def _one(group: Group, section: Mapping[str, Any], path: str, folder: str) -> Choice:
+def parse_choice(group: Group, section: Mapping[str, Any], path: str, folder: str = "") -> Choice:
+    """The one choice of a plugin section in which nothing is swept."""
     choices = list(_choices(group, section, path, folder))
     if len(choices) != 1:
         raise ConfigError("takes one value of each option, not a list", path=path)
@@ -189,12 +197,12 @@ def _choices(group: Group, section: Mapping[str, Any], path: str, folder: str) -
         raise ConfigError(
             "is required: which plugin" if name is None else f"must be text, not {name!r}", path=f"{path}.name"
         )
-    plugin = _located(lambda: load(group, name), f"{path}.name")
+    plugin = located(lambda: load(group, name), f"{path}.name")
     given = {key: value for key, value in section.items() if key != "name"}
     searches: tuple[dict[str, Any], ...] = ({},)
     if issubclass(plugin, Backend) and "search" in given:
         searches = _searches(plugin, given.pop("search"), f"{path}.search")
-    for options, origin in _located(lambda: list(_sweep(plugin.Options, given)), path):
+    for options, origin in located(lambda: list(_sweep(plugin.Options, given)), path):
         yield Choice(group, name, _checked(plugin, options, origin, path, folder), searches)
 
 
@@ -202,8 +210,8 @@ def _searches(plugin: type[Backend], given: Any, path: str) -> tuple[dict[str, A
     if not isinstance(given, Mapping):
         raise ConfigError("must be a mapping of search options", path=path)
     found = []
-    for options, origin in _located(lambda: list(_sweep(plugin.SearchOptions, given)), path):
-        _located(lambda o=options: parse_options(plugin.SearchOptions, o), path, origin)  # type: ignore[misc]
+    for options, origin in located(lambda: list(_sweep(plugin.SearchOptions, given)), path):
+        located(lambda o=options: parse_options(plugin.SearchOptions, o), path, origin)  # type: ignore[misc]
         found.append(options)
     return tuple(found)
 
@@ -211,7 +219,7 @@ def _searches(plugin: type[Backend], given: Any, path: str) -> tuple[dict[str, A
 def _checked(
     plugin: type[Plugin], options: dict[str, Any], origin: Mapping[str, str], path: str, folder: str
 ) -> dict[str, Any]:
-    parsed = _located(lambda: parse_options(plugin.Options, options, folder=folder), path, origin)
+    parsed = located(lambda: parse_options(plugin.Options, options, folder=folder), path, origin)
     dumped = parsed.model_dump(mode="json")
     return {key: dumped[key] for key in options}
 
@@ -248,25 +256,26 @@ def _is_list(kind: Any) -> bool:
     return (isinstance(origin, type) and issubclass(origin, (list, tuple, set, frozenset))) or origin is Any
 
 
-def _parse_queries(section: Mapping[str, Any], folder: str) -> tuple[int, Choice | None]:
+def parse_queries(section: Mapping[str, Any], folder: str = "") -> tuple[int, Choice | None]:
+    """Every how many-th item is a query, and the source of the queries if that is another (then the first is 0)."""
     if "source" in section:
         if len(section) > 1:
             raise ConfigError("takes either 'every' or 'source', not both", path="queries")
         if not isinstance(section["source"], Mapping):
             raise ConfigError("must be a source, such as {name: folder, root: queries/}", path="queries.source")
-        return 0, _one("sources", section["source"], "queries.source", folder)
-    return _located(lambda: parse_options(Queries, section), "queries").every, None
+        return 0, parse_choice("sources", section["source"], "queries.source", folder)
+    return located(lambda: parse_options(Queries, section), "queries").every, None
 
 
 def _parse_engine(section: str | dict[str, Any] | None) -> Engine | None:
     if section is None:
         return None
     given = {"name": section} if isinstance(section, str) else section
-    engine: Engine = _located(lambda: parse_options(Engine, given), "engine")
+    engine: Engine = located(lambda: parse_options(Engine, given), "engine")
     return engine
 
 
-def _located(parse: Callable[[], Any], path: str, origin: Mapping[str, str] | None = None) -> Any:
+def located(parse: Callable[[], Any], path: str, origin: Mapping[str, str] | None = None) -> Any:
     """``parse()``, its errors placed below ``path``; ``origin`` maps an option to its path in a sweep."""
     try:
         return parse()
