@@ -17,7 +17,7 @@ ROOMS = [
     {"types", "errors", "labels", "files"},
     {"filters", "checks", "options", "state", "threads"},
     {"base"},
-    {"registry", "images", "cache"},
+    {"registry", "images", "cache", "preprocess"},
     {"extraction", "transfer"},
     {"storage"},
     {"sources", "extractors", "codecs", "backends", "rescorers", "testing", "config"},

@@ -17,13 +17,13 @@ from PIL import Image
 from cbir_faiss import registry
 from cbir_faiss.base import Extractor
 from cbir_faiss.errors import BadImage, ConfigError, DimensionMismatch, InputError
-from cbir_faiss.extractors._preprocess import Preprocess, spatial_pool
 from cbir_faiss.extractors.histogram import Histogram
 from cbir_faiss.extractors.hog import Hog
 from cbir_faiss.extractors.onnx import Onnx
 from cbir_faiss.extractors.torchvision import Torchvision
 from cbir_faiss.extractors.vectors import Vectors
 from cbir_faiss.options import parse_options
+from cbir_faiss.preprocess import Preprocess, spatial_pool
 from cbir_faiss.sources.digits import Digits
 from cbir_faiss.sources.folder import Folder
 from cbir_faiss.testing import ExtractorContract

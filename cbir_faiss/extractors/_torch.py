@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from cbir_faiss.errors import ConfigError
-from cbir_faiss.extractors._preprocess import Preprocess
 from cbir_faiss.options import need
+from cbir_faiss.preprocess import Preprocess
 
 Pool = Literal["avg", "max", "gem", "flatten"]
 

@@ -16,8 +16,8 @@ from pydantic import Field
 from cbir_faiss import base
 from cbir_faiss.errors import ConfigError, InputError
 from cbir_faiss.extractors._onnx import Model
-from cbir_faiss.extractors._preprocess import Preprocess, spatial_pool
 from cbir_faiss.options import RelativePath
+from cbir_faiss.preprocess import Preprocess, spatial_pool
 from cbir_faiss.types import Columns
 
 

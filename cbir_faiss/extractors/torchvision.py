@@ -22,8 +22,8 @@ from cbir_faiss import base
 from cbir_faiss.cache import default_cache
 from cbir_faiss.errors import ConfigError, MissingDependency
 from cbir_faiss.extractors._onnx import Model
-from cbir_faiss.extractors._preprocess import Interpolation, PerChannel, Preprocess, Size
 from cbir_faiss.options import need, parse_options, resolve_path
+from cbir_faiss.preprocess import Interpolation, PerChannel, Preprocess, Size
 from cbir_faiss.types import Columns
 
 if TYPE_CHECKING:
