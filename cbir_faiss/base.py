@@ -678,7 +678,12 @@ class Rescorer(Plugin):
         return cast("int", getattr(self.options, "candidates", 0))
 
     def fit(self, columns: Columns, labels: NDArray[Any] | None = None) -> Rescorer:
-        """Learn from the database's columns (a mean, say)."""
+        """Learn from the database's columns (a mean, say).
+
+        Raises:
+            InputError: a column of ``needs_items`` is not there.
+        """
+        self._require(columns)
         self._fit(columns, labels)
         return self
 
@@ -700,7 +705,11 @@ class Rescorer(Plugin):
 
         Rows of a 2-d array of any dtype, so that a store can append, map and gather them. ``code`` is not among them:
         the index has it.
+
+        Raises:
+            InputError: a column of ``needs_items`` is not there.
         """
+        self._require(columns)
         return self._pack(columns)
 
     def unpack(self, columns: Columns) -> dict[str, NDArray[Any]]:
@@ -740,6 +749,12 @@ class Rescorer(Plugin):
 
     def _unpack(self, columns: Columns) -> dict[str, NDArray[Any]]:
         return dict(columns)
+
+    def _require(self, columns: Columns) -> None:
+        for column in self.needs_items:
+            if column != "code" and column not in columns:
+                given = ", ".join(sorted(columns)) or "nothing"
+                raise InputError(f"rescorer '{self.name}' needs '{column}' of the items, the extractor gives {given}")
 
     @abstractmethod
     def _rescore(self, queries: Columns, hits: Hits, fetch: Fetch) -> Hits: ...

@@ -123,7 +123,7 @@ def compare_split(
                     if report:
                         report(f"{split.title} {name}")
                     with _skipping(skipped, split, name):
-                        yield from _compare_backend(split, coded, backend_choice, plan, judge, meter)
+                        yield from _compare_backend(split, coded, backend_choice, plan, judge, meter, skipped)
 
 
 @contextmanager
@@ -158,7 +158,13 @@ def _blockwise(encode: Callable[[Floats], Codes], x: Floats) -> Codes:
 
 
 def _compare_backend(
-    split: Split, coded: Coded, choice: Choice, plan: Plan, judge: Judge, meter: ResidentMeter
+    split: Split,
+    coded: Coded,
+    choice: Choice,
+    plan: Plan,
+    judge: Judge,
+    meter: ResidentMeter,
+    skipped: list[Skipped] | None,
 ) -> Iterator[Row]:
     slug = _slug(split, coded.choice, choice)
     options = choice.plugin().scoped(choice.options, slug)
@@ -174,15 +180,17 @@ def _compare_backend(
                 rescorer: Rescorer = rescore.make()
                 if "code" in rescorer.needs_items and coded.codec.kind != "binary":
                     continue
-                columns = {**split.items.columns, "embedding": split.items.embedding}
-                stored = rescorer.fit(columns, label_array(split.items.labels)).pack(columns)
-                stage = _Stage(split, coded, backend, search, rescorer, stored)
-                row = _row(split, coded, choice, backend, rescore, rescorer, search)
-                row["bytes"] = sizes | {"rescore": _rescore_bytes(rescorer, stored, len(split.items))}
-                row["seconds"] = seconds
-                row["codes"] = health
-                _measure(row, stage, judge, plan, f"{slug}-{_digest([rescore.name, rescore.options, search])}")
-                rows.append(row)
+                name = f"{describe(coded.choice)} in {describe(choice)} with {describe(rescore)}"
+                with _skipping(skipped, split, name):
+                    columns = {**split.items.columns, "embedding": split.items.embedding}
+                    stored = rescorer.fit(columns, label_array(split.items.labels)).pack(columns)
+                    stage = _Stage(split, coded, backend, search, rescorer, stored)
+                    row = _row(split, coded, choice, backend, rescore, rescorer, search)
+                    row["bytes"] = sizes | {"rescore": _rescore_bytes(rescorer, stored, len(split.items))}
+                    row["seconds"] = seconds
+                    row["codes"] = health
+                    _measure(row, stage, judge, plan, f"{slug}-{_digest([rescore.name, rescore.options, search])}")
+                    rows.append(row)
         finally:
             backend.close()
     if backend.in_process:  # an engine lets nobody else in while it is open here

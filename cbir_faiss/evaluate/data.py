@@ -94,8 +94,8 @@ def _embeddings(found: Extraction, extractor: Extractor) -> tuple[str, ...]:
 def _side(source: Source, found: Extraction, rows: Any, column: str) -> Side:
     items: Sequence[Item] = source.items()
     kept = [int(i) for i in found.rows[rows]]
-    columns = {"embedding": found.columns[column][rows]}
-    columns |= {name: values[rows] for name, values in found.columns.items() if name != column}
+    columns = {name: values[rows] for name, values in found.columns.items() if name != column}
+    columns["embedding"] = found.columns[column][rows]  # also where another embedding is called that
     return Side(
         np.ascontiguousarray(columns["embedding"], np.float32),
         [items[i].labels for i in kept],

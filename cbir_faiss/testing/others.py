@@ -82,7 +82,10 @@ class RescorerContract(Contract):
 
     def columns(self, n: int, seed: int = 0) -> dict[str, Any]:
         x = floats(n, self.dim, seed)
-        return {"embedding": x, "projection": x, "code": np.packbits(x > 0, axis=1)}
+        odds = np.exp(4 * x[:, :5])  # of five classes, one of which is mostly the likely one
+        probs = odds / odds.sum(axis=1, keepdims=True)
+        phash = np.random.default_rng(seed).integers(0, 256, (n, 8), dtype=np.uint8)
+        return {"embedding": x, "projection": x, "code": np.packbits(x > 0, axis=1), "probs": probs, "phash": phash}
 
     @pytest.fixture
     def database(self) -> dict[str, Any]:
