@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, cast
 
+from pydantic import AfterValidator, ValidationError, ValidationInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
 from cbir_faiss.base import Plugin
-from cbir_faiss.errors import CbirError, MissingDependency, UnknownPlugin
+from cbir_faiss.errors import CbirError, ConfigError, MissingDependency, UnknownPlugin
+from cbir_faiss.options import parse_options
 
 Group = Literal["sources", "extractors", "codecs", "backends", "rescorers"]
 GROUPS: tuple[Group, ...] = ("sources", "extractors", "codecs", "backends", "rescorers")
@@ -54,3 +59,39 @@ def load(group: Group, name: str) -> type[Plugin]:
 def make(group: Group, name: str, **options: Any) -> Any:
     """A plugin of that name with these options, checked against its ``Options``."""
     return load(group, name)(**options)
+
+
+def section(group: Group) -> AfterValidator:
+    """What makes a plugin section an option of another plugin: ``of: Annotated[dict[str, Any], section("sources")]``.
+
+    The section, ``{name: folder, root: photos/}``, is checked against the options of the plugin it names, with the
+    config path of what is wrong, and its relative paths are resolved. ``make_section`` makes the plugin.
+    """
+
+    def check(given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        try:
+            return _checked_section(group, given, (info.context or {}).get("folder", ""))
+        except CbirError as error:
+            path, message = (error.path, error.message) if isinstance(error, ConfigError) else ("name", str(error))
+            # Brackets are kept from being taken for fields of pydantic's template.
+            problem = PydanticCustomError("section", "{message}", {"message": message})
+            where = tuple(part for part in path.split(".") if part)
+            raise ValidationError.from_exception_data(
+                group, [InitErrorDetails(type=problem, loc=where, input=given)]
+            ) from None
+
+    return AfterValidator(check)
+
+
+def make_section(group: Group, section: Mapping[str, Any]) -> Any:
+    """The plugin of a section that was checked."""
+    return make(group, section["name"], **{key: value for key, value in section.items() if key != "name"})
+
+
+def _checked_section(group: Group, given: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    name = given.get("name")
+    if not isinstance(name, str):
+        raise ConfigError("is required: which plugin" if name is None else f"must be text, not {name!r}", path="name")
+    options = {key: value for key, value in given.items() if key != "name"}
+    checked = parse_options(load(group, name).Options, options, folder=folder).model_dump(mode="json")
+    return {"name": name, **{key: checked[key] for key in options}}

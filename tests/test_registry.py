@@ -6,12 +6,14 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 
 from cbir_faiss import registry
 from cbir_faiss.base import Backend, Codec, Extractor, Plugin, Rescorer, Source
 from cbir_faiss.errors import CbirError, ConfigError, MissingDependency, UnknownPlugin
+from cbir_faiss.options import Options, parse_options
 
 BASES = {"sources": Source, "extractors": Extractor, "codecs": Codec, "backends": Backend, "rescorers": Rescorer}
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -103,3 +105,40 @@ def test_naming_plugins_imports_none_of_their_libraries() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+class Nested(Options):
+    of: Annotated[dict[str, Any], registry.section("sources")]
+    several: tuple[Annotated[dict[str, Any], registry.section("extractors")], ...] = ()
+
+
+def test_a_section_is_an_option_of_another_plugin() -> None:
+    options = parse_options(
+        Nested,
+        {"of": {"name": "folder", "root": "a/../b"}, "several": [{"name": "hog"}, {"name": "hog", "size": 32}]},
+        folder="/there",
+    )
+    assert options.of == {"name": "folder", "root": "/there/b"}
+    assert [registry.make_section("extractors", one).options.size for one in options.several] == [64, 32]
+    assert registry.make_section("sources", options.of).root == Path("/there/b")
+    assert parse_options(Nested, options.model_dump(mode="json")) == options
+
+
+@pytest.mark.parametrize(
+    ("values", "path", "message"),
+    [
+        ({}, "of", "is required"),
+        ({"of": "folder"}, "of", "valid|object|dictionary"),
+        ({"of": {}}, "of.name", "is required: which plugin"),
+        ({"of": {"name": 3}}, "of.name", "must be text, not 3"),
+        ({"of": {"name": "foldr"}}, "of.name", "did you mean 'folder'"),
+        ({"of": {"name": "folder"}}, "of.root", "is required"),
+        ({"of": {"name": "folder", "rot": "{x}"}}, "of.rot", "unknown key; did you mean 'root'"),
+        ({"of": {"name": "folder", "root": "x"}, "several": [{"name": "hog", "size": "1"}]}, "several.0.size", "int"),
+        ({"of": {"name": "altered", "of": {"name": "folder", "rot": 1}}}, "of.of.rot", "did you mean 'root'"),
+    ],
+)
+def test_what_is_wrong_in_a_section_has_its_path(values: dict[str, Any], path: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_options(Nested, values)
+    assert caught.value.path == path
