@@ -24,7 +24,7 @@ from cbir_faiss.errors import CorruptCollection, InputError, Unsupported
 from cbir_faiss.filters import Where, parse_where
 from cbir_faiss.options import Options, parse_options
 from cbir_faiss.state import read_state, write_state
-from cbir_faiss.types import Batch, Codes, Columns, Floats, Hits, Ids, Kind, Metric, Payload, RangeHits
+from cbir_faiss.types import Batch, Codes, Columns, Floats, Hits, Ids, Kind, Metric, Payload, RangeHits, missing_hits
 
 __all__ = [
     "Backend",
@@ -32,6 +32,7 @@ __all__ = [
     "Codec",
     "Extractor",
     "Fetch",
+    "FirstStage",
     "Item",
     "Options",
     "Plugin",
@@ -45,6 +46,9 @@ Stamp = tuple[int, int]
 """Bytes of a file, and when it was changed, in nanoseconds."""
 Fetch = Callable[[Ids, str], NDArray[Any]]
 """``fetch(ids, column)``: stored rows ``(len(ids), width)`` of a column, in the order of ``ids``."""
+FirstStage = Callable[[Codes, int], Hits]
+"""``first(codes, depth)``: the ``depth`` nearest in the index of each of ``codes``."""
+_HITS_AT_ONCE = 1 << 24
 
 
 # -------------------------------------------------------------------------------------------------------------- plugins
@@ -677,6 +681,30 @@ class Rescorer(Plugin):
         """How many hits of the first stage it looks at."""
         return cast("int", getattr(self.options, "candidates", 0))
 
+    @property
+    def reach(self) -> float | None:
+        """How far beyond the last candidate's distance every hit is a candidate too: 0 takes all that tie with it.
+
+        None: as many candidates as were asked for, whichever of those that tie the engine names first.
+        """
+        return None
+
+    def search(self, queries: Columns, k: int, items: int, first: FirstStage, fetch: Fetch) -> Hits:
+        """The best ``k`` of a database of ``items`` for each query, by both stages.
+
+        ``queries`` have a column ``code``, which ``first`` searches with. Raises what ``rescore`` does.
+        """
+        depth = max(k, items if self.candidates == "all" else min(items, self.candidates))
+        if self.reach is None:
+            return self.rescore(queries, first(queries["code"], depth), fetch, k)
+        self._require_of_queries(queries, len(queries["code"]))
+        step = max(1, _HITS_AT_ONCE // max(1, items))  # in the worst case every item is a candidate of every query
+        parts = []
+        for start in range(0, len(queries["code"]), step):
+            some = {name: column[start : start + step] for name, column in queries.items()}
+            parts.append(self._search_reaching(some, k, depth, items, self.reach, first, fetch))
+        return Hits(np.concatenate([part.ids for part in parts]), np.concatenate([part.distances for part in parts]))
+
     def fit(self, columns: Columns, labels: NDArray[Any] | None = None) -> Rescorer:
         """Learn from the database's columns (a mean, say).
 
@@ -693,10 +721,7 @@ class Rescorer(Plugin):
         Raises:
             InputError: a column of ``needs_queries`` is not there, or has not one row a query.
         """
-        for column in self.needs_queries:
-            if column not in queries or len(queries[column]) != len(hits):
-                got = f"{len(queries[column])} rows" if column in queries else "none"
-                raise InputError(f"rescorer '{self.name}' needs '{column}' of {len(hits)} queries, got {got}")
+        self._require_of_queries(queries, len(hits))
         again = self._rescore(queries, hits, fetch)
         return Hits(np.ascontiguousarray(again.ids[:, :k]), np.ascontiguousarray(again.distances[:, :k]))
 
@@ -743,12 +768,37 @@ class Rescorer(Plugin):
     def _identity(options: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in options.items() if key != "candidates"}
 
+    def _search_reaching(
+        self, queries: Columns, k: int, depth: int, items: int, reach: float, first: FirstStage, fetch: Fetch
+    ) -> Hits:
+        """As ``search``, deeper and deeper for the queries whose candidates do not yet end where ``reach`` says."""
+        best = missing_hits(len(queries["code"]), k)
+        waiting, ends = np.arange(len(best)), None
+        while len(waiting):
+            hits = first(queries["code"][waiting], depth)
+            last = hits.distances[:, -1]
+            if ends is None:
+                ends = last + reach
+            done = (last > ends) | np.isinf(last) | (depth >= items)
+            rows = waiting[done]
+            some = {name: column[rows] for name, column in queries.items()}
+            found = self.rescore(some, Hits(hits.ids[done], hits.distances[done]), fetch, k)
+            best.ids[rows], best.distances[rows] = found.ids, found.distances
+            waiting, ends, depth = waiting[~done], ends[~done], min(items, 4 * depth)
+        return best
+
     def _fit(self, columns: Columns, labels: NDArray[Any] | None) -> None: ...
     def _pack(self, columns: Columns) -> dict[str, NDArray[Any]]:
         return {column: columns[column] for column in self.needs_items if column != "code"}
 
     def _unpack(self, columns: Columns) -> dict[str, NDArray[Any]]:
         return dict(columns)
+
+    def _require_of_queries(self, queries: Columns, n: int) -> None:
+        for column in self.needs_queries:
+            if column not in queries or len(queries[column]) != n:
+                got = f"{len(queries[column])} rows" if column in queries else "none"
+                raise InputError(f"rescorer '{self.name}' needs '{column}' of {n} queries, got {got}")
 
     def _require(self, columns: Columns) -> None:
         for column in self.needs_items:

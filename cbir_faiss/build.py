@@ -129,6 +129,13 @@ class _Job:
         return self._report(manifest, found, failed)
 
     def _metric(self) -> Metric:
+        rescore = self.config.rescore[0]
+        if "code" in rescore.plugin().needs_items and self.config.codecs[0].plugin().kind != "binary":
+            raise ConfigError(
+                f"'{rescore.name}' reads binary codes, which codec '{self.config.codecs[0].name}' does not give",
+                path="rescore.0.name",
+                file=self.config.file,
+            )
         backend: Backend = self.config.backends[0].make()
         try:
             return backend.metric_for(self.config.codecs[0].plugin().kind)

@@ -33,7 +33,7 @@ from cbir_faiss.storage.manifest import Manifest, damaged_files
 from cbir_faiss.storage.seen import Seen, difference
 from cbir_faiss.storage.segment import Block
 from cbir_faiss.storage.store import Store, thaw
-from cbir_faiss.types import Columns, Hits, Ids
+from cbir_faiss.types import Codes, Columns, Hits, Ids
 
 Filter = Where | Mapping[str, Any] | str
 
@@ -326,13 +326,16 @@ class Collection:
         return {**columns, "embedding": columns[self.manifest.embedding]}
 
     def _search(self, columns: Columns, k: int, where: Filter | None) -> Hits:
-        rescorer, wanted = self._encoder.rescorer, max(1, len(self))
+        rescorer, items = self._encoder.rescorer, max(1, len(self))
         if k < 1:
             raise InputError(f"k must be at least 1, got {k}")
-        depth = wanted if rescorer.candidates == "all" else min(wanted, max(k, rescorer.candidates))
+        tree = parse_where(where) if where is not None else None
+
+        def first(codes: Codes, depth: int) -> Hits:
+            return self._store.search(codes, depth, tree)
+
         with threads.phase("search"):
-            hits = self._store.search(columns["code"], depth, parse_where(where) if where is not None else None)
-            return rescorer.rescore(columns, hits, self._store.fetch, k)
+            return rescorer.search(columns, min(k, items), items, first, self._store.fetch)
 
     def _matches(self, hits: Hits) -> list[list[Match]]:
         wanted = np.unique(hits.ids[hits.ids >= 0]).tolist()

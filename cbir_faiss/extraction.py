@@ -299,8 +299,9 @@ class _Batch:
         if not self._pending:
             return len(self.seen) + len(self.failed) >= _REPORT
         _, first = next(iter(self._pending.values()))
-        other_shape = item.prepared is not None and item.prepared.shape != first.shape
-        return other_shape or len(self._pending) >= batch_size
+        new = item.prepared
+        unlike = new is not None and (new.shape, new.dtype) != (first.shape, first.dtype)
+        return unlike or len(self._pending) >= batch_size
 
     def take(self, row: int, item: _Read, known: Container[bytes]) -> None:
         if item.reason:

@@ -265,11 +265,12 @@ class _Stage:
         options = self.options
         if self.rescorer.name == "none":
             return self.backend.search(self.coded.codec.encode(self.split.queries.embedding[rows]), k, options=options)
-        wanted = self.rescorer.candidates
-        depth = self.backend.count() if wanted == "all" else max(k, wanted)
         columns = self.coded.search_columns(self.split, rows, self.rescorer.needs_queries)
-        hits = self.backend.search(columns["code"], depth, options=options)
-        return self.rescorer.rescore(columns, hits, self._fetch, k)
+
+        def first(codes: Codes, depth: int) -> Hits:
+            return self.backend.search(codes, depth, options=options)
+
+        return self.rescorer.search(columns, k, len(self.coded.items), first, self._fetch)
 
     @cached_property
     def options(self) -> Any:

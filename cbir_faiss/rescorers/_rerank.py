@@ -13,7 +13,7 @@ from cbir_faiss.types import MISSING_ID, Floats, Hits, Ids
 
 Candidates = Annotated[int, Field(ge=1)] | Literal["all"]
 """How many hits of the first stage are looked at (where more results than that are wanted: as many as those)."""
-Score = Callable[[Floats, NDArray[Any]], Floats]
+Score = Callable[[NDArray[Any], NDArray[Any]], Floats]
 """``score(queries (n, d), stored rows (m, …))``: distances float32 ``(n, m)``, smaller is nearer."""
 
 # A product of all queries of a block with all their candidates does the work of a block of unrelated queries several
@@ -22,7 +22,7 @@ _QUERIES = 16
 _ROWS_BYTES = 1 << 23
 
 
-def rerank(queries: Floats, hits: Hits, fetch: Callable[[Ids], NDArray[Any]], score: Score) -> Hits:
+def rerank(queries: NDArray[Any], hits: Hits, fetch: Callable[[Ids], NDArray[Any]], score: Score) -> Hits:
     """``hits`` sorted by ``score``; equals keep their order, missing hits stay last."""
     ids = hits.ids
     distances = np.empty(ids.shape, np.float32)
@@ -33,7 +33,7 @@ def rerank(queries: Floats, hits: Hits, fetch: Callable[[Ids], NDArray[Any]], sc
     return Hits(np.take_along_axis(ids, order, axis=1), np.take_along_axis(distances, order, axis=1))
 
 
-def _distances(queries: Floats, ids: Ids, fetch: Callable[[Ids], NDArray[Any]], score: Score) -> Floats:
+def _distances(queries: NDArray[Any], ids: Ids, fetch: Callable[[Ids], NDArray[Any]], score: Score) -> Floats:
     """float32 ``(n, c)`` of queries ``(n, d)`` and candidates ``(n, c)``; inf where an id is missing."""
     wanted, place = np.unique(ids, return_inverse=True)
     found = int(np.searchsorted(wanted, MISSING_ID, side="right"))
