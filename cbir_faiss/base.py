@@ -77,11 +77,15 @@ class Plugin(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to index: ``path`` names it uniquely in its source; ``labels``: no class, one or several."""
+    """One thing to index: ``path`` names it uniquely in its source; ``labels``: no class, one or several.
+
+    ignored: labels to whose queries the item is neither right nor wrong: a comparison takes it out of their rankings.
+    """
 
     path: str
     labels: tuple[str, ...] = ()
     payload: Payload = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
 
 class Source(Plugin):

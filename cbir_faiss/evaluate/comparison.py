@@ -282,7 +282,7 @@ class _Stage:
 
 def _measure(row: Row, stage: _Stage, judge: Judge, plan: Plan, name: str) -> None:
     """Fill in metrics, latency and curves; store what they come from."""
-    depth = max(*plan.metrics.k, plan.metrics.truth.k)
+    depth = judge.depth
     with threads.phase("search", plan.threads):
         times = _single_query_times(stage, depth)
         began = time.perf_counter()

@@ -23,6 +23,7 @@ class Side:
     """The database, or the queries: aligned rows of embeddings, side columns, labels and paths.
 
     places: for each row its source and the index in it, so that the report can show the picture.
+    ignored: labels to whose queries an item is neither right nor wrong; empty where there are none at all.
     """
 
     embedding: Floats
@@ -30,6 +31,7 @@ class Side:
     columns: Columns = field(default_factory=dict)
     paths: Sequence[str] = ()
     places: Sequence[tuple[Source, int]] = ()
+    ignored: Labels = ()
 
     def __len__(self) -> int:
         return len(self.embedding)
@@ -102,6 +104,7 @@ def _side(source: Source, found: Extraction, rows: Any, column: str) -> Side:
         columns,
         [items[i].path for i in kept],
         [(source, i) for i in kept],
+        [items[i].ignored for i in kept],
     )
 
 

@@ -32,7 +32,7 @@ def make_gallery(split: Split, rows: Sequence[Row], folder: Path) -> dict[str, A
     advised = recommend(rows)
     best = max(binary, key=lambda row: (row["metrics"][measure], -row["bits"]))
     best = advised[0] if advised and advised[0] in binary else best
-    sides = [(name_of(row), np.load(folder / row["raw"])["ids"][:, :SHOWN]) for row in (raw, best)]
+    sides = [(name_of(row), np.load(folder / row["raw"])["ids"]) for row in (raw, best)]
     picked = np.unique(np.linspace(0, len(split.queries) - 1, QUERIES + 2).astype(int)[1:-1])
     return {
         "title": split.title,
@@ -46,9 +46,9 @@ def make_gallery(split: Split, rows: Sequence[Row], folder: Path) -> dict[str, A
 
 def _found(split: Split, query: int, ids: NDArray[np.int64]) -> list[dict[str, Any]]:
     wanted = set(split.queries.labels[query])
-    return [
-        {**_picture(split.items, int(i)), "hit": bool(wanted & set(split.items.labels[int(i)]))} for i in ids if i >= 0
-    ]
+    items = split.items
+    counted = [i for i in ids.tolist() if i >= 0 and not (items.ignored and wanted & set(items.ignored[i]))]
+    return [{**_picture(items, i), "hit": bool(wanted & set(items.labels[i]))} for i in counted[:SHOWN]]
 
 
 def _picture(side: Side, row: int) -> dict[str, Any]:

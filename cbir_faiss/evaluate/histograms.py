@@ -29,7 +29,8 @@ def hamming_histograms(
 ) -> Histograms:
     """The histograms of every query over all items, from packed codes ``(nq, bits / 8)`` and ``(n, bits / 8)``.
 
-    Every pair is looked at, in blocks; memory beside the result is a few megabytes a thread (default: one a CPU).
+    Every pair is looked at, in blocks; memory beside the result is a few megabytes a thread (default: one a CPU). Items
+    that a query ignores are not counted.
 
     Raises:
         InputError: not packed codes, or not as many of them as ``relevance`` knows queries and items.
@@ -46,7 +47,8 @@ def hamming_histograms(
         rows = slice(start, start + _QUERIES)
         for first in range(0, len(item_codes), _ITEMS):
             columns = slice(first, first + _ITEMS)
-            _count(q[:, rows, None], x[:, None, columns], relevance.block(rows, columns), out[rows])
+            ignored = None if relevance.junk is None else relevance.junk.block(rows, columns)
+            _count(q[:, rows, None], x[:, None, columns], relevance.block(rows, columns), ignored, out[rows])
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         list(pool.map(count, range(0, len(query_codes), _QUERIES)))
@@ -59,8 +61,14 @@ def _words(codes: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return np.ascontiguousarray(padded.view(np.uint64).T)
 
 
-def _count(q: NDArray[Any], x: NDArray[Any], relevant: NDArray[np.bool_], out: NDArray[np.int32]) -> None:
-    """Add one block of pairs to ``out`` ``(queries, 2, bits + 1)``, whose middle axis is "relevant"."""
+def _count(
+    q: NDArray[Any],
+    x: NDArray[Any],
+    relevant: NDArray[np.bool_],
+    ignored: NDArray[np.bool_] | None,
+    out: NDArray[np.int32],
+) -> None:
+    """Add a block of pairs, less the ignored, to ``out`` ``(queries, 2, bits + 1)``; its middle axis is "relevant"."""
     queries, _, distances = out.shape
     differing = np.empty(relevant.shape, np.uint64)
     ones = np.empty(relevant.shape, np.uint8)
@@ -71,4 +79,6 @@ def _count(q: NDArray[Any], x: NDArray[Any], relevant: NDArray[np.bool_], out: N
         np.bitwise_count(differing, out=ones)
         distance += ones
     key += distance
+    if ignored is not None:
+        key = key[~ignored]
     out += np.bincount(key.reshape(-1), minlength=out.size).reshape(out.shape).astype(np.int32)

@@ -54,10 +54,16 @@ class Judge:
 
     def __init__(self, split: Split, metrics: Metrics) -> None:
         self._split, self._metrics = split, metrics
-        self._relevance = Relevance.from_labels(split.items.labels, split.queries.labels)
+        self._relevance = Relevance.from_labels(split.items.labels, split.queries.labels, split.items.ignored)
         truth = metrics.truth
+        self._deepest = max(*metrics.k, truth.k)
         self._thresholds = exact_thresholds(split.items.embedding, split.queries.embedding, truth.k, truth.metric)
         self._histograms: tuple[str, Histograms] | None = None
+
+    @property
+    def depth(self) -> int:
+        """How many hits of each query to judge: as many as are measured, and as may have to be taken out of them."""
+        return self._deepest + (0 if self._relevance is None else self._relevance.most_ignored)
 
     def __call__(self, ranking: Ranking) -> tuple[dict[str, Any], dict[str, Any], dict[str, NDArray[Any]]]:
         """Metrics and curves as ``results.json`` has them, and the arrays to store beside the hits."""
@@ -75,7 +81,7 @@ class Judge:
     def _by_labels(
         self, ranking: Ranking, relevance: Relevance
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        relevant = relevance.of(ranking.hits.ids)
+        relevant = relevance.ranked(ranking.hits.ids)[:, : self._deepest]
         ks = [k for k in CURVE_KS if k <= relevant.shape[1]]
         if ranking.codes is None:
             exact = ranking.floats is not None

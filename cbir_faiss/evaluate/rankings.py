@@ -24,8 +24,8 @@ def full_rankings(
 ) -> Iterator[NDArray[np.bool_]]:
     """Whether the item at each rank is relevant, bool ``(some queries, n)``, block after block of queries in order.
 
-    Distances are those of a float32 matrix product; equal ones are in the order of the items. Sorting takes
-    ``threads`` (default: one a CPU).
+    Distances are those of a float32 matrix product; equal ones are in the order of the items, and ignored items come
+    last. Sorting takes ``threads`` (default: one a CPU).
 
     Raises:
         InputError: arrays that are not finite floats, a zero vector under cosine, no items, or not as many queries and
@@ -41,6 +41,8 @@ def full_rankings(
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for start in range(0, len(queries), step):
             found = scores.block(slice(start, start + step))
+            if relevance.junk is not None:
+                found[relevance.junk.block(slice(start, start + step))] = np.inf
             parts = [slice(first, min(first + part, len(found))) for first in range(0, len(found), part)]
             relevant = (relevance.block(slice(start + rows.start, start + rows.stop)) for rows in parts)
             yield np.concatenate(list(pool.map(_by_score, (found[rows] for rows in parts), relevant)))

@@ -1,9 +1,14 @@
-"""Which item is relevant to which query: one with the same label or, where items have several, one sharing a label."""
+"""Which item is relevant to which query: one with the same label or, where items have several, one sharing a label.
+
+An item may be ignored for some queries (junk in a ground truth, the query's own picture): it is then neither right nor
+wrong, and counts as if it were not in the database.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -25,23 +30,26 @@ class Relevance:
     The labels are kept in one of two forms. ``shared`` False: one label each, as a number; relevant where equal.
     ``shared`` True: sets of labels, a bit each in 64-bit words; relevant where any word has a bit in common.
 
-    items: ``(words, n)``. queries: ``(words, nq)``. totals: int64 ``(nq,)``, relevant items in the database per query.
+    items: ``(words, n)``. queries: ``(words, nq)``. junk: which item is ignored for which query, in the same form.
     """
 
     items: NDArray[Any]
     queries: NDArray[Any]
     shared: bool
-    totals: NDArray[np.int64]
+    junk: Relevance | None = None
 
     @classmethod
-    def from_labels(cls, items: Labels, queries: Labels) -> Relevance | None:
+    def from_labels(cls, items: Labels, queries: Labels, ignored: Labels = ()) -> Relevance | None:
         """The relevance between labelled items and queries; None where either side has no label at all.
 
-        An item or query without a label among labelled ones is relevant to nothing.
+        An item or query without a label among labelled ones is relevant to nothing. ``ignored`` are labels too, a row
+        an item where there are any: queries that share one ignore the item, whatever its own labels are.
 
         Raises:
-            InputError: a label set that is not a tuple (or list) of texts.
+            InputError: a label set that is not a tuple (or list) of texts, or not as many of ``ignored`` as items.
         """
+        if ignored and len(ignored) != len(items):
+            raise InputError(f"{len(ignored)} sets of ignored labels for {len(items)} items")
         _check(items, "item")
         _check(queries, "query")
         if not any(items) or not any(queries):
@@ -58,10 +66,37 @@ class Relevance:
         else:
             # Two different numbers for "no such label", so that they never meet.
             x, q = _label_numbers(items, numbers, -1), _label_numbers(queries, numbers, -2)
-        return cls(x, q, shared, _totals(x, q, shared))
+        return cls(x, q, shared, cls.from_labels(ignored, queries))
+
+    @cached_property
+    def totals(self) -> NDArray[np.int64]:
+        """int64 ``(nq,)``: relevant items in the database, by query."""
+        # Many queries have the same labels: each set is counted once, a block of sets at a time.
+        sides = [self.queries] if self.junk is None else [self.queries, self.junk.queries]
+        sets = np.concatenate([side.astype(np.int64) for side in sides])
+        _, first, which = np.unique(sets, axis=1, return_index=True, return_inverse=True)
+        counts = np.empty(len(first), np.int64)
+        step = max(1, _PAIRS // max(1, self.items.shape[1]))
+        for start in range(0, len(counts), step):
+            rows = slice(start, start + step)
+            counts[rows] = self.block(first[rows]).sum(axis=1)
+        return counts[which.reshape(-1)]
+
+    @property
+    def most_ignored(self) -> int:
+        """The largest number of items that one query ignores."""
+        return 0 if self.junk is None else int(self.junk.totals.max(initial=0))
+
+    def ranked(self, rows: Ids) -> NDArray[np.bool_]:
+        """As ``of``, with the ignored of ``rows`` taken out: those behind them move up, and the end is False."""
+        relevant = self.of(rows)
+        if self.junk is None:
+            return relevant
+        order = np.argsort(self.junk.of(rows), axis=1, kind="stable")
+        return np.take_along_axis(relevant, order, axis=1)
 
     def of(self, rows: Ids, queries: slice | None = None) -> NDArray[np.bool_]:
-        """Whether each of ``rows``, item numbers ``(nq, k)``, is relevant to its query; a row of -1 is not.
+        """Whether each of ``rows``, item numbers ``(nq, k)``, is relevant to its query; an ignored one or -1 is not.
 
         ``queries`` says which queries the rows belong to, where they are not all of them.
 
@@ -76,11 +111,14 @@ class Relevance:
             block = slice(start, start + step)
             out[block] = _match(self.items[:, rows[block]], mine[:, block, None], self.shared)
         out &= rows != MISSING_ID
+        if self.junk is not None:
+            out &= ~self.junk.of(rows, queries)
         return out
 
-    def block(self, queries: slice, items: slice | None = None) -> NDArray[np.bool_]:
-        """The full matrix ``(queries, items)`` of a range of queries and items: the caller bounds its size."""
-        return _match(self.items[:, None, items or slice(None)], self.queries[:, queries, None], self.shared)
+    def block(self, queries: slice | Ids, items: slice | None = None) -> NDArray[np.bool_]:
+        """The full matrix ``(queries, items)`` of some queries and a range of items: the caller bounds its size."""
+        out = _match(self.items[:, None, items or slice(None)], self.queries[:, queries, None], self.shared)
+        return out if self.junk is None else out & ~self.junk.block(queries, items)
 
 
 def _check(labels: Labels, side: str) -> None:
@@ -106,14 +144,3 @@ def _match(items: Iterable[Any], queries: Iterable[Any], shared: bool) -> NDArra
     for x, q in zip(items, queries, strict=True):
         relevant = relevant | ((x & q) != 0 if shared else x == q)
     return np.asarray(relevant, np.bool_)
-
-
-def _totals(items: NDArray[Any], queries: NDArray[Any], shared: bool) -> NDArray[np.int64]:
-    # Many queries have the same labels: each set is counted once, a block of sets at a time.
-    sets, which = np.unique(queries, axis=1, return_inverse=True)
-    counts = np.empty(sets.shape[1], np.int64)
-    step = max(1, _PAIRS // max(1, items.shape[1]))
-    for start in range(0, len(counts), step):
-        block = slice(start, start + step)
-        counts[block] = _match(items[:, None], sets[:, block, None], shared).sum(axis=1)
-    return counts[which.reshape(-1)]
