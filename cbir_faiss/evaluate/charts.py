@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cbir_faiss.evaluate.recommend import Row, bytes_per_item, is_reference, main_measure, name_of
+from cbir_faiss.evaluate.recommend import Row, bytes_per_item, is_reference, main_measure, name_of, rescoring_of
 
 # Okabe and Ito's palette: told apart by people with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#4D4D4D")
@@ -144,7 +144,7 @@ def family_of(row: Row) -> str:
     if row["codec"] in ("sign", "sigmoid-mean"):
         chosen["center"] = "centred" if options["codec"].get("center") else ""
     variant = " ".join(str(v) for v in chosen.values())
-    rescore = "" if row["rescore"] == "none" else f" + {row['rescore']}"
+    rescore = "" if row["rescore"] == "none" else f" + {rescoring_of(row)}"
     return f"{row['codec']} {variant}".strip() + f", {options['backend'].get('factory') or row['backend']}{rescore}"
 
 

@@ -340,6 +340,7 @@ def _row(
             "rescore": rescorer.options.model_dump(mode="json"),
             "search": dict(search),
         },
+        "chosen": {"rescore": rescore.options},  # without the defaults: what tells the rows of a sweep apart
         "exact": backend.is_exact(backend.SearchOptions(**search)),
         "dim": int(split.items.embedding.shape[1]),
         "items": len(split.items),

@@ -61,8 +61,14 @@ def name_of(row: Row) -> str:
     rescore = ""
     if row["rescore"] != "none":
         candidates = row["options"]["rescore"].get("candidates")
-        rescore = f", {row['rescore']} rescoring of {candidates}"
+        rescore = f", {rescoring_of(row)} rescoring of {candidates}"
     return f"{row['codec']}{bits}, {factory or row['backend']}{metric}{search}{rescore}"
+
+
+def rescoring_of(row: Row) -> str:
+    """Name of a row's rescorer with the options that were chosen, but how many candidates: ``relevance t=0.2``."""
+    chosen = row.get("chosen", {}).get("rescore", {})  # rows of earlier versions have none
+    return " ".join([row["rescore"], *(f"{key}={value}" for key, value in chosen.items() if key != "candidates")])
 
 
 def _sentence(best: Row, raw: Row, measure: str) -> str:
