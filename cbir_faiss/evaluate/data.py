@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,16 @@ def _options_of(choice: Choice, extractor: Extractor, column: str) -> dict[str, 
 
 
 def _title(choice: Choice, column: str, several: bool) -> str:
-    name = str(choice.options.get("model") or choice.name)
-    return f"{Path(name).name} {column}" if several else Path(name).name
+    name = _model(choice.name, choice.options)
+    return f"{name} {column}" if several else name
+
+
+def _model(name: str, options: Mapping[str, Any]) -> str:
+    """The network, or the folder of one that was trained, or the plugin; of an extractor of several, each."""
+    parts = options.get("of")
+    if isinstance(parts, list):
+        return " + ".join(_model(part["name"], part) for part in parts)
+    return Path(str(options.get("model") or options.get("path") or name)).name
 
 
 def _labels(labels: Any, n: int, name: str) -> Labels:

@@ -14,12 +14,13 @@ from cbir_faiss.types import Columns, Floats, Hits
 
 _WHO = "rescorer 'phash'"
 _HASH_BITS = 64
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # multiples of it, modulo 2**64, spread evenly (Knuth, TAOCP 3, 6.4)
 
 
 class PHashRescorer(base.Rescorer):
     """Orders items by the Hamming distance h of their codes, and those that tie by the distance v of their 64-bit
-    perceptual hashes: column ``phash``, which extractor ``joined`` puts beside another's. Of what still ties, the lower
-    id comes first.
+    perceptual hashes: column ``phash``, which extractor ``joined`` puts beside another's. What still ties comes in
+    a fixed order that is not that of the ids, since in many data sets those are sorted by class.
 
     ``formula: strict`` is h + v / 65: no difference of hashes outweighs a bit of the code. ``printed`` is equation 3 of
     the paper. With codes of n bits and s the share of agreeing bits it gives s(code) + s(hash) / n where the codes
@@ -54,10 +55,11 @@ class PHashRescorer(base.Rescorer):
     def _rescore(self, queries: Columns, hits: Hits, fetch: base.Fetch) -> Hits:
         hashes, codes = _checked(queries["phash"]), queries["code"]
         codes = check_codes(codes, f"{_WHO}: 'code'", 8 * codes.shape[1])
-        by_id = np.argsort(hits.ids, axis=1)  # so that the engine's order of ties decides nothing
+        # Equals keep this order: the engine's must decide nothing, and that of the ids may be that of the classes.
+        fixed = np.argsort(hits.ids.astype(np.uint64) * _GOLDEN, axis=1)
         return rerank(
             np.concatenate([hashes, codes], axis=1),
-            Hits(np.take_along_axis(hits.ids, by_id, axis=1), np.take_along_axis(hits.distances, by_id, axis=1)),
+            Hits(np.take_along_axis(hits.ids, fixed, axis=1), np.take_along_axis(hits.distances, fixed, axis=1)),
             lambda ids: np.concatenate([fetch(ids, "phash"), fetch(ids, "code")], axis=1),
             self._distances,
         )
