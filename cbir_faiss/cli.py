@@ -18,6 +18,7 @@ from cbir_faiss.registry import GROUPS, load, names
 
 if TYPE_CHECKING:
     from cbir_faiss.collection import Collection, Match
+    from cbir_faiss.training.checkpoint import Epoch
 
 BAD_USAGE = 2
 
@@ -83,6 +84,52 @@ def compare(config: Path, out: Path | None) -> None:
     if advice:
         click.echo(f"\n{advice[1]}")
     click.echo(f"\n{out / 'report.html'}")
+
+
+@main.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to train into.")
+@click.option("--json", "as_json", is_flag=True, help="Print what came of it as JSON.")
+def train(config: Path, out: Path, as_json: bool) -> None:
+    """Train the network that CONFIG describes; the best one by the map of held-out pictures is kept in the folder.
+
+    Started again after being killed, it goes on after the last whole epoch. The folder is then an extractor:
+    {name: trained, path: DIR}.
+
+    \b
+    cbir train configs/papers/zeng-multipool-48.yaml --out runs/multipool-48
+    """
+    from cbir_faiss.options import need
+
+    need("torch", "torch")
+    from cbir_faiss.training.config import load_training
+    from cbir_faiss.training.loop import train
+
+    with _Bar("reading") as reading, _Bar("training", unit="batch") as training:
+        result = train(
+            load_training(config),
+            out,
+            progress=reading.progress,
+            steps=training.progress,
+            report=lambda epoch: click.echo(_epoch(epoch), err=True),
+        )
+    if as_json:
+        best = {"epoch": result.best.epoch, "score": result.best.score, "measure": result.measure}
+        facts = {"items": result.items, "parameters": result.parameters, "epochs": len(result.history)}
+        failed = [failure.as_dict() for failure in result.failed]
+        told = {"best": best, **facts, "seconds_per_epoch": result.seconds_per_epoch, "failed": failed}
+        click.echo(json.dumps(told, ensure_ascii=False))
+        return
+    click.echo(
+        f"{out}: {result.parameters:,} parameters, {len(result.history)} epochs of {result.seconds_per_epoch:.1f} s; "
+        f"best after epoch {result.best.epoch}: {result.measure} {result.best.score:.4f}"
+    )
+    _report_failures([failure.as_dict() for failure in result.failed])
+
+
+def _epoch(epoch: Epoch) -> str:
+    score = "" if epoch.score is None else f"  held out: loss {epoch.held_out_loss:.4f} score {epoch.score:.4f}"
+    return f"epoch {epoch.epoch}: loss {epoch.loss:.4f}{score}  {epoch.seconds:.1f} s"
 
 
 @main.command()

@@ -10,6 +10,7 @@
     ├── UnknownId                  an id that is not stored (also a KeyError)
     ├── Unsupported                the plugin does not have that metric or capability
     ├── CorruptCollection          a stored file is missing, cut short, altered or of another format
+    ├── TrainingFailed             a loss that is no longer finite
     └── BackendError               the engine behind a connector failed; the client's error is chained
 
 Anything else that escapes is a bug and deserves its traceback.
@@ -63,6 +64,10 @@ class Unsupported(CbirError):
 
 class CorruptCollection(CbirError):
     """Stored data that is missing, cut short, altered, or written by another format version."""
+
+
+class TrainingFailed(CbirError):
+    """A training cannot go on; what it stored before is as it was."""
 
 
 class BackendError(CbirError):

@@ -28,6 +28,11 @@ def resolve_path(value: str | Path, info: ValidationInfo) -> Path:
     return Path(os.path.normpath(Path(folder, value).expanduser()))
 
 
+def name_or_path(value: str, info: ValidationInfo) -> str:
+    """A name as it is; what has a dot or slash is a path, relative to the folder of the config it stands in."""
+    return value if value.isidentifier() else str(resolve_path(value, info))
+
+
 Bits = Annotated[int, Field(ge=8, le=65_536, multiple_of=8)]
 """Length of a binary code: a multiple of 8, because codes are stored in whole bytes."""
 RelativePath = Annotated[Path, AfterValidator(resolve_path)]

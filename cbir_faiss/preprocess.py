@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import PlainSerializer, PlainValidator, model_validator
+from pydantic import ConfigDict, PlainSerializer, PlainValidator, model_validator
+from typing_extensions import TypedDict
 
 from cbir_faiss.errors import BadImage
 from cbir_faiss.options import Options
@@ -94,6 +95,17 @@ class Preprocess(Options):
         mean, std = np.array(self.mean), np.array(self.std)
         normal: Floats = batch * (scale / std).astype(np.float32) - (mean / std).astype(np.float32)
         return normal
+
+
+class Override(TypedDict, total=False):
+    """The parts of ``Preprocess`` that are to be other than what a network or its weights bring."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+    resize: Size | None
+    crop: Size | None
+    interpolation: Interpolation
+    mean: PerChannel
+    std: PerChannel
 
 
 def _resized(size: tuple[int, int], to: Size) -> tuple[int, int]:

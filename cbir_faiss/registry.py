@@ -15,8 +15,8 @@ from cbir_faiss.base import Plugin
 from cbir_faiss.errors import CbirError, ConfigError, MissingDependency, UnknownPlugin
 from cbir_faiss.options import parse_options
 
-Group = Literal["sources", "extractors", "codecs", "backends", "rescorers"]
-GROUPS: tuple[Group, ...] = ("sources", "extractors", "codecs", "backends", "rescorers")
+Group = Literal["sources", "extractors", "codecs", "backends", "rescorers", "networks", "losses"]
+GROUPS: tuple[Group, ...] = ("sources", "extractors", "codecs", "backends", "rescorers", "networks", "losses")
 _OUR_PACKAGES = ("cbir_faiss", "cbir_connectors")
 
 
@@ -42,18 +42,22 @@ def load(group: Group, name: str) -> type[Plugin]:
     if name not in entries:
         near = difflib.get_close_matches(name, entries, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        raise UnknownPlugin(f"no {group[:-1]} named '{name}'; {hint}there are: {', '.join(entries) or 'none'}")
+        raise UnknownPlugin(f"no {_one_of(group)} named '{name}'; {hint}there are: {', '.join(entries) or 'none'}")
     try:
         plugin = entries[name].load()
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] not in _OUR_PACKAGES:
             raise MissingDependency(
-                f"{group[:-1]} '{name}' needs the Python package '{error.name}': pip install {error.name}"
+                f"{_one_of(group)} '{name}' needs the Python package '{error.name}': pip install {error.name}"
             ) from error
-        raise CbirError(f"{group[:-1]} '{name}': its entry point is broken: {error}") from error
+        raise CbirError(f"{_one_of(group)} '{name}': its entry point is broken: {error}") from error
     except AttributeError as error:
-        raise CbirError(f"{group[:-1]} '{name}': its entry point is broken: {error}") from error
+        raise CbirError(f"{_one_of(group)} '{name}': its entry point is broken: {error}") from error
     return cast("type[Plugin]", plugin)
+
+
+def _one_of(group: Group) -> str:
+    return "loss" if group == "losses" else group[:-1]
 
 
 def make(group: Group, name: str, **options: Any) -> Any:

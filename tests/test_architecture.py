@@ -20,12 +20,13 @@ ROOMS = [
     {"registry", "images", "cache", "preprocess"},
     {"extraction", "transfer"},
     {"storage"},
+    {"nets"},
     {"sources", "extractors", "codecs", "backends", "rescorers", "testing", "config"},
     {"encoding"},
     {"distributed"},
     {"build"},
     {"collection", "deployment", "evaluate"},
-    {"duplicates", "logs"},
+    {"duplicates", "logs", "training"},
     {"cli"},
 ]
 HEAVY = ("torch", "torchvision", "faiss", "onnxruntime", "sklearn", "matplotlib")

@@ -12,6 +12,7 @@ import yaml
 
 from cbir_faiss.config import load_config
 from cbir_faiss.registry import GROUPS, names
+from cbir_faiss.training.config import load_training
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "connectors").glob("*.md")])
@@ -41,7 +42,7 @@ def test_tables_are_those_of_the_stored_results() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_every_config_is_right(path: Path) -> None:
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    config = load_config(path)
+    config = load_training(path) if "losses" in document else load_config(path)
     assert config.document == document
 
 

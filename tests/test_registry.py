@@ -13,9 +13,19 @@ import pytest
 from cbir_faiss import registry
 from cbir_faiss.base import Backend, Codec, Extractor, Plugin, Rescorer, Source
 from cbir_faiss.errors import CbirError, ConfigError, MissingDependency, UnknownPlugin
+from cbir_faiss.nets.contract import Network
 from cbir_faiss.options import Options, parse_options
+from cbir_faiss.training.contract import Loss
 
-BASES = {"sources": Source, "extractors": Extractor, "codecs": Codec, "backends": Backend, "rescorers": Rescorer}
+BASES = {
+    "sources": Source,
+    "extractors": Extractor,
+    "codecs": Codec,
+    "backends": Backend,
+    "rescorers": Rescorer,
+    "networks": Network,
+    "losses": Loss,
+}
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 

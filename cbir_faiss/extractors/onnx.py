@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cbir_faiss import base
 from cbir_faiss.errors import ConfigError, InputError
@@ -34,7 +34,8 @@ class OnnxPreprocess(Preprocess):
 class Onnx(base.Extractor):
     """Runs a model on prepared images; each named output is pooled to a vector.
 
-    One output is the column ``embedding``; several are columns by their own names, each an embedding.
+    One output is the column ``embedding``; several are columns by their own names, each an embedding. ``side`` outputs
+    are columns by their own names for whoever asks for them, such as a rescorer.
     """
 
     name: ClassVar[str] = "onnx"
@@ -42,16 +43,23 @@ class Onnx(base.Extractor):
 
     class Options(base.Options):
         """model: the file. input: its image input, the first where left out. outputs: one or several, the first where
-        left out. pool: how maps ``(n, c, h, w)`` and sequences ``(n, t, c)`` become vectors. batch_size: images run at
-        once; a model with a fixed batch keeps its own."""
+        left out. side: outputs that are not embeddings. pool: how maps ``(n, c, h, w)`` and sequences ``(n, t, c)``
+        become vectors. batch_size: images run at once; a model with a fixed batch keeps its own."""
 
         model: RelativePath
         input: str | None = None
         outputs: tuple[str, ...] = ()
+        side: tuple[str, ...] = ()
         preprocess: OnnxPreprocess = OnnxPreprocess()
         pool: Literal["avg", "max", "gem", "flatten"] = "avg"
         device: Literal["cpu", "cuda"] = "cpu"
         batch_size: int = Field(32, ge=1)
+
+        @model_validator(mode="after")
+        def _side_beside(self) -> Onnx.Options:
+            if self.side and not self.outputs:
+                raise ValueError("side needs outputs, too: which output is the embedding")
+            return self
 
     options: Options
 
@@ -59,7 +67,7 @@ class Onnx(base.Extractor):
     def _loaded(self) -> tuple[Model, dict[str, int]]:
         """The model, and the width of each column, found by running it once."""
         o = self.options
-        model = Model(o.model, feed=o.input, outputs=o.outputs, device=o.device)
+        model = Model(o.model, feed=o.input, outputs=(*o.outputs, *o.side), device=o.device)
         try:
             columns = self._columns(model, np.zeros((1, *o.preprocess.size, 3), np.uint8))
         except InputError as error:
@@ -72,7 +80,7 @@ class Onnx(base.Extractor):
 
     @property
     def embeddings(self) -> tuple[str, ...]:
-        return tuple(self.outputs)
+        return tuple(name for name in self.outputs if name not in self.options.side)
 
     @property
     def enough(self) -> int | None:
@@ -102,7 +110,8 @@ class Onnx(base.Extractor):
         how = self.options.preprocess
         x = batch if model.dtype == np.uint8 else how.normalise(batch, how.scale)
         x = x.transpose(0, 3, 1, 2) if how.layout == "nchw" else x
-        names = model.outputs if len(model.outputs) > 1 else ["embedding"]
+        embeddings = model.outputs[: len(model.outputs) - len(self.options.side)]
+        names = [*(embeddings if len(embeddings) > 1 else ["embedding"]), *self.options.side]
         results = model.run(x, self.options.batch_size)
         for name, result in zip(model.outputs, results, strict=True):
             if result.ndim not in (2, 3, 4):

@@ -1,0 +1,44 @@
+"""What a network is: a plugin that builds a module from normalised images to features."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from cbir_faiss import base
+from cbir_faiss.errors import ConfigError
+from cbir_faiss.options import parse_options
+from cbir_faiss.preprocess import Override, Preprocess
+
+
+class Network(base.Plugin):
+    """A network by its options. ``build`` gives ``float32 (n, 3, h, w)`` → features ``float32 (n, dim)``."""
+
+    preset: ClassVar[dict[str, Any]] = {}
+    """The parts of ``Preprocess`` that this network wants other than the defaults."""
+
+    class Options(base.Options):
+        """preprocess: what is to be other than what the network, or its weights, bring."""
+
+        preprocess: Override = Field(default_factory=Override)
+
+    def build(self, *, pretrained: bool = True) -> tuple[Any, Preprocess]:
+        """The module, random numbers drawn from torch's generator, and how images are prepared for it.
+
+        pretrained: False where the weights are going to be filled in, so that none need be read.
+
+        Raises:
+            ConfigError: options or weights that do not fit together.
+        """
+        module, preset = self._build(pretrained)
+        try:
+            preprocess = parse_options(Preprocess, {**self.preset, **preset, **self.options.preprocess})
+        except ConfigError as error:
+            raise ConfigError(error.message, path=f"preprocess.{error.path}".rstrip(".")) from None
+        return module, preprocess
+
+    @abstractmethod
+    def _build(self, pretrained: bool) -> tuple[Any, dict[str, Any]]:
+        """The module, and the parts of ``Preprocess`` that its weights bring."""

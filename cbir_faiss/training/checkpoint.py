@@ -1,0 +1,81 @@
+"""The state of a training on disk: what a killed run goes on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cbir_faiss.errors import ConfigError, CorruptCollection
+from cbir_faiss.files import sync, write_durably
+from cbir_faiss.nets.weights import one_line
+
+RUN, LAST, HISTORY = "config.json", "last.pth", "history.json"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch did. loss: mean over its steps. score: ``map`` of the held-out pictures (minus their loss, where
+    they have no labels); None where it was not validated. seconds: training alone, without validation."""
+
+    epoch: int
+    loss: float
+    lr: float
+    seconds: float
+    score: float | None = None
+    held_out_loss: float | None = None
+
+
+def claim(folder: Path, document: Mapping[str, Any]) -> None:
+    """Make ``folder`` that of this training.
+
+    Raises:
+        ConfigError: it is that of another, whose best model is not to be overwritten, or holds other things.
+    """
+    text = json.dumps(dict(document), indent=1, sort_keys=True, default=str)
+    file = folder / RUN
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        different = sorted(k for k in {*before, *json.loads(text)} if before.get(k) != json.loads(text).get(k))
+        if different:
+            raise ConfigError(
+                f"{folder} holds a training with another {', '.join(different)}: choose another --out, or delete it"
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty, and holds no training: choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_durably(file, text.encode())
+
+
+def save_state(folder: Path, state: Mapping[str, Any], history: list[Epoch]) -> None:
+    """Replace the state to go on from, at once; the history beside it is for people."""
+    aside = folder / f"{LAST}.writing"
+    torch.save({**state, "history": [asdict(epoch) for epoch in history]}, aside)
+    sync(aside)
+    aside.replace(folder / LAST)
+    rows = ",\n ".join(json.dumps(asdict(epoch)) for epoch in history)
+    write_durably(folder / HISTORY, f"[{rows}]\n".encode())
+
+
+def load_state(folder: Path) -> tuple[dict[str, Any], list[Epoch]] | None:
+    """The last state, on the CPU, and the epochs up to it; None where there is none yet. Loads no pickled objects.
+
+    Raises:
+        CorruptCollection: the file is damaged.
+    """
+    file = folder / LAST
+    if not file.is_file():
+        return None
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        history = [Epoch(**epoch) for epoch in state.pop("history")]
+    except Exception as error:  # a damaged pickle or archive raises nearly anything
+        raise CorruptCollection(
+            f"{file}: cut short or altered ({one_line(error)}); delete it to begin again"
+        ) from error
+    return state, history

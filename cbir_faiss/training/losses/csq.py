@@ -1,0 +1,81 @@
+"""Central similarity quantization: every class has a code, far from the others', that its images are drawn to."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import nn
+
+from cbir_faiss.errors import ConfigError
+from cbir_faiss.training.contract import Batch, Loss, Need, Task
+
+_TRIES = 200
+
+
+class CentralSimilarity(Loss):
+    """Binary cross-entropy of the code, squashed by tanh, to the centre of its class, and its distance to ±1.
+
+    Centres are rows of a Hadamard matrix (half their bits differ) where the bits are a power of 2 and there are enough;
+    else random balanced ones, those of the largest least distance among many draws. From: Yuan et al., "Central
+    Similarity Quantization for Efficient Image and Video Retrieval", CVPR 2020.
+    """
+
+    name: ClassVar[str] = "csq"
+    needs: ClassVar[frozenset[Need]] = frozenset({"labels", "code"})
+
+    class Options(Loss.Options):
+        """quantization: weight of (1 - |b|)², which draws the code to ±1."""
+
+        quantization: float = Field(default=1e-4, ge=0)
+
+    options: Options
+
+    def _start(self, task: Task) -> Any:
+        assert task.bits is not None  # the public method saw to it
+        return _CentralSimilarity(hash_centers(len(task.classes), task.bits, task.seed), self.options.quantization)
+
+
+class _CentralSimilarity(nn.Module):  # type: ignore[misc]
+    def __init__(self, centers: NDArray[np.int8], quantization: float) -> None:
+        super().__init__()
+        self.quantization = quantization
+        self.register_buffer("centers", torch.from_numpy((centers > 0).astype(np.float32)))
+
+    def forward(self, outputs: dict[str, Any], batch: Batch) -> Any:
+        # A sigmoid of twice x is (tanh x + 1) / 2: the loss is taken of x, where it is stable.
+        code, wanted = outputs["code"], self.centers[batch.labels]
+        central = nn.functional.binary_cross_entropy_with_logits(2 * code, wanted)
+        return central + self.quantization * (1 - torch.tanh(code).abs()).square().sum(1).mean()
+
+
+def hash_centers(classes: int, bits: int, seed: int) -> NDArray[np.int8]:
+    """±1 ``(classes, bits)``, far from each other.
+
+    Raises:
+        ConfigError: more classes than there are codes of so few bits.
+    """
+    if classes > 2**bits:
+        raise ConfigError(f"{classes} classes need more than {bits} bits to have a code each", path="bits")
+    if bits & (bits - 1) == 0 and classes <= 2 * bits:
+        hadamard = np.ones((1, 1), np.int8)
+        while len(hadamard) < bits:
+            hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+        return np.concatenate([hadamard, -hadamard])[:classes].astype(np.int8)
+    generator = np.random.default_rng(seed)
+    draws = (_balanced(classes, bits, generator) for _ in range(_TRIES))
+    return max(draws, key=_least_distance)
+
+
+def _balanced(classes: int, bits: int, generator: np.random.Generator) -> NDArray[np.int8]:
+    row = np.where(np.arange(bits) < bits // 2, 1, -1).astype(np.int8)
+    return generator.permuted(np.tile(row, (classes, 1)), axis=1)
+
+
+def _least_distance(centers: NDArray[np.int8]) -> int:
+    products = centers.astype(np.int32) @ centers.T.astype(np.int32)
+    np.fill_diagonal(products, -centers.shape[1])
+    return int((centers.shape[1] - products.max()) // 2)
