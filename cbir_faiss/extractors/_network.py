@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import threading
 from abc import abstractmethod
@@ -19,7 +18,7 @@ from pydantic import Field, model_validator
 from cbir_faiss import base
 from cbir_faiss.cache import default_cache
 from cbir_faiss.errors import ConfigError
-from cbir_faiss.extractors._onnx import Model
+from cbir_faiss.extractors._onnx import Model, frozen, stored_preprocess
 from cbir_faiss.options import need
 from cbir_faiss.preprocess import Preprocess
 from cbir_faiss.types import Columns
@@ -91,15 +90,7 @@ class NetworkExtractor(base.Extractor):
         file = self._export_file
         if not file.is_file():
             self._export(self._network(), file)
-        shutil.copyfile(file, folder / "model.onnx")
-        how = _stored_preprocess(Model(file)).model_dump(mode="json", include={"resize", "crop", "interpolation"})
-        return "onnx", {
-            "model": "model.onnx",
-            "outputs": list(self.embeddings),
-            "side": list(self.columns[len(self.embeddings) :]),
-            "preprocess": {**how, "layout": "nhwc"},
-            "batch_size": self.options.batch_size,
-        }
+        return frozen(file, folder, self.embeddings, self.columns[len(self.embeddings) :], self.options.batch_size)
 
     @cached_property
     def _export_file(self) -> Path:
@@ -136,7 +127,7 @@ class NetworkExtractor(base.Extractor):
         def run(batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
             return dict(zip(self.columns, model.run(batch, self.options.batch_size), strict=True))
 
-        return _stored_preprocess(model), run
+        return stored_preprocess(model), run
 
     def _exported(self) -> Model:
         file, device = self._export_file, self.options.device
@@ -168,7 +159,3 @@ class NetworkExtractor(base.Extractor):
         network = self._build(device(o.device if o.runtime == "torch" else "cpu"))
         network.check()
         return network
-
-
-def _stored_preprocess(model: Model) -> Preprocess:
-    return Preprocess.model_validate_json(model.metadata()["preprocess"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from cbir_faiss import threads
 from cbir_faiss.errors import ConfigError, InputError
 from cbir_faiss.options import need
+from cbir_faiss.preprocess import Preprocess
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -70,6 +72,26 @@ class Model:
         except Exception as error:  # ONNX Runtime's errors have no common base but this
             raise InputError(f"{self.file}: {_one_line(error)}") from error
         return [np.asarray(result)[:count] for result in results]
+
+
+def stored_preprocess(model: Model) -> Preprocess:
+    """How images are prepared for a model that was exported here."""
+    return Preprocess.model_validate_json(model.metadata()["preprocess"])
+
+
+def frozen(
+    file: Path, folder: Path, embeddings: Sequence[str], side: Sequence[str], batch_size: int
+) -> tuple[str, dict[str, Any]]:
+    """Copy a model that was exported here to ``folder``; the plugin and its options that run it there."""
+    shutil.copyfile(file, folder / "model.onnx")
+    how = stored_preprocess(Model(file)).model_dump(mode="json", include={"resize", "crop", "interpolation"})
+    return "onnx", {
+        "model": "model.onnx",
+        "outputs": list(embeddings),
+        "side": list(side),
+        "preprocess": {**how, "layout": "nhwc"},
+        "batch_size": batch_size,
+    }
 
 
 def _session(file: Path, device: Literal["cpu", "cuda"]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -40,6 +41,10 @@ class ViewedSource(base.Source):
         self._source, self._rows, self._views, self._seed = source, rows, views, seed
 
     def _items(self) -> Sequence[Item]:
+        return self._viewed
+
+    @cached_property
+    def _viewed(self) -> list[Item]:
         items = self._source.items()
         return [
             Item(f"{items[row].path}#{view:03d}", items[row].labels)

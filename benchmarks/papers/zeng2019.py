@@ -1,0 +1,66 @@
+"""Zeng, Hu and Xiao 2019 on CIFAR-10 and MNIST: the networks that its tables compare, trained one after the other.
+
+    python benchmarks/papers/zeng2019.py --out runs/zeng2019                train what is not trained yet
+    python benchmarks/papers/zeng2019.py --out runs/zeng2019 --only dsh csq
+    cbir compare configs/papers/zeng2019.yaml --out runs/zeng2019/compared    then measure all of them
+
+Killed, it goes on where it was. Two cores took the times that docs/papers.md says.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from _variants import train_variants
+
+CONFIG = Path(__file__).parents[2] / "configs" / "papers" / "zeng2019-train.yaml"
+SHARED = "../../../shared"
+WIDE = {"network": {"width": 12, "joint": 192}, "fit": {"epochs": 10}}
+TEACHER = {
+    "name": "torchvision",
+    "model": "squeezenet1_1",
+    "weights": f"{SHARED}/weights/squeezenet1_1-imagenet-fp16.pth",
+    "layer": "features",
+    "pool": "avg",
+    "runtime": "onnx",
+    "preprocess": {"resize": 128, "crop": 128},
+}
+MNIST = {
+    "source": {"name": "torchvision", "dataset": "MNIST", "root": f"{SHARED}/datasets/mnist", "args": {"train": True}},
+    "augment": {"flip": False},
+    "fit": {"epochs": 2},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    # The headline, and the five poolings at one small width (its figure 5).
+    "wide": WIDE,
+    "avg-max": {},
+    "max-max": {"network": {"pooling": ["max", "max"]}},
+    "avg-avg": {"network": {"pooling": ["avg", "avg"]}},
+    "max": {"network": {"pooling": ["max"]}},
+    "avg": {"network": {"pooling": ["avg"]}},
+    # The same loss on a plain network, and stronger losses on this one.
+    "dsh": {"network": {"name": "plain"}},
+    "csq": {"losses": [{"name": "csq"}]},
+    "greedy": {"losses": [{"name": "greedy"}], "teacher": TEACHER},
+    # Its figure 8: map by bits.
+    "avg-max-12": {"bits": 12},
+    "avg-max-24": {"bits": 24},
+    "avg-max-32": {"bits": 32},
+    "wide-csq": {**WIDE, "losses": [{"name": "csq"}]},
+    "mnist-avg-max": MNIST,
+    "mnist-dsh": {**MNIST, "network": {"name": "plain"}},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder; each network gets one in it")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, help="some of them")
+    chosen = parser.parse_args()
+    train_variants(CONFIG, chosen.out, {name: VARIANTS[name] for name in chosen.only or VARIANTS})
+
+
+if __name__ == "__main__":
+    main()
