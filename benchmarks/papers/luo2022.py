@@ -1,8 +1,7 @@
 """Luo et al. 2022 on Corel-1k: its table of methods, its robustness, and what hash tables save, over several splits.
 
-    python benchmarks/papers/split.py ../shared/datasets/corel1k --out runs/luo2022
-    cbir train …                                        the networks, on the same splits
-    python benchmarks/papers/luo2022.py --with runs/luo-cbam-{seed} --without runs/luo-plain-{seed}
+    python benchmarks/papers/luo2022_train.py --out runs/luo2022      the networks, on the same splits
+    python benchmarks/papers/luo2022.py --with runs/luo2022/cbam-{seed} --without runs/luo2022/plain-{seed}
     python benchmarks/papers/luo2022.py table --seeds 0 1 2
     python benchmarks/papers/luo2022.py time            hash tables against exhaustive search, on synthetic vectors
 
