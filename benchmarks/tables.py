@@ -8,7 +8,10 @@ A document asks for a table with a comment, and what follows it up to ``<!-- end
 
     <!-- table: caltech101 title=mobilenet_v2 codec=itq -->     one line a row of the comparison, filtered by key=value
     <!-- pivot: codes-caltech101 rescore=none -->               kinds of code down, bits across, the main measure
+    <!-- columns: zeng2019 title,bits,map@9000 codec=sign -->   chosen columns of a comparison's rows, filtered likewise
     <!-- chart: codes-caltech101 rescore=none -->               the main measure against bits, as docs/img/….svg
+    <!-- curve: varga2016 rescore.t map_full@100,map_full@5 --> measures against an option, as docs/img/….svg
+    <!-- curves: zeng2019 pr title=wide,csq -->                the stored curves of rows: pr, map_k (kept with --curves)
     <!-- engines: backends -->                                  with bytes on disk and in memory, and build time
     <!-- quantized: quantization -->                            recall by codec and oversampling
     <!-- values: build million-itq-256 "of the rate in memory" -->    chosen single figures of a benchmark
@@ -29,31 +32,36 @@ from typing import Any
 
 from _report import RESULTS
 
-from cbir_faiss.evaluate.charts import family_of, measure_against_bits
+from cbir_faiss.evaluate.charts import family_of, lines_of, measure_against_bits
 from cbir_faiss.evaluate.recommend import Row, bytes_per_item, main_measure, name_of
 
 DOCS = Path(__file__).parents[1] / "docs"
-BLOCK = re.compile(r"<!-- (table|pivot|chart|engines|quantized|figures|values): (.*?) -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(
+    r"<!-- (table|pivot|columns|chart|curves|curve|engines|quantized|figures|values): (.*?) -->\n.*?<!-- end -->",
+    re.DOTALL,
+)
 HEAVY = ("curves", "raw", "codes", "failed")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", nargs=2, metavar=("FOLDER", "NAME"), help="store the results of a comparison")
+    parser.add_argument("--curves", action="store_true", help="with --keep: the curves of each row, too")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a document is out of date")
     chosen = parser.parse_args()
     if chosen.keep:
-        keep(Path(chosen.keep[0]), chosen.keep[1])
+        keep(Path(chosen.keep[0]), chosen.keep[1], curves=chosen.curves)
         return
     stale = [path for path in sorted(DOCS.glob("*.md")) if renew(path, check=chosen.check)]
     if chosen.check and stale:
         sys.exit(f"out of date: {', '.join(path.name for path in stale)}; run: python benchmarks/tables.py")
 
 
-def keep(folder: Path, name: str) -> None:
-    """Store rows and environment of a finished comparison, without curves and raw neighbours."""
+def keep(folder: Path, name: str, *, curves: bool = False) -> None:
+    """Store rows and environment of a finished comparison, without raw neighbours."""
     results = json.loads((folder / "results.json").read_text())
-    rows = [{key: value for key, value in row.items() if key not in HEAVY} for row in results["rows"]]
+    left_out = set(HEAVY) - ({"curves"} if curves else set())
+    rows = [{key: value for key, value in row.items() if key not in left_out} for row in results["rows"]]
     kept = {"environment": results["environment"], "rows": rows, "skipped": results["skipped"]}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"compare-{name}.json").write_text(
@@ -139,6 +147,51 @@ def _size(value: float | None) -> str:
     return "–" if value is None else f"{value / 1e6:,.2f} MB"
 
 
+def columns(words: Sequence[str]) -> str:
+    name, chosen, *filters = words
+    names = chosen.split(",")
+    return _markdown(names, [[_cell(row, column) for column in names] for row in _chosen([name, *filters])])
+
+
+def _cell(row: Row, column: str) -> str:
+    """A column of the row, one of its measures (with its interval as ``measure±``), or what is derived of it."""
+    if column == "combination":
+        return name_of(row)
+    if column == "bytes an item":
+        return f"{bytes_per_item(row):,.0f}"
+    if column == "index MB":
+        return f"{(row['bytes']['backend_file'] + row['bytes']['codec_state']) / 1e6:,.2f}"
+    if column.endswith("±"):
+        low, high = row["metrics"][f"{column[:-1]}_ci95"]
+        return f"{low:.3f}–{high:.3f}"
+    value = row["metrics"].get(column, row.get(column))
+    return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def curve(words: Sequence[str]) -> str:
+    name, option, measures, *filters = words
+    part, key = option.split(".")
+    rows = [row for row in _chosen([name, *filters]) if key in row["options"][part]]
+    points = sorted(rows, key=lambda row: row["options"][part][key])
+    values = [row["options"][part][key] for row in points]
+    lines = [(measure, values, [row["metrics"][measure] for row in points]) for measure in measures.split(",")]
+    return _picture(words, lines_of(lines, key, "map"))
+
+
+AXES = {"pr": ("recall", "precision"), "map_k": ("k", "map@k")}
+
+
+def curves(words: Sequence[str]) -> str:
+    name, kind, *filters = words
+    rows = [row for row in _chosen([name, *filters]) if row.get("curves", {}).get(kind)]
+    several = len({row["title"] for row in rows}) > 1
+    lines = []
+    for row in rows:
+        xs, ys = zip(*row["curves"][kind], strict=True)
+        lines.append((f"{row['title']}, {name_of(row)}" if several else name_of(row), list(xs), list(ys)))
+    return _picture(words, lines_of(lines, *AXES[kind]))
+
+
 def pivot(words: Sequence[str]) -> str:
     rows = [row for row in _chosen(words) if row["bits"]]
     measure = main_measure(rows)
@@ -146,6 +199,7 @@ def pivot(words: Sequence[str]) -> str:
     families: dict[str, dict[int, str]] = {}
     for row in rows:
         name = family_of(row) if len({row["backend"] for row in rows}) > 1 else family_of(row).split(",")[0]
+        name = f"{row['title']}, {name}" if len({row["title"] for row in rows}) > 1 else name
         families.setdefault(name, {})[row["bits"]] = f"{row['metrics'][measure]:.4f}"
     return _markdown(
         [measure, *map(str, bits)], [[name, *(line.get(b, "") for b in bits)] for name, line in families.items()]
@@ -153,11 +207,13 @@ def pivot(words: Sequence[str]) -> str:
 
 
 def chart(words: Sequence[str]) -> str:
+    return _picture(words, measure_against_bits(_chosen(words)))
+
+
+def _picture(words: Sequence[str], svg: str) -> str:
     name = re.sub(r"[^\w]+", "-", " ".join(words)) + ".svg"
     (DOCS / "img").mkdir(exist_ok=True)
-    (DOCS / "img" / name).write_text(
-        measure_against_bits(_chosen(words)).replace("<svg ", '<svg width="720" height="460" ', 1)
-    )
+    (DOCS / "img" / name).write_text(svg.replace("<svg ", '<svg width="720" height="460" ', 1))
     return f"![{' '.join(words)}](img/{name})"
 
 
@@ -188,7 +244,10 @@ def _text(value: Any) -> str:
 MAKERS: dict[str, Callable[[Sequence[str]], str]] = {
     "table": table,
     "pivot": pivot,
+    "columns": columns,
     "chart": chart,
+    "curve": curve,
+    "curves": curves,
     "engines": engines,
     "quantized": quantized,
     "figures": figures,

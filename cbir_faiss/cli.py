@@ -90,14 +90,15 @@ def compare(config: Path, out: Path | None) -> None:
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to train into.")
 @click.option("--json", "as_json", is_flag=True, help="Print what came of it as JSON.")
-def train(config: Path, out: Path, as_json: bool) -> None:
+@click.option("--log-json", is_flag=True, help="Log progress and epochs to stderr, one JSON object a line.")
+def train(config: Path, out: Path, as_json: bool, log_json: bool) -> None:
     """Train the network that CONFIG describes; the best one by the map of held-out pictures is kept in the folder.
 
     Started again after being killed, it goes on after the last whole epoch. The folder is then an extractor:
     {name: trained, path: DIR}.
 
     \b
-    cbir train configs/papers/zeng-multipool-48.yaml --out runs/multipool-48
+    cbir train configs/papers/finetune-caltech101.yaml --out runs/finetuned
     """
     from cbir_faiss.options import need
 
@@ -105,26 +106,22 @@ def train(config: Path, out: Path, as_json: bool) -> None:
     from cbir_faiss.training.config import load_training
     from cbir_faiss.training.loop import train
 
-    with _Bar("reading") as reading, _Bar("training", unit="batch") as training:
-        result = train(
-            load_training(config),
-            out,
-            progress=reading.progress,
-            steps=training.progress,
-            report=lambda epoch: click.echo(_epoch(epoch), err=True),
-        )
+    training = load_training(config)
+    with _progress(log_json, "reading") as reading, _Bar("training", unit="batch") as bar:
+        report = _log_epoch if log_json else bar.line(_epoch)
+        result = train(training, out, progress=reading, steps=None if log_json else bar.progress, report=report)
     if as_json:
-        best = {"epoch": result.best.epoch, "score": result.best.score, "measure": result.measure}
-        facts = {"items": result.items, "parameters": result.parameters, "epochs": len(result.history)}
-        failed = [failure.as_dict() for failure in result.failed]
-        told = {"best": best, **facts, "seconds_per_epoch": result.seconds_per_epoch, "failed": failed}
-        click.echo(json.dumps(told, ensure_ascii=False))
+        click.echo(json.dumps(result.as_dict(), ensure_ascii=False))
         return
     click.echo(
         f"{out}: {result.parameters:,} parameters, {len(result.history)} epochs of {result.seconds_per_epoch:.1f} s; "
         f"best after epoch {result.best.epoch}: {result.measure} {result.best.score:.4f}"
     )
     _report_failures([failure.as_dict() for failure in result.failed])
+
+
+def _log_epoch(epoch: Epoch) -> None:
+    logging.getLogger("cbir_faiss.train").info("epoch", extra={"data": vars(epoch)})
 
 
 def _epoch(epoch: Epoch) -> str:
@@ -538,7 +535,7 @@ def _cell(value: float | None) -> str:
 
 
 @contextmanager
-def _progress(log_json: bool) -> Iterator[Callable[[int, int], None] | None]:
+def _progress(log_json: bool, what: str = "extracting") -> Iterator[Callable[[int, int], None] | None]:
     """A bar on a terminal, or lines of JSON on request."""
     if log_json:
         from cbir_faiss.logs import LoggedProgress
@@ -547,7 +544,7 @@ def _progress(log_json: bool) -> Iterator[Callable[[int, int], None] | None]:
         to_json(sys.stderr)
         yield LoggedProgress(logging.getLogger("cbir_faiss.build"))
         return
-    with _Bar("extracting") as bar:
+    with _Bar(what) as bar:
         yield bar.progress
 
 
@@ -571,6 +568,15 @@ class _Bar:
     @property
     def note(self) -> Callable[[str], None] | None:
         return self._note if sys.stderr.isatty() else None
+
+    def line(self, text_of: Callable[[Any], str]) -> Callable[[Any], None] | None:
+        """Prints a line of its own for whatever it is called with."""
+
+        def say(what: Any) -> None:
+            self._end()
+            click.echo(text_of(what), err=True)
+
+        return say if sys.stderr.isatty() else None
 
     def _progress(self, done: int, total: int) -> None:
         from tqdm import tqdm

@@ -124,6 +124,17 @@ def precision_in_radius(rows: Sequence[Row]) -> str:
     return _svg(draw) if chosen else ""
 
 
+def lines_of(series: Sequence[Series], x: str, y: str) -> str:
+    """Any curves, with the names of the axes."""
+
+    def draw(axes: Axes) -> None:
+        _lines(axes, series, marker=max(len(xs) for _, xs, _ in series) < 30)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+
+    return _svg(draw)
+
+
 def _representative(rows: Sequence[Row]) -> list[Row]:
     """Raw, and of each kind of code the shortest, a middle and the longest: a chart of everything shows nothing."""
     chosen = [row for row in rows if is_reference(row)][:1]

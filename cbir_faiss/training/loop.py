@@ -48,6 +48,17 @@ class Result:
         """Their median."""
         return float(np.median([epoch.seconds for epoch in self.history]))
 
+    def as_dict(self) -> dict[str, Any]:
+        """As ``cbir train --json`` prints it."""
+        return {
+            "best": {"epoch": self.best.epoch, "score": self.best.score, "measure": self.measure},
+            "items": self.items,
+            "parameters": self.parameters,
+            "epochs": len(self.history),
+            "seconds_per_epoch": self.seconds_per_epoch,
+            "failed": [failure.as_dict() for failure in self.failed],
+        }
+
 
 def train(
     config: TrainingConfig,
