@@ -1,0 +1,92 @@
+"""From images to named columns."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbir_faiss.base.plugin import Plugin
+from cbir_faiss.errors import InputError
+from cbir_faiss.types import Columns
+
+
+class Extractor(Plugin):
+    """Turns images (or ready vectors) into named columns, one or more of which are embeddings."""
+
+    reads: ClassVar[Literal["image", "vector"]] = "image"
+    free_options: ClassVar[frozenset[str]] = frozenset()
+    """Options that do not decide the output: a batch size, or a path whose bytes are in ``_weights_digest``."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> Mapping[str, tuple[int, str]]:
+        """Width and dtype of every column, by name; the first is the default embedding."""
+
+    @property
+    def embeddings(self) -> tuple[str, ...]:
+        """The columns that are embeddings, to be compared one by one; the others are side columns."""
+        return (next(iter(self.outputs)),)
+
+    @property
+    def enough(self) -> int | None:
+        """Pixels of a picture's shorter side beyond which it need not be decoded; None: all of them count."""
+        return None
+
+    def load(self) -> None:
+        """Load the model and its libraries now; otherwise the first use does."""
+        self._load()
+
+    def prepare(self, item: Any) -> NDArray[Any]:
+        """One image (RGB ``PIL.Image``) or vector, ready for the model. Thread-safe; equal shapes batch together."""
+        return self._prepare(item)
+
+    def extract(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Columns, each ``(n, width)``, of a stack of n prepared items.
+
+        Raises:
+            InputError: the batch is empty, or the plugin broke its own declaration.
+        """
+        if len(batch) == 0:
+            raise InputError(f"extractor '{self.name}': an empty batch")
+        columns = self._extract(batch)
+        for name, (width, dtype) in self.outputs.items():
+            got = columns.get(name)
+            if got is None or got.shape != (len(batch), width) or got.dtype != np.dtype(dtype):
+                met = "nothing" if got is None else f"{got.dtype} {got.shape}"
+                raise InputError(
+                    f"extractor '{self.name}': column '{name}' should be {dtype} ({len(batch)}, {width}), got {met}"
+                )
+        return {name: np.ascontiguousarray(columns[name]) for name in self.outputs}
+
+    def __call__(self, items: Sequence[Any]) -> dict[str, NDArray[Any]]:
+        """Columns of a few images or vectors: ``prepare`` each, then ``extract``."""
+        return self.extract(np.stack([self.prepare(item) for item in items]))
+
+    def fingerprint(self) -> str:
+        """A digest of all that decides the output: plugin, options, weights. Keys the embedding cache."""
+        options = self.options.model_dump(mode="json", exclude=set(self.free_options))
+        text = json.dumps([self.name, options, self._weights_digest()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def freeze(self, folder: Path) -> tuple[str, dict[str, Any]]:
+        """Write what is needed to extract without the original weights; returns plugin name and options that
+        reproduce this extractor, with file options relative to ``folder``."""
+        return self.name, self.options.model_dump(mode="json")
+
+    def _load(self) -> None:
+        """Nothing to load."""
+
+    def _weights_digest(self) -> str:
+        return ""
+
+    @abstractmethod
+    def _prepare(self, item: Any) -> NDArray[Any]: ...
+    @abstractmethod
+    def _extract(self, batch: NDArray[Any]) -> Columns: ...
