@@ -56,12 +56,10 @@ class Backbone(Network):
         layer = o.layer or default_layer(model)
         check_layers(model, (layer,))
         maps = create_feature_extractor(model, {layer: "maps"}, suppress_diff_warning=True)
-        return _Cut(maps, o, self._width(maps)), preset
+        return _Cut(maps, o, self._shape(maps, *self._preprocess(preset).size)), preset
 
-    def _width(self, maps: Any) -> tuple[int, ...]:
-        """Channels, height and width of the maps for images as they are prepared by default."""
-        size = self.options.preprocess.get("crop") or self.options.preprocess.get("resize") or 224
-        height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    def _shape(self, maps: Any, height: int, width: int) -> tuple[int, ...]:
+        """Channels, height and width of the maps for images of ``height`` and ``width``."""
         maps.eval()
         try:
             with torch.no_grad():

@@ -33,11 +33,14 @@ class Network(base.Plugin):
             ConfigError: options or weights that do not fit together.
         """
         module, preset = self._build(pretrained)
+        return module, self._preprocess(preset)
+
+    def _preprocess(self, preset: dict[str, Any]) -> Preprocess:
+        """How images are prepared where the weights bring ``preset``."""
         try:
-            preprocess = parse_options(Preprocess, {**self.preset, **preset, **self.options.preprocess})
+            return parse_options(Preprocess, {**self.preset, **preset, **self.options.preprocess})
         except ConfigError as error:
             raise ConfigError(error.message, path=f"preprocess.{error.path}".rstrip(".")) from None
-        return module, preprocess
 
     @abstractmethod
     def _build(self, pretrained: bool) -> tuple[Any, dict[str, Any]]:

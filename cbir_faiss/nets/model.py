@@ -76,7 +76,9 @@ class Card:
 
     def make(self, *, pretrained: bool = False) -> Model:
         """The model with random or pretrained weights, in training mode."""
-        module, _ = make("networks", self.network, **self.options).build(pretrained=pretrained)
+        # Without the weights that brought it, the network does not know for what images it was made.
+        options = {**self.options, "preprocess": self.preprocess.model_dump(mode="json")}
+        module, _ = make("networks", self.network, **options).build(pretrained=pretrained)
         return Model(module, self.preprocess.size, self.bits, len(self.classes) if self.classes else None)
 
 
@@ -110,13 +112,16 @@ def read_card(folder: Path) -> tuple[Card, str]:
     """
     file = folder / CARD
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = dict(json.loads(file.read_text(encoding="utf-8")))
         if content.pop("format") != FORMAT:
             raise ConfigError(f"{file}: not a model of format {FORMAT}: train it again", path="path")
         digest = content.pop("sha256")
-        classes = content.pop("classes")
+        classes, options = content.pop("classes"), dict(content.pop("options"))
         preprocess = Preprocess.model_validate_json(json.dumps(content.pop("preprocess")))
-        return Card(**content, preprocess=preprocess, classes=tuple(classes) if classes else None), digest
+        return (
+            Card(**content, options=options, preprocess=preprocess, classes=tuple(classes) if classes else None),
+            digest,
+        )
     except FileNotFoundError as error:
         raise ConfigError(
             f"{folder}: no trained model here (it has no {CARD}): cbir train CONFIG --out {folder}", path="path"

@@ -82,8 +82,8 @@ def train(
     torch.manual_seed(config.fit.seed)
     torch.set_num_threads(threads.available())
     network = config.network.make()
-    # Fails before the pictures are read.
-    _, preprocess = network.build(pretrained=False)
+    # Fails before the pictures are read; with the weights, because they say how pictures are prepared.
+    _, preprocess = network.build()
     claim(out, config.document)
     data = load_data(config, preprocess, cache or default_cache(), progress)
     run = _Run(config, network, data, out)
