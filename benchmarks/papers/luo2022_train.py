@@ -1,6 +1,6 @@
 """The networks of luo2022.py: with CBAM and without it, on the same splits and from the same weights.
 
-    python benchmarks/papers/luo2022_train.py --out runs/luo2022 --seeds 0 1 2
+python benchmarks/papers/luo2022_train.py --out runs/luo2022 --seeds 0 1 2
 """
 
 from __future__ import annotations

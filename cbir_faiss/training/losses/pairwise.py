@@ -16,35 +16,30 @@ class Pairwise(Loss):
 
         ½ (1 - y) ‖b₁ - b₂‖² + ½ y max(m - ‖b₁ - b₂‖², 0) + α (‖|b₁| - 1‖₁ + ‖|b₂| - 1‖₁)
 
-    ``balanced`` takes the mean of the two kinds of pairs apart and halves them: of many classes, most pairs of a batch
-    are of two, and codes that are merely spread out would be nearly as good as any. From: Liu et al., "Deep Supervised
-    Hashing for Fast Image Retrieval", CVPR 2016; equation 1 of Zeng, Hu and Xiao 2019, who do not say how pairs are
-    drawn.
+    From: Liu et al., "Deep Supervised Hashing for Fast Image Retrieval", CVPR 2016; equation 1 of Zeng, Hu and Xiao
+    2019.
     """
 
     name: ClassVar[str] = "pairwise"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels", "code"})
 
     class Options(Loss.Options):
-        """alpha: weight of what draws the code to ±1. margin: m; twice the bits where left out. balanced: whether
-        pairs of one class count as much as the others, however few they are."""
+        """alpha: weight of what draws the code to ±1. margin: m; twice the bits where left out."""
 
         alpha: float = Field(default=0.01, ge=0)
         margin: float | None = Field(default=None, gt=0)
-        balanced: bool = True
 
     options: Options
 
     def _start(self, task: Task) -> Any:
         assert task.bits is not None  # the public method saw to it
-        o = self.options
-        return _Pairwise(o.alpha, o.margin or 2.0 * task.bits, o.balanced)
+        return _Pairwise(self.options.alpha, self.options.margin or 2.0 * task.bits)
 
 
 class _Pairwise(nn.Module):  # type: ignore[misc]
-    def __init__(self, alpha: float, margin: float, balanced: bool) -> None:
+    def __init__(self, alpha: float, margin: float) -> None:
         super().__init__()
-        self.alpha, self.margin, self.balanced = alpha, margin, balanced
+        self.alpha, self.margin = alpha, margin
 
     def forward(self, outputs: dict[str, Any], batch: Batch) -> Any:
         code = outputs["code"]
@@ -55,10 +50,4 @@ class _Pairwise(nn.Module):  # type: ignore[misc]
         same = batch.labels[first] == batch.labels[second]
         pairs = torch.where(same, distances, (self.margin - distances).clamp(min=0)) / 2
         # Each code is in as many pairs as any other.
-        return self._mean(pairs, same) + 2 * self.alpha * (code.abs() - 1).abs().sum(1).mean()
-
-    def _mean(self, pairs: Any, same: Any) -> Any:
-        alike = int(same.sum())
-        if not self.balanced or alike in (0, len(pairs)):
-            return pairs.mean()
-        return (pairs[same].mean() + pairs[~same].mean()) / 2
+        return pairs.mean() + 2 * self.alpha * (code.abs() - 1).abs().sum(1).mean()
