@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -159,9 +159,10 @@ class Collection:
         return [[m for m in hits if m.id != own][:k] for own, hits in zip(wanted.tolist(), found, strict=True)]
 
     def search_columns(self, columns: Columns, k: int = 5, where: Filter | None = None) -> list[list[Match]]:
-        """As ``search``, for columns that were extracted already."""
-        codec, embedding = self._encoder.codec, np.asarray(columns["embedding"])
-        extended = {**columns, "code": codec.encode(embedding)}
+        """As ``search``, for columns that were extracted already; vectors alone are the column ``embedding``."""
+        name = self.manifest.embedding
+        codec, embedding = self._encoder.codec, np.asarray(columns[name if name in columns else "embedding"])
+        extended = {**columns, "embedding": embedding, "code": codec.encode(embedding)}
         if codec.kind == "binary" and "projection" in self._encoder.rescorer.needs_queries:
             extended["projection"] = codec.project(embedding)
         return self._matches(self._search(extended, k, where))
@@ -217,7 +218,9 @@ class Collection:
         with writer_lock(self.folder), writing_to(self.folder):
             self._reopen()
             first = self.manifest.next_id
-            self._change([], self._encoder.blocks(source, found, first, [], Clock(), added=True))
+            # Vectors come in a column of their own extractor's, whatever the collection's calls the embedding.
+            encoder = replace(self._encoder, embedding=extractor.embeddings[0])
+            self._change([], encoder.blocks(source, found, first, [], Clock(), added=True))
         return np.arange(first, self.manifest.next_id)
 
     def delete(self, ids: Iterable[int] = (), *, where: Filter | None = None) -> int:
@@ -322,8 +325,7 @@ class Collection:
             for query in queries
         ]
         with threads.phase("extract"):
-            columns = extractor(images)
-        return {**columns, "embedding": columns[self.manifest.embedding]}
+            return extractor(images)
 
     def _search(self, columns: Columns, k: int, where: Filter | None) -> Hits:
         rescorer, items = self._encoder.rescorer, max(1, len(self))
