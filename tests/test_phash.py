@@ -334,11 +334,11 @@ def test_no_more_is_searched_than_the_ties_need() -> None:
 
 
 def test_queries_go_in_blocks_that_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cbir_faiss import base
+    from cbir_faiss.base import rescorer
 
     data = Database(4)
     whole = data.search(1, k=20, candidates=7)
-    monkeypatch.setattr(base, "_HITS_AT_ONCE", 2 * data.n)
+    monkeypatch.setattr(rescorer, "_HITS_AT_ONCE", 2 * data.n)
     parts = data.search(1, k=20, candidates=7)
     np.testing.assert_array_equal(whole.ids, parts.ids)
     assert len([depth for depth in data.depths if depth == 20]) == 3  # five queries by twos
