@@ -65,6 +65,10 @@ def _moved(x: Any, how: Augment, even: Any) -> Any:
     # Coordinates run from -1 to 1: a crop of half the sides can be moved by half in both directions.
     room = (1 - scale).clamp(min=0) + 2 * how.shift
     cosine, sine = scale * torch.cos(angle), scale * torch.sin(angle)
-    rows = [torch.stack([cosine, -sine, even(-1, 1) * room], 1), torch.stack([sine, cosine, even(-1, 1) * room], 1)]
+    aspect = x.shape[2] / x.shape[3]  # a unit of height is not one of width, and rotation is of pixels
+    rows = [
+        torch.stack([cosine, -sine * aspect, even(-1, 1) * room], 1),
+        torch.stack([sine / aspect, cosine, even(-1, 1) * room], 1),
+    ]
     grid = torch.nn.functional.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
     return torch.nn.functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)

@@ -12,6 +12,7 @@ import torch
 
 from cbir_faiss.errors import ConfigError, CorruptCollection
 from cbir_faiss.files import sync, write_durably
+from cbir_faiss.nets.model import WEIGHTS
 from cbir_faiss.nets.weights import one_line
 
 RUN, LAST, HISTORY = "config.json", "last.pth", "history.json"
@@ -35,21 +36,32 @@ def claim(folder: Path, document: Mapping[str, Any]) -> None:
 
     Raises:
         ConfigError: it is that of another, whose best model is not to be overwritten, or holds other things.
+        CorruptCollection: it cannot be told whose it is.
     """
     text = json.dumps(dict(document), indent=1, sort_keys=True, default=str)
     file = folder / RUN
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        different = sorted(k for k in {*before, *json.loads(text)} if before.get(k) != json.loads(text).get(k))
-        if different:
+        different = _different(file, json.loads(text))
+        # One that failed before anything was stored leaves nothing to lose: its config may be mended.
+        if different and any((folder / name).exists() for name in (WEIGHTS, LAST)):
             raise ConfigError(
                 f"{folder} holds a training with another {', '.join(different)}: choose another --out, or delete it"
             )
-        return
-    if folder.is_dir() and any(folder.iterdir()):
+        if not different:
+            return
+    elif folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty, and holds no training: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     write_durably(file, text.encode())
+
+
+def _different(file: Path, document: Mapping[str, Any]) -> list[str]:
+    """The sections that are not as in the stored config."""
+    try:
+        before = dict(json.loads(file.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise CorruptCollection(f"{file}: altered ({one_line(error)}): choose another --out") from error
+    return sorted(key for key in {*before, *document} if before.get(key) != document.get(key))
 
 
 def save_state(folder: Path, state: Mapping[str, Any], history: list[Epoch]) -> None:

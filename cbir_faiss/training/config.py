@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from cbir_faiss.config import Choice, located, parse_choice, parse_choices, parse_queries, read_config
+from cbir_faiss.config import Choice, located, parse_choice, parse_queries, read_config
 from cbir_faiss.errors import ConfigError
 from cbir_faiss.options import Options, parse_options
 from cbir_faiss.training.augment import Augment
@@ -90,12 +90,15 @@ def parse_training(document: Any, *, folder: str = "") -> TrainingConfig:
         raise ConfigError("a training is a mapping with source, network and losses")
     sections = parse_options(_Sections, document)
     choice = partial(parse_choice, folder=folder)
+    losses = tuple(choice("losses", section, f"losses.{i}") for i, section in enumerate(sections.losses))
+    if sections.bits and not any("code" in loss.plugin().needs for loss in losses):
+        raise ConfigError("none of the losses trains a code: leave this out", path="bits")
     return TrainingConfig(
         source=choice("sources", sections.source, "source"),
         every=_unseen(sections.queries, folder),
         network=choice("networks", sections.network, "network"),
         bits=sections.bits,
-        losses=parse_choices("losses", sections.losses, "losses", folder),
+        losses=losses,
         teacher=choice("extractors", sections.teacher, "teacher") if sections.teacher else None,
         views=located(lambda: parse_options(Views, sections.views), "views"),
         augment=located(lambda: parse_options(Augment, sections.augment), "augment"),

@@ -48,7 +48,7 @@ def load_data(
     The prepared pictures stay in memory: 49 kB each at 128 x 128.
 
     Raises:
-        InputError: items of several labels, no item that can be read, too few to train on.
+        InputError: items of several labels, no item that can be read, too few to train on and to validate on.
         ConfigError: the source yields vectors, or the teacher does not read what it yields.
     """
     source: base.Source = config.source.make()
@@ -62,17 +62,23 @@ def load_data(
     items, rows = views.items(), np.arange(len(views.items()))
     taught = None
     if config.teacher:
-        taught = extract(views, config.teacher.make(), cache=cache, progress=progress, rows=rows)
+        teacher = config.teacher.make()
+        taught = extract(views, teacher, cache=cache, progress=progress, rows=rows)
         rows = taught.rows
     pictures = extract(views, _Pixels(preprocess), cache=None, progress=progress, rows=rows)
+    failed = (*(() if taught is None else taught.failed), *pictures.failed)
+    if not len(pictures):
+        why = f"; {failed[0].path}: {failed[0].reason}" if failed else ""
+        raise InputError(f"not one of {len(items)} pictures can be trained on{why}")
     pixels = pictures.columns["pixels"].reshape(-1, *preprocess.size, 3)
-    teacher = None if taught is None else next(iter(taught.columns.values()))[np.isin(taught.rows, pictures.rows)]
+    answers = None
+    if taught is not None:
+        answers = taught.columns[teacher.embeddings[0]][np.isin(taught.rows, pictures.rows)]
     classes, labels = _classes([items[i].labels for i in pictures.rows.tolist()])
     training, held_out = _split(pictures.rows, labels, config.views.count, config.fit.held_out)
-    if len(training) < 2 or not len(held_out):
+    if min(len(training), len(held_out)) < 2:
         raise InputError(f"{len(pixels)} pictures are too few to train on and to hold one in {config.fit.held_out} out")
-    failed = (*(taught.failed if taught else ()), *pictures.failed)
-    return Data(pixels, classes, labels, teacher, training, held_out, failed)
+    return Data(pixels, classes, labels, answers, training, held_out, failed)
 
 
 def _classes(labels: list[tuple[str, ...]]) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from cbir_faiss import threads
 from cbir_faiss.cache import default_cache
+from cbir_faiss.config import located
 from cbir_faiss.errors import InputError, TrainingFailed
 from cbir_faiss.extraction import Failure, Progress
 from cbir_faiss.nets.model import new_card, save_model
@@ -83,7 +84,7 @@ def train(
     torch.set_num_threads(threads.available())
     network = config.network.make()
     # Fails before the pictures are read; with the weights, because they say how pictures are prepared.
-    _, preprocess = network.build()
+    _, preprocess = located(network.build, "network")
     claim(out, config.document)
     data = load_data(config, preprocess, cache or default_cache(), progress)
     run = _Run(config, network, data, out)
@@ -122,6 +123,8 @@ class _Run:
             for values in (self.card.preprocess.mean, self.card.preprocess.std)
         )
         self.binary = config.bits is not None
+        # Without two held-out pictures of one class there is nothing to be found.
+        self.ranked = data.labels is not None and np.bincount(data.labels[data.held_out]).max() > 1
         self.history: list[Epoch] = []
 
     @property
@@ -131,7 +134,7 @@ class _Run:
 
     @property
     def measure(self) -> str:
-        return "map of the held-out pictures" if self.data.labels is not None else "-loss of the held-out pictures"
+        return "map of the held-out pictures" if self.ranked else "-loss of the held-out pictures"
 
     @property
     def finished(self) -> bool:
@@ -148,7 +151,7 @@ class _Run:
             return
         state, self.history = found
         fill(self.model, state["model"], f"{self.out}: a checkpoint of another network than '{self.card.network}'")
-        self.losses.load_state_dict(state["losses"])
+        fill(self.losses, state["losses"], f"{self.out}: begun with other classes than there are now")
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
 
@@ -213,10 +216,9 @@ class _Run:
                 embeddings.append(outputs["code" if self.binary else "features"].float().cpu().numpy())
         loss = sum(losses) / len(self.held_out)
         self._check(loss, number, None)
-        if self.data.labels is None:
+        if not self.ranked or self.data.labels is None:
             return -loss, loss
-        score = retrieval_map(np.concatenate(embeddings), self.data.labels[self.held_out], self.binary)
-        return (score, loss) if math.isfinite(score) else (-loss, loss)
+        return retrieval_map(np.concatenate(embeddings), self.data.labels[self.held_out], self.binary), loss
 
     def _pixels(self, rows: NDArray[np.int64]) -> Any:
         """Pixels from 0 to 1, float32 ``(n, 3, h, w)``, on the device."""
@@ -251,7 +253,7 @@ def _device(fit: Fit) -> Any:
     chosen = fit.device
     if chosen == "auto":
         chosen = "cuda" if torch.cuda.is_available() else "cpu"
-    return device_of(chosen)
+    return located(lambda: device_of(chosen), "fit")
 
 
 def _optimizer(parameters: list[Any], fit: Fit, per_epoch: int) -> tuple[Any, Any]:

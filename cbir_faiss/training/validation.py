@@ -32,5 +32,7 @@ def retrieval_map(embedding: NDArray[np.float32], labels: NDArray[np.int64], bin
         codes = np.packbits(embedding > 0, axis=1)
         histograms = hamming_histograms(codes[queries], codes[items], relevance)
         return float(map_curve_tied(histograms, [len(items)])[0])
-    rankings = full_rankings(embedding[items], embedding[queries], relevance, "cosine")
+    # Features of zeros, as ReLUs can give, have no direction: their cosine to all others counts as 0.
+    unit = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    rankings = full_rankings(unit[items], unit[queries], relevance, "ip")
     return float(map_curve(np.concatenate(list(rankings)))[-1])

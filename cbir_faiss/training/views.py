@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cbir_faiss import base
 from cbir_faiss.base import Item
@@ -29,6 +29,13 @@ class Views(Options):
     scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.55, 1.0)
     aspect: float = Field(default=4 / 3, ge=1, le=4)
     flip: bool = True
+
+    @field_validator("scale")
+    @classmethod
+    def _ascends(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[0] > scale[1]:
+            raise ValueError("must be the smallest and the largest, in that order")
+        return scale
 
 
 class ViewedSource(base.Source):
@@ -65,7 +72,9 @@ class ViewedSource(base.Source):
         view = index % self._views.count
         if view == 0:
             return key
-        return hashlib.sha256(key + f"{self._views.model_dump_json()} {self._seed} {view}".encode()).digest()
+        # What is cut out depends on the row, which another picture of the folder may have next time.
+        how = f"{self._views.model_dump_json()} {self._seed} {self._row(index)} {view}"
+        return hashlib.sha256(key + how.encode()).digest()
 
     def _row(self, index: int) -> int:
         return int(self._rows[index // self._views.count])

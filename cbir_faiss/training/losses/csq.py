@@ -20,7 +20,8 @@ class CentralSimilarity(Loss):
     """Binary cross-entropy of the code, squashed by tanh, to the centre of its class, and its distance to ±1.
 
     Centres are rows of a Hadamard matrix (half their bits differ) where the bits are a power of 2 and there are enough;
-    else random balanced ones, those of the largest least distance among many draws. From: Yuan et al., "Central
+    else random balanced ones, those of the largest least distance among many draws (where there are too many classes
+    for them to differ, random ones that do). From: Yuan et al., "Central
     Similarity Quantization for Efficient Image and Video Retrieval", CVPR 2020.
     """
 
@@ -66,13 +67,19 @@ def hash_centers(classes: int, bits: int, seed: int) -> NDArray[np.int8]:
             hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
         return np.concatenate([hadamard, -hadamard])[:classes].astype(np.int8)
     generator = np.random.default_rng(seed)
-    draws = (_balanced(classes, bits, generator) for _ in range(_TRIES))
-    return max(draws, key=_least_distance)
+    best = max((_balanced(classes, bits, generator) for _ in range(_TRIES)), key=_least_distance)
+    # So many classes for so few bits that two of them would share a centre: any codes, as long as they differ.
+    return best if _least_distance(best) > 0 else _distinct(classes, bits, generator)
 
 
 def _balanced(classes: int, bits: int, generator: np.random.Generator) -> NDArray[np.int8]:
     row = np.where(np.arange(bits) < bits // 2, 1, -1).astype(np.int8)
     return generator.permuted(np.tile(row, (classes, 1)), axis=1)
+
+
+def _distinct(classes: int, bits: int, generator: np.random.Generator) -> NDArray[np.int8]:
+    numbers = generator.choice(2**bits, classes, replace=False)
+    return np.where(numbers[:, None] >> np.arange(bits) & 1, 1, -1).astype(np.int8)
 
 
 def _least_distance(centers: NDArray[np.int8]) -> int:
