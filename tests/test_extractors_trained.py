@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ pytest.importorskip("torchvision")
 from cbir_faiss import registry  # noqa: E402
 from cbir_faiss.collection import Collection  # noqa: E402
 from cbir_faiss.config import load_config, parse_config  # noqa: E402
-from cbir_faiss.errors import ConfigError, CorruptCollection, DimensionMismatch, InputError  # noqa: E402
+from cbir_faiss.errors import ConfigError, CorruptCollection, DimensionMismatch, InputError, MissingDependency  # noqa: E402
 from cbir_faiss.evaluate.run import run  # noqa: E402
 from cbir_faiss.extractors.onnx import Onnx  # noqa: E402
 from cbir_faiss.extractors.trained import Trained  # noqa: E402
@@ -157,11 +159,24 @@ def test_no_folder_or_an_altered_one(trained: Path, tmp_path: Path) -> None:
 
 
 def test_without_torch(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cbir_faiss.errors import MissingDependency
+    """Needed once, to run the network or to export it; what was exported is in the cache."""
+    expected = Trained(path=str(trained), runtime="onnx")([noise(40, 30)])
+    monkeypatch.setitem(sys.modules, "torch", None)
+    got = Trained(path=str(trained), runtime="onnx")([noise(40, 30)])
+    assert all(np.array_equal(got[name], values) for name, values in expected.items())
+    for options in ({"runtime": "torch"}, {"runtime": "onnx", "output": "features"}):
+        with pytest.raises(MissingDependency, match=r"'torch' is not installed: pip install 'cbir-faiss\[torch\]'"):
+            _ = Trained(path=str(trained), **options).outputs
 
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(MissingDependency, match=r"'torch' is not installed: pip install 'cbir-faiss\[torch\]'"):
-        Trained(path=str(trained)).fingerprint()
+
+def test_what_was_exported_is_run_without_importing_torch(trained: Path) -> None:
+    Trained(path=str(trained), runtime="onnx").load()
+    code = (
+        "import sys; from cbir_faiss.extractors.trained import Trained; from PIL import Image; x = Image.new('RGB', (9, 9));"
+        f"print(len(Trained(path={str(trained)!r}, runtime='onnx')([x])), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"]
 
 
 # ------------------------------------------------------------------------------------------------------ frozen, indexed

@@ -19,9 +19,10 @@ pytest.importorskip("torchvision")
 from cbir_faiss import registry  # noqa: E402
 from cbir_faiss.errors import CbirError, ConfigError, CorruptCollection  # noqa: E402
 from cbir_faiss.extractors.trained import Trained  # noqa: E402
+from cbir_faiss.nets.card import Card, read_card  # noqa: E402
 from cbir_faiss.nets.cbam import CBAM  # noqa: E402
 from cbir_faiss.nets.layers import pooled  # noqa: E402
-from cbir_faiss.nets.model import Card, Model, load_model, new_card, read_card, save_model  # noqa: E402
+from cbir_faiss.nets.model import Model, load_model, new_card, save_model  # noqa: E402
 from cbir_faiss.preprocess import spatial_pool  # noqa: E402
 
 SIZE = {"resize": [32, 32], "crop": None}

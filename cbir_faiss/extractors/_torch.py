@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cbir_faiss.errors import ConfigError
-from cbir_faiss.nets.weights import one_line
+from cbir_faiss.errors import ConfigError, one_line
 from cbir_faiss.options import need
 from cbir_faiss.preprocess import Preprocess
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import model_validator
 
 from cbir_faiss.extractors._network import NetworkExtractor, NetworkOptions
-from cbir_faiss.options import RelativePath, need
+from cbir_faiss.nets.card import Card, read_card
+from cbir_faiss.options import RelativePath
 
 if TYPE_CHECKING:
     from cbir_faiss.extractors._torch import Network
-    from cbir_faiss.nets.model import Card
 
 Output = Literal["features", "code"]
 
@@ -58,9 +58,6 @@ class Trained(NetworkExtractor):
 
     @cached_property
     def _read(self) -> tuple[Card, str]:
-        need("torch", "torch")
-        from cbir_faiss.nets.model import read_card
-
         return read_card(self.options.path)
 
     @property

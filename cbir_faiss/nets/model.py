@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from cbir_faiss.errors import CbirError, ConfigError, CorruptCollection
-from cbir_faiss.files import sha256_of, write_durably
+from cbir_faiss.errors import CbirError, ConfigError, CorruptCollection, one_line
+from cbir_faiss.files import sha256_of, sync
+from cbir_faiss.nets.card import WEIGHTS, Card, read_card, write_card
 from cbir_faiss.nets.contract import Network
-from cbir_faiss.nets.weights import fill, one_line, read_state_dict
-from cbir_faiss.preprocess import Preprocess
+from cbir_faiss.nets.weights import fill, read_state_dict
 from cbir_faiss.registry import make
-
-FORMAT = 1
-CARD, WEIGHTS = "model.json", "best.pth"
 
 
 class Model(nn.Module):  # type: ignore[misc]
@@ -64,22 +59,12 @@ class Columns(nn.Module):  # type: ignore[misc]
         return columns
 
 
-@dataclass(frozen=True)
-class Card:
-    """What a stored model is: all but its weights. ``classes``: their names, in the order of ``probs``."""
-
-    network: str
-    options: dict[str, Any]
-    preprocess: Preprocess
-    bits: int | None = None
-    classes: tuple[str, ...] | None = None
-
-    def make(self, *, pretrained: bool = False) -> Model:
-        """The model with random or pretrained weights, in training mode."""
-        # Without the weights that brought it, the network does not know for what images it was made.
-        options = {**self.options, "preprocess": self.preprocess.model_dump(mode="json")}
-        module, _ = make("networks", self.network, **options).build(pretrained=pretrained)
-        return Model(module, self.preprocess.size, self.bits, len(self.classes) if self.classes else None)
+def make_model(card: Card) -> Model:
+    """The model with random weights, in training mode."""
+    # Without the weights that brought it, the network does not know for what images it was made.
+    options = {**card.options, "preprocess": card.preprocess.model_dump(mode="json")}
+    module, _ = make("networks", card.network, **options).build(pretrained=False)
+    return Model(module, card.preprocess.size, card.bits, len(card.classes) if card.classes else None)
 
 
 def new_card(network: Network, bits: int | None, classes: tuple[str, ...] | None) -> tuple[Card, Model]:
@@ -94,40 +79,9 @@ def save_model(card: Card, model: Model, folder: Path) -> None:
     aside = folder / f"{WEIGHTS}.writing"
     torch.save(model.state_dict(), aside)
     digest = sha256_of(aside)
+    sync(aside)
     aside.replace(folder / WEIGHTS)
-    content = {
-        "format": FORMAT,
-        **asdict(card),
-        "preprocess": card.preprocess.model_dump(mode="json"),
-        "sha256": digest,
-    }
-    write_durably(folder / CARD, json.dumps(content, indent=1, ensure_ascii=False).encode())
-
-
-def read_card(folder: Path) -> tuple[Card, str]:
-    """The card of a trained folder and the digest of its weights.
-
-    Raises:
-        ConfigError: the folder holds no trained model, or one of another format.
-    """
-    file = folder / CARD
-    try:
-        content = dict(json.loads(file.read_text(encoding="utf-8")))
-        if content.pop("format") != FORMAT:
-            raise ConfigError(f"{file}: not a model of format {FORMAT}: train it again", path="path")
-        digest = content.pop("sha256")
-        classes, options = content.pop("classes"), dict(content.pop("options"))
-        preprocess = Preprocess.model_validate_json(json.dumps(content.pop("preprocess")))
-        return (
-            Card(**content, options=options, preprocess=preprocess, classes=tuple(classes) if classes else None),
-            digest,
-        )
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{folder}: no trained model here (it has no {CARD}): cbir train CONFIG --out {folder}", path="path"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file}: not the description of a model: {one_line(error)}", path="path") from error
+    write_card(card, digest, folder)
 
 
 def load_model(folder: Path) -> tuple[Card, Model]:
@@ -139,7 +93,7 @@ def load_model(folder: Path) -> tuple[Card, Model]:
     """
     card, digest = read_card(folder)
     state = read_state_dict(folder / WEIGHTS)
-    model = card.make()
+    model = make_model(card)
     fill(model, state, f"{folder / WEIGHTS}: a checkpoint of another network than '{card.network}'")
     if sha256_of(folder / WEIGHTS) != digest:
         raise CorruptCollection(f"{folder / WEIGHTS}: altered: its content does not have the digest written with it")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cbir_faiss.errors import ConfigError
+from cbir_faiss.errors import ConfigError, one_line
 
 
 def read_state_dict(file: Path) -> dict[str, Any]:
@@ -43,8 +43,3 @@ def device(name: str) -> Any:
     if not there[name]:
         raise ConfigError(f"torch sees no {name} device here", path="device")
     return torch.device(name)
-
-
-def one_line(error: Exception) -> str:
-    """The first line of what an error says."""
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

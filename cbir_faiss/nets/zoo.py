@@ -14,8 +14,8 @@ import torch
 import torchvision
 from torchvision.models.feature_extraction import get_graph_node_names
 
-from cbir_faiss.errors import ConfigError
-from cbir_faiss.nets.weights import fill, one_line, read_state_dict
+from cbir_faiss.errors import ConfigError, one_line
+from cbir_faiss.nets.weights import fill, read_state_dict
 
 
 def build_model(name: str, weights: str, seed: int) -> tuple[Any, dict[str, Any]]:
