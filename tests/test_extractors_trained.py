@@ -172,8 +172,8 @@ def test_without_torch(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_exported_is_run_without_importing_torch(trained: Path) -> None:
     Trained(path=str(trained), runtime="onnx").load()
     code = (
-        "import sys; from cbir_faiss.extractors.trained import Trained; from PIL import Image; x = Image.new('RGB', (9, 9));"
-        f"print(len(Trained(path={str(trained)!r}, runtime='onnx')([x])), 'torch' in sys.modules)"
+        "import sys; from cbir_faiss.extractors.trained import Trained; from PIL import Image;"
+        f"x = Image.new('RGB', (9, 9)); print(len(Trained(path={str(trained)!r}, runtime='onnx')([x])), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2", "False"]
