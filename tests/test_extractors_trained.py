@@ -172,8 +172,9 @@ def test_without_torch(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_exported_is_run_without_importing_torch(trained: Path) -> None:
     Trained(path=str(trained), runtime="onnx").load()
     code = (
-        "import sys; from cbir_faiss.extractors.trained import Trained; from PIL import Image;"
-        f"x = Image.new('RGB', (9, 9)); print(len(Trained(path={str(trained)!r}, runtime='onnx')([x])), 'torch' in sys.modules)"
+        "import sys; from PIL import Image; from cbir_faiss.extractors.trained import Trained;"
+        f"columns = Trained(path={str(trained)!r}, runtime='onnx')([Image.new('RGB', (9, 9))]);"
+        "print(len(columns), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2", "False"]
