@@ -23,7 +23,7 @@ from cbir_faiss.errors import CbirError, ConfigError
 from cbir_faiss.options import Options, parse_options
 from cbir_faiss.registry import Group, load
 
-DEFAULT_EXTRACTORS = {"image": {"name": "hog"}, "vector": {"name": "vectors"}}
+DEFAULT_EXTRACTORS = {"image": {"name": "compact"}, "vector": {"name": "vectors"}}
 Lines = dict[tuple[str | int, ...], int]
 ConfigT = TypeVar("ConfigT")
 
