@@ -14,7 +14,7 @@ $(BIN)/uv:
 
 # Each stamp is one set of extras, renewed when pyproject.toml changes (a new entry point needs a new install).
 $(VENV)/.demo: $(BIN)/uv pyproject.toml
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[cpu,onnx,sklearn]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[cpu,sklearn]'
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/uv pyproject.toml
