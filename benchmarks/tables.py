@@ -15,7 +15,7 @@ A document asks for a table with a comment, and what follows it up to ``<!-- end
     <!-- engines: backends -->                                  with bytes on disk and in memory, and build time
     <!-- quantized: quantization -->                            recall by codec and oversampling
     <!-- values: build million-itq-256 "of the rate in memory" -->    chosen single figures of a benchmark
-    <!-- figures: search "two-stage x" stage,recall,ms -->      chosen columns of a benchmark's rows
+    <!-- figures: search "two-stage x" stage,recall,ms -->      chosen columns of a benchmark's rows, or "section/list"
 """
 
 from __future__ import annotations
@@ -218,8 +218,9 @@ def _picture(words: Sequence[str], svg: str) -> str:
 
 
 def figures(words: Sequence[str]) -> str:
-    name, section, columns = words
-    rows = json.loads((RESULTS / f"{name}.json").read_text())[section]["rows"]
+    name, place, columns = words
+    section, _, part = place.partition("/")
+    rows = json.loads((RESULTS / f"{name}.json").read_text())[section][part or "rows"]
     head = columns.split(",")
     return _markdown([c.replace("_", " ") for c in head], [[_text(row.get(c, "")) for c in head] for row in rows])
 

@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # The paper's own loss on this network and on a plain one, and one that needs no labels.
     "pairwise": PAIRWISE,
     "dsh": {**PLAIN, **PAIRWISE},
-    "greedy": {"losses": [{"name": "greedy"}], "teacher": TEACHER},
+    "greedy": {"losses": [{"name": "greedy"}], "teacher": TEACHER, "fit": {"epochs": 2}},
     # Its figure 8: map by bits.
     "avg-max-12": {"bits": 12},
     "mnist-avg-max": MNIST,
