@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from cbir_faiss.errors import ConfigError
+from cbir_faiss.errors import ConfigError, one_line
 from cbir_faiss.nets.cbam import CBAM
 from cbir_faiss.nets.contract import Network
 from cbir_faiss.nets.layers import pooled
@@ -65,9 +65,8 @@ class Backbone(Network):
             with torch.no_grad():
                 return tuple(maps(torch.zeros(1, 3, height, width))["maps"].shape[1:])
         except Exception as error:  # models assert, or their layers fail, each in its own way
-            raise ConfigError(
-                f"it does not take images of {height} x {width}: {str(error).splitlines()[0]}", path="model"
-            ) from error
+            what = f"it does not take images of {height} x {width}: {one_line(error)}"
+            raise ConfigError(what, path="model") from error
 
 
 class _Cut(nn.Module):  # type: ignore[misc]

@@ -36,9 +36,7 @@ class Folder(FileSource):
         return self.options.root
 
     def _find(self) -> Iterator[tuple[base.Item, Path]]:
-        root = self.options.root
-        if not root.is_dir():
-            raise InputError(f"source 'folder': {'not a folder' if root.exists() else 'no such folder'}: {root}")
+        root = existing_folder(self.options.root, self.name)
         for path in images_below(root):
             relative = shown(path.relative_to(root))
             label, separator, _ = relative.partition("/")
@@ -46,6 +44,13 @@ class Folder(FileSource):
 
     def _place(self) -> str:
         return f"no image file (by suffix) below {self.options.root}"
+
+
+def existing_folder(folder: Path, source: str) -> Path:
+    """``folder``; InputError in the name of ``source`` where there is none."""
+    if not folder.is_dir():
+        raise InputError(f"source '{source}': {'not a folder' if folder.exists() else 'no such folder'}: {folder}")
+    return folder
 
 
 def shown(path: Path) -> str:

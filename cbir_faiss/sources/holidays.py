@@ -10,7 +10,7 @@ from cbir_faiss import base
 from cbir_faiss.errors import InputError
 from cbir_faiss.options import RelativePath
 from cbir_faiss.sources._files import FileOptions, FileSource
-from cbir_faiss.sources.folder import images_below, shown
+from cbir_faiss.sources.folder import existing_folder, images_below, shown
 
 
 class Holidays(FileSource):
@@ -42,9 +42,7 @@ class Holidays(FileSource):
         return self.options.root
 
     def _find(self) -> Iterator[tuple[base.Item, Path]]:
-        root = self.options.root
-        if not root.is_dir():
-            raise InputError(f"source 'holidays': {'not a folder' if root.exists() else 'no such folder'}: {root}")
+        root = existing_folder(self.options.root, self.name)
         seen: dict[int, Path] = {}
         for path in images_below(root):
             number = _number(path)

@@ -16,7 +16,7 @@ from cbir_faiss import base
 from cbir_faiss.errors import BadImage, InputError
 from cbir_faiss.options import RelativePath
 from cbir_faiss.sources._files import FileOptions, FileSource
-from cbir_faiss.sources.folder import images_below, shown
+from cbir_faiss.sources.folder import existing_folder, images_below, shown
 
 _LISTS = ("good", "ok", "junk")
 Box = tuple[float, float, float, float]
@@ -84,7 +84,7 @@ class Oxford(FileSource):
     @cached_property
     def _pictures(self) -> dict[str, Path]:
         """The pictures by the name that the ground truth has for them: the file's name without its suffix."""
-        folder = _folder(self.options.images)
+        folder = existing_folder(self.options.images, self.name)
         found: dict[str, Path] = {}
         for path in images_below(folder):
             if path.stem in found:
@@ -94,7 +94,7 @@ class Oxford(FileSource):
 
     @cached_property
     def _queries(self) -> list[_Query]:
-        folder = _folder(self.options.truth)
+        folder = existing_folder(self.options.truth, self.name)
         queries = [_read_query(path) for path in sorted(folder.glob("*_query.txt"))]
         if not queries:
             raise InputError(f"source 'oxford': no *_query.txt in {folder}")
@@ -137,12 +137,6 @@ class Oxford(FileSource):
             return None
         x1, y1, x2, y2 = self.items()[index].payload["box"]
         return x1, y1, x2, y2
-
-
-def _folder(path: Path) -> Path:
-    if not path.is_dir():
-        raise InputError(f"source 'oxford': {'not a folder' if path.exists() else 'no such folder'}: {path}")
-    return path
 
 
 def _read_query(path: Path) -> _Query:

@@ -193,7 +193,7 @@ class _Run:
         total = 0.0
         for step in range(self.per_epoch):
             rows = order[step * self.fit.batch_size : (step + 1) * self.fit.batch_size]
-            loss = self._loss(augment(self._pixels(rows), self._augment, generator), rows)
+            loss = self._sum(self._outputs(augment(self._pixels(rows), self._augment, generator)), rows)
             value = loss.item()
             self._check(value, number, step)
             self.optimizer.zero_grad()
@@ -213,7 +213,7 @@ class _Run:
             for rows in _parts(self.held_out, self.fit.batch_size):
                 outputs = self._outputs(self._pixels(rows))
                 losses.append(self._sum(outputs, rows).item() * len(rows))
-                embeddings.append(outputs["code" if self.binary else "features"].float().cpu().numpy())
+                embeddings.append(outputs["code" if self.binary else "features"].cpu().numpy())
         loss = sum(losses) / len(self.held_out)
         self._check(loss, number, None)
         if not self.ranked or self.data.labels is None:
@@ -231,9 +231,6 @@ class _Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             outputs: dict[str, Any] = self.model(x)
         return {name: value.float() for name, value in outputs.items()}
-
-    def _loss(self, x: Any, rows: NDArray[np.int64]) -> Any:
-        return self._sum(self._outputs(x), rows)
 
     def _sum(self, outputs: dict[str, Any], rows: NDArray[np.int64]) -> Any:
         batch = Batch(self._tensor(self.data.labels, rows), self._tensor(self.data.teacher, rows))
