@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cbir_faiss.evaluate.environment import environment
+from cbir_faiss.comparison.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 

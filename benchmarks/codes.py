@@ -19,8 +19,9 @@ import numpy as np
 from _report import RESULTS, ratio, seconds, show, store
 
 import cbir_faiss as cf
-from cbir_faiss import registry, threads
-from cbir_faiss.options import need
+from cbir_faiss._lib import threads
+from cbir_faiss.base import registry
+from cbir_faiss.base.options import need
 from cbir_faiss.types import Floats
 
 SECTIONS = ("fit", "encode", "quality")

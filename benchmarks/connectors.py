@@ -28,7 +28,7 @@ from cbir_connectors.pgvector import Pgvector
 from cbir_connectors.qdrant import Qdrant
 from numpy.typing import NDArray
 
-from cbir_faiss.options import need
+from cbir_faiss.base.options import need
 
 SECTIONS = ("push", "search")
 BITS, BATCH, K = 256, 10_000, 10

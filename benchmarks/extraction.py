@@ -26,11 +26,11 @@ import numpy as np
 from _report import show, store
 from numpy.typing import NDArray
 
-from cbir_faiss.build import build
+from cbir_faiss.base.registry import make
+from cbir_faiss.collection.build import build
 from cbir_faiss.config import parse_config
-from cbir_faiss.extraction import extract
 from cbir_faiss.extractors._onnx import Model
-from cbir_faiss.registry import make
+from cbir_faiss.pipeline.extraction import extract
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 WEIGHTS = SHARED / "weights" / "mobilenet_v2-imagenet-fp16.pth"

@@ -28,10 +28,11 @@ from typing import Any
 import numpy as np
 from _report import RESULTS, seconds, show, store
 
-from cbir_faiss import registry, threads
-from cbir_faiss.evaluate.neighbours import exact_thresholds, knn_recall, true_distances
-from cbir_faiss.evaluate.resident import ResidentMeter
-from cbir_faiss.options import need
+from cbir_faiss._lib import threads
+from cbir_faiss.base import registry
+from cbir_faiss.base.options import need
+from cbir_faiss.comparison.resident import ResidentMeter
+from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
 from cbir_faiss.types import Codes, Floats, Hits
 
 BLOCK = 50_000

@@ -32,8 +32,8 @@ from typing import Any
 
 from _report import RESULTS
 
-from cbir_faiss.evaluate.charts import family_of, lines_of, measure_against_bits
-from cbir_faiss.evaluate.recommend import Row, bytes_per_item, main_measure, name_of
+from cbir_faiss.report.charts import family_of, lines_of, measure_against_bits
+from cbir_faiss.report.recommend import Row, bytes_per_item, main_measure, name_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(

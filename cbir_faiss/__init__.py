@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from cbir_faiss.backends import wrap as wrap
     from cbir_faiss.collection import Collection as Collection
     from cbir_faiss.collection import Match as Match
+    from cbir_faiss.comparison.run import compare as compare
     from cbir_faiss.errors import CbirError as CbirError
-    from cbir_faiss.evaluate.run import compare as compare
     from cbir_faiss.types import Hit as Hit
     from cbir_faiss.types import Hits as Hits
 
@@ -29,7 +29,7 @@ _HOMES = {
     "Hit": "types",
     "Hits": "types",
     "Match": "collection",
-    "compare": "evaluate.run",
+    "compare": "comparison.run",
     "load_backend": "backends",
     "wrap": "backends",
 }

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cbir_faiss.base.registry import GROUPS, load, names
 from cbir_faiss.errors import CbirError, ConfigError
-from cbir_faiss.registry import GROUPS, load, names
 
 if TYPE_CHECKING:
     from cbir_faiss.collection import Collection, Match
@@ -69,9 +69,9 @@ def compare(config: Path, out: Path | None) -> None:
     \b
     cbir compare configs/demo.yaml --out runs/demo
     """
+    from cbir_faiss.comparison.run import run
     from cbir_faiss.config import load_config
-    from cbir_faiss.evaluate.recommend import recommend
-    from cbir_faiss.evaluate.run import run
+    from cbir_faiss.report.recommend import recommend
 
     out = out or Path("runs", config.stem)
     with _Bar("extracting") as bar:
@@ -100,7 +100,7 @@ def train(config: Path, out: Path, as_json: bool, log_json: bool) -> None:
     \b
     cbir train configs/papers/finetune-caltech101.yaml --out runs/finetuned
     """
-    from cbir_faiss.options import need
+    from cbir_faiss.base.options import need
 
     need("torch", "torch")
     from cbir_faiss.training.config import load_training
@@ -137,7 +137,7 @@ def report(folder: Path) -> None:
     \b
     cbir report runs/demo
     """
-    from cbir_faiss.evaluate.report import write_report
+    from cbir_faiss.report.report import write_report
 
     click.echo(write_report(folder))
 
@@ -235,7 +235,7 @@ def duplicates(folder: Path, radius: int | None, html: Path | None, as_json: boo
     \b
     cbir duplicates photos.cbir --radius 8 --html duplicates.html
     """
-    from cbir_faiss.duplicates import find_duplicates, write_page
+    from cbir_faiss.collection.duplicates import find_duplicates, write_page
     from cbir_faiss.storage.store import Store
 
     with Store.open(folder) as store:
@@ -374,7 +374,7 @@ def verify(folder: Path, against: str | None, options: tuple[str, ...]) -> None:
 
 
 def _verify_deployed(folder: Path, name: str, options: tuple[str, ...]) -> None:
-    from cbir_faiss.deployment import Target, difference
+    from cbir_faiss.collection.sync import Target, difference
 
     with _Bar("comparing", unit="item") as bar:
         found = difference(folder, Target(name, _key_values(options)), progress=bar.progress)
@@ -409,8 +409,8 @@ def push(folder: Path, name: str, options: tuple[str, ...]) -> None:
     cbir push photos.cbir --to qdrant url=http://localhost:6333 collection=photos
     cbir push photos.cbir --to pgvector path=pg/ table=photos
     """
-    from cbir_faiss.deployment import Target, push
-    from cbir_faiss.transfer import ONE_SIGN
+    from cbir_faiss.collection.sync import Target, push
+    from cbir_faiss.collection.transfer import ONE_SIGN
 
     with _Bar("pushing", unit="item") as bar:
         done = push(folder, Target(name, _key_values(options)), progress=bar.progress)
@@ -434,7 +434,7 @@ def pull(name: str, options: tuple[str, ...], out: Path) -> None:
     cbir pull qdrant url=http://localhost:6333 collection=photos --out photos.cbir
     cbir pull faiss file=photos.index --out photos.cbir
     """
-    from cbir_faiss.deployment import Target, pull
+    from cbir_faiss.collection.sync import Target, pull
 
     with _Bar("pulling", unit="item") as bar:
         done = pull(Target(name, _key_values(options)), out, progress=bar.progress)
@@ -500,7 +500,7 @@ def _report_failures(failed: list[dict[str, str]], most: int = 5) -> None:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    from cbir_faiss.evaluate.recommend import bytes_per_item, main_measure, name_of
+    from cbir_faiss.report.recommend import bytes_per_item, main_measure, name_of
 
     measure = main_measure(rows)
     knn = next(name for name in rows[0]["metrics"] if name.startswith("knn_recall@"))
@@ -538,11 +538,11 @@ def _cell(value: float | None) -> str:
 def _progress(log_json: bool, what: str = "extracting") -> Iterator[Callable[[int, int], None] | None]:
     """A bar on a terminal, or lines of JSON on request."""
     if log_json:
-        from cbir_faiss.logs import LoggedProgress
-        from cbir_faiss.logs import log_json as to_json
+        from cbir_faiss._lib.logs import LoggedProgress
+        from cbir_faiss._lib.logs import log_json as to_json
 
         to_json(sys.stderr)
-        yield LoggedProgress(logging.getLogger("cbir_faiss.build"))
+        yield LoggedProgress(logging.getLogger("cbir_faiss.collection.build"))
         return
     with _Bar(what) as bar:
         yield bar.progress

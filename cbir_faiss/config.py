@@ -19,9 +19,9 @@ import yaml
 from pydantic import BaseModel, Field
 
 from cbir_faiss.base import Backend, Plugin
+from cbir_faiss.base.options import Options, parse_options
+from cbir_faiss.base.registry import Group, load
 from cbir_faiss.errors import CbirError, ConfigError
-from cbir_faiss.options import Options, parse_options
-from cbir_faiss.registry import Group, load
 
 DEFAULT_EXTRACTORS = {"image": {"name": "compact"}, "vector": {"name": "vectors"}}
 Lines = dict[tuple[str | int, ...], int]

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cbir_faiss import cache
 from cbir_faiss.collection import Collection
 from cbir_faiss.config import parse_config
+from cbir_faiss.pipeline import cache
 
 
 def build(document: dict[str, Any], out: Path, cache_folder: Path) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cbir_faiss.comparison.run import run
 from cbir_faiss.config import load_config
 from cbir_faiss.errors import BadImage, ConfigError
-from cbir_faiss.evaluate.run import run
 from cbir_faiss.sources.altered import Altered
 from cbir_faiss.sources.folder import Folder
 from cbir_faiss.testing import SourceContract
@@ -81,7 +81,7 @@ def test_the_content_key_is_of_the_alteration_too(pictures: Path) -> None:
     assert len(set(keys)) == 4
     assert {len(key) for key in keys} == {32}
     assert of(pictures, rotate=30.0).content_key(0) == keys[0]
-    assert len({source.survey() for source in sources}) == 3
+    assert len({source.source_digest() for source in sources}) == 3
 
 
 def test_a_reduced_picture_keeps_enough_pixels(tmp_path: Path) -> None:

@@ -6,17 +6,17 @@ import faiss
 import numpy as np
 import pytest
 
-from cbir_faiss.backends.faiss_binary_flat import FaissBinaryFlat
-from cbir_faiss.backends.faiss_binary_hnsw import FaissBinaryHNSW
-from cbir_faiss.backends.faiss_binary_ivf import FaissBinaryIVF
-from cbir_faiss.backends.faiss_binary_multihash import FaissBinaryMultiHash
-from cbir_faiss.backends.faiss_flat import FaissFlat
-from cbir_faiss.backends.faiss_hnsw import FaissHNSW
-from cbir_faiss.backends.faiss_index import FaissIndex
-from cbir_faiss.backends.faiss_ivf import FaissIVF
-from cbir_faiss.backends.faiss_lsh import FaissLSH
-from cbir_faiss.backends.faiss_pq import FaissPQ
-from cbir_faiss.backends.faiss_rabitq import FaissRaBitQ
+from cbir_faiss.backends.faiss.binary_flat import FaissBinaryFlat
+from cbir_faiss.backends.faiss.binary_hnsw import FaissBinaryHNSW
+from cbir_faiss.backends.faiss.binary_ivf import FaissBinaryIVF
+from cbir_faiss.backends.faiss.binary_multihash import FaissBinaryMultiHash
+from cbir_faiss.backends.faiss.flat import FaissFlat
+from cbir_faiss.backends.faiss.hnsw import FaissHNSW
+from cbir_faiss.backends.faiss.index import FaissIndex
+from cbir_faiss.backends.faiss.ivf import FaissIVF
+from cbir_faiss.backends.faiss.lsh import FaissLSH
+from cbir_faiss.backends.faiss.pq import FaissPQ
+from cbir_faiss.backends.faiss.rabitq import FaissRaBitQ
 from cbir_faiss.testing import BackendContract
 
 

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cbir_faiss as cf
-from cbir_faiss import registry
-from cbir_faiss.backends._payloads import Payloads
-from cbir_faiss.backends._rows import Rows
+from cbir_faiss.backends.faiss._payloads import Payloads
+from cbir_faiss.backends.faiss._rows import Rows
+from cbir_faiss.base import registry
+from cbir_faiss.base.filters import parse_where
+from cbir_faiss.base.state import read_state, write_state
 from cbir_faiss.errors import ConfigError, CorruptCollection, InputError, MissingDependency, UnknownId, Unsupported
-from cbir_faiss.filters import parse_where
-from cbir_faiss.state import read_state, write_state
 
 N, DIM = 300, 16
 

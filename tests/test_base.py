@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cbir_faiss.backends.faiss_flat import FaissFlat
+from cbir_faiss.backends.faiss.flat import FaissFlat
 from cbir_faiss.base import Backend, Capabilities, Extractor, Item, Source
-from cbir_faiss.checks import check_codes, check_floats, check_ids, check_payload, normalise, within
+from cbir_faiss.base.checks import check_codes, check_floats, check_ids, check_payload, normalise, within
+from cbir_faiss.base.state import read_state, write_state
 from cbir_faiss.codecs.raw import Raw
 from cbir_faiss.errors import CorruptCollection, DimensionMismatch, InputError, Unsupported
-from cbir_faiss.state import read_state, write_state
 from cbir_faiss.testing import BackendContract
 from cbir_faiss.types import Batch, Hits
 

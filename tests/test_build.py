@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cbir_faiss import cache
-from cbir_faiss.build import BuildReport
 from cbir_faiss.collection import Collection
+from cbir_faiss.collection.build import BuildReport
 from cbir_faiss.config import parse_config
 from cbir_faiss.errors import CbirError, ConfigError
-from cbir_faiss.extraction import stream
+from cbir_faiss.pipeline import cache
+from cbir_faiss.pipeline.extraction import stream
 from cbir_faiss.storage.lock import writer_lock
 from cbir_faiss.storage.manifest import read_manifest
 
@@ -106,7 +106,7 @@ def test_a_zero_vector_where_directions_are_compared_is_a_failure(build: Any, pi
 def test_a_finished_build_does_nothing(build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build()
     before = contents(tmp_path / "x.cbir")
-    monkeypatch.setattr("cbir_faiss.build.extract", None)  # not even called
+    monkeypatch.setattr("cbir_faiss.collection.build.extract", None)  # not even called
     report = build()
     assert (report.items, report.resumed_items) == (36, 36)
     assert contents(tmp_path / "x.cbir") == before
@@ -152,7 +152,7 @@ def test_files_that_fail_are_not_tried_again_until_they_change(
         read.extend(rows)
         return stream(source, extractor, rows, **options)
 
-    monkeypatch.setattr("cbir_faiss.extraction.stream", watched)
+    monkeypatch.setattr("cbir_faiss.pipeline.extraction.stream", watched)
     report = build()
     assert len(read) == 1
     assert [f.path for f in report.failed] == ["blob/bad.png"]
@@ -283,7 +283,7 @@ def test_links_in_a_circle_and_files_that_vanish(build: Any, pictures: Path, mon
         (pictures / "checks" / "05.png").unlink(missing_ok=True)
         return stream(source, extractor, rows, **options)
 
-    monkeypatch.setattr("cbir_faiss.extraction.stream", vanishing)
+    monkeypatch.setattr("cbir_faiss.pipeline.extraction.stream", vanishing)
     report = build()
     assert report.items == 35
     assert {f.path: f.reason for f in report.failed}["checks/05.png"] == "No such file or directory"

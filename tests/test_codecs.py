@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbir_faiss import registry
+from cbir_faiss.base import registry
 from cbir_faiss.codecs._hadamard import HadamardRotation, hadamard
 from cbir_faiss.codecs._itq import itq_rotation, polar
 from cbir_faiss.codecs._training import principal_components

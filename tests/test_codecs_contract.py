@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cbir_faiss import registry
-from cbir_faiss.base import Codec
+from cbir_faiss.base import Codec, registry
 from cbir_faiss.codecs.lsh import LSH
 from cbir_faiss.errors import ConfigError, CorruptCollection
 from cbir_faiss.testing import CodecContract

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cbir_faiss.cache import default_cache
+from cbir_faiss.base.registry import make
 from cbir_faiss.collection import Collection
 from cbir_faiss.config import parse_config
 from cbir_faiss.errors import BadImage, CbirError, CorruptCollection, DimensionMismatch, InputError, UnknownId
-from cbir_faiss.extraction import extract
-from cbir_faiss.registry import make
+from cbir_faiss.pipeline.cache import default_cache
+from cbir_faiss.pipeline.extraction import extract
 from cbir_faiss.storage import changes, manifest
 from cbir_faiss.storage.lock import writer_lock
 
@@ -444,7 +444,7 @@ def test_what_an_engine_was_not_given_is_given_when_it_is_opened(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(changes, "settle", killed)
+        patch.setattr(changes, "replay", killed)
         with pytest.raises(KeyboardInterrupt):
             collection.add([pictures / "blob" / "new.png"])
     assert manifest.read_manifest(collection.folder).pending == manifest.Pending(first_id=36)
@@ -452,7 +452,7 @@ def test_what_an_engine_was_not_given_is_given_when_it_is_opened(
         assert opened.manifest.pending is None
         assert 36 in {hit.id for hit in opened.search([pictures / "blob" / "03.png"], k=2)[0]}
         with monkeypatch.context() as patch:
-            patch.setattr(changes, "settle", killed)
+            patch.setattr(changes, "replay", killed)
             with pytest.raises(KeyboardInterrupt):
                 opened.delete([36, 4])
     with Collection.open(collection.folder) as opened:

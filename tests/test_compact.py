@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 import cbir_faiss as cf
+from cbir_faiss.base.registry import make
 from cbir_faiss.config import parse_config
-from cbir_faiss.extraction import extract
 from cbir_faiss.extractors.compact import FILE, Compact
-from cbir_faiss.registry import make
+from cbir_faiss.pipeline.extraction import extract
 from cbir_faiss.testing import ExtractorContract
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def test_it_is_small_and_of_length_one() -> None:
 
 def test_it_needs_no_torch() -> None:
     code = (
-        "import sys; from PIL import Image; from cbir_faiss.registry import make\n"
+        "import sys; from PIL import Image; from cbir_faiss.base.registry import make\n"
         "make('extractors', 'compact')([Image.new('RGB', (9, 9))]); print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -11,9 +11,9 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 import cbir_faiss as cf
+from cbir_faiss.comparison.run import run
 from cbir_faiss.config import load_config
 from cbir_faiss.errors import ConfigError, DimensionMismatch, InputError
-from cbir_faiss.evaluate.run import run
 
 ROW = {"source", "extractor", "codec", "bits", "backend", "metric", "rescore", "options", "items", "queries", "metrics"}
 ROW |= {"bytes", "seconds", "latency_ms", "qps"}

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from cbir_connectors.qdrant import Qdrant
 
-from cbir_faiss.options import parse_options
+from cbir_faiss.base.options import parse_options
 
 ROOT = Path(__file__).parents[1]
 SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")

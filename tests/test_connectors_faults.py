@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from _postgres import running_postgres
 from _qdrant_server import QdrantServer
-from cbir_connectors import _engine
 from cbir_connectors.lancedb import Lancedb
 from cbir_connectors.pgvector import Pgvector
 from cbir_connectors.qdrant import Qdrant
 from cbir_connectors.usearch import Usearch
 
+from cbir_faiss.backends import database
 from cbir_faiss.base import Backend
 from cbir_faiss.errors import BackendError, ConfigError, DimensionMismatch, MissingDependency, Unsupported
 from cbir_faiss.types import Codes
@@ -474,7 +474,7 @@ def test_a_client_that_is_old_or_not_there(
     plugin: type[Backend], options: dict[str, Any], module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(_engine, "version", lambda package: "0.1.9")
+        patch.setattr(database, "version", lambda package: "0.1.9")
         with pytest.raises(MissingDependency, match=rf"0\.1\.9 is too old.*cbir-faiss\[{extra}\]"):
             plugin(**options)
     monkeypatch.setitem(__import__("sys").modules, module, None)

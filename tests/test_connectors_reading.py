@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cbir_faiss.base import Backend
+from cbir_faiss.base.filters import And, In, Not, Or, Range, Where
 from cbir_faiss.errors import BackendError, ConfigError, InputError, UnknownId, Unsupported
-from cbir_faiss.filters import And, In, Not, Or, Range, Where
 from cbir_faiss.types import MISSING_ID, Codes, Floats
 
 

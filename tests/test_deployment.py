@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cbir_faiss as cf
+from cbir_faiss.base.options import need
 from cbir_faiss.cli import main
+from cbir_faiss.comparison.run import run
 from cbir_faiss.config import load_config
-from cbir_faiss.evaluate.run import run
-from cbir_faiss.options import need
 
 
 def cbir(*arguments: object) -> Result:
@@ -152,8 +152,8 @@ def test_push_to_a_collection_of_another_width_is_refused(vectors: Path, tmp_pat
 def test_documents_that_do_not_fit_their_vectors(lines: str, message: str, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.ones((1, 4), np.float32))
     (tmp_path / "d.jsonl").write_text(lines)
+    from cbir_faiss.base.registry import make
     from cbir_faiss.errors import InputError
-    from cbir_faiss.registry import make
 
     with pytest.raises(InputError, match=message):
         make("sources", "vectors", file=str(tmp_path / "x.npy"), documents=str(tmp_path / "d.jsonl")).items()[0]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cbir_faiss.base.registry import GROUPS, names
 from cbir_faiss.config import load_config
-from cbir_faiss.registry import GROUPS, names
 from cbir_faiss.training.config import load_training
 
 ROOT = Path(__file__).parents[1]

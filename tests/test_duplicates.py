@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cbir_faiss import duplicates
 from cbir_faiss.cli import main
-from cbir_faiss.collection import Collection
+from cbir_faiss.collection import Collection, duplicates
 from cbir_faiss.config import parse_config
 from cbir_faiss.errors import InputError, Unsupported
 from cbir_faiss.storage.store import Store

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cbir_faiss import extraction
 from cbir_faiss.base import Item, Source
-from cbir_faiss.cache import EmbeddingCache
+from cbir_faiss.base.registry import make
 from cbir_faiss.errors import ConfigError, InputError
-from cbir_faiss.registry import make
+from cbir_faiss.pipeline import extraction
+from cbir_faiss.pipeline.cache import EmbeddingCache
 
 
 def folder(root: Path) -> Any:
@@ -183,7 +183,7 @@ def test_batches_are_the_same_whatever_a_killed_run_left(pictures: Path, tmp_pat
 
 
 def test_shards_are_written_after_some_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cbir_faiss.cache.SHARD_SECONDS", 0.0)
+    monkeypatch.setattr("cbir_faiss.pipeline.cache.SHARD_SECONDS", 0.0)
     cache = EmbeddingCache(tmp_path)
     cache.add([b"a" * 32], {"embedding": np.ones((1, 3), np.float32)})
     assert b"a" * 32 in EmbeddingCache(tmp_path)

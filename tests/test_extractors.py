@@ -14,16 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cbir_faiss import registry
-from cbir_faiss.base import Extractor
+from cbir_faiss.base import Extractor, registry
+from cbir_faiss.base.options import parse_options
 from cbir_faiss.errors import BadImage, ConfigError, DimensionMismatch, InputError
 from cbir_faiss.extractors.histogram import Histogram
 from cbir_faiss.extractors.hog import Hog
 from cbir_faiss.extractors.onnx import Onnx
 from cbir_faiss.extractors.torchvision import Torchvision
 from cbir_faiss.extractors.vectors import Vectors
-from cbir_faiss.options import parse_options
-from cbir_faiss.preprocess import Preprocess, spatial_pool
+from cbir_faiss.images.preprocess import Preprocess, spatial_pool
 from cbir_faiss.sources.digits import Digits
 from cbir_faiss.sources.folder import Folder
 from cbir_faiss.testing import ExtractorContract
@@ -408,7 +407,7 @@ def test_the_export_is_kept_and_torch_is_not_imported_again(own_cache: Path, tmp
     noise(40, 40).save(tmp_path / "x.png")
     code = (
         "import sys, numpy as np\nfrom cbir_faiss.extractors.torchvision import Torchvision\n"
-        "from cbir_faiss.images import open_image\n"
+        "from cbir_faiss.images.reading import open_image\n"
         f"x = Torchvision(**{SMALL!r}, runtime='onnx')([open_image({str(tmp_path / 'x.png')!r})])['embedding']\n"
         f"np.save({str(tmp_path / 'x.npy')!r}, x); print('torch' in sys.modules)"
     )

@@ -16,15 +16,15 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from cbir_faiss import registry  # noqa: E402
+from cbir_faiss.base import registry  # noqa: E402
+from cbir_faiss.base.options import parse_options  # noqa: E402
 from cbir_faiss.collection import Collection  # noqa: E402
+from cbir_faiss.comparison.run import run  # noqa: E402
 from cbir_faiss.config import load_config, parse_config  # noqa: E402
 from cbir_faiss.errors import ConfigError, CorruptCollection, DimensionMismatch, InputError, MissingDependency  # noqa: E402
-from cbir_faiss.evaluate.run import run  # noqa: E402
 from cbir_faiss.extractors.onnx import Onnx  # noqa: E402
 from cbir_faiss.extractors.trained import Trained  # noqa: E402
 from cbir_faiss.nets.model import load_model, new_card, save_model  # noqa: E402
-from cbir_faiss.options import parse_options  # noqa: E402
 from cbir_faiss.testing import ExtractorContract  # noqa: E402
 
 BITS = 12

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cbir_faiss.base.filters import And, In, Not, Or, Range, Where, parse_where
 from cbir_faiss.errors import InputError
-from cbir_faiss.filters import And, In, Not, Or, Range, Where, parse_where
 
 KEYS = ["a", "label", "x y", "né"]
 TEXTS = st.sampled_from(["", "cat", "dog", 'o"ne', "it's", "back\\slash", "žába", "and", "1"])

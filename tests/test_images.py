@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from cbir_faiss.errors import BadImage
-from cbir_faiss.images import image_suffixes, open_image, to_rgb
+from cbir_faiss.images.reading import image_suffixes, open_image, to_rgb
 
 RED, BLUE = (230, 20, 30), (20, 30, 230)
 
@@ -261,7 +261,7 @@ def test_no_warning_of_pillow_escapes(tmp_path: Path) -> None:
     Image.new("1", (9_800, 9_700)).save(path)
     code = (
         "import sys\nfrom concurrent.futures import ThreadPoolExecutor\n"
-        "from cbir_faiss.images import open_image\n"
+        "from cbir_faiss.images.reading import open_image\n"
         "with ThreadPoolExecutor(2) as pool: print([i.size for i in pool.map(open_image, sys.argv[1:])])"
     )
     command = [sys.executable, "-W", "error", "-c", code, str(path), str(path)]

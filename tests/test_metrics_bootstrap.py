@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cbir_faiss.errors import InputError
-from cbir_faiss.evaluate import bootstrap
-from cbir_faiss.evaluate.bootstrap import bootstrap_ci, paired_difference
+from cbir_faiss.measures import bootstrap
+from cbir_faiss.measures.bootstrap import bootstrap_ci, paired_difference
 
 
 def test_interval_is_that_of_the_normal_approximation() -> None:

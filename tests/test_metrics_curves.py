@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from cbir_faiss.errors import InputError
-from cbir_faiss.evaluate.curves import (
+from cbir_faiss.measures.curves import (
     map_curve,
     map_curve_tied,
     precision_recall,
     precision_recall_tied,
     precision_within_radius,
 )
-from cbir_faiss.evaluate.histograms import Histograms, hamming_histograms
-from cbir_faiss.evaluate.metrics import measure, per_query
-from cbir_faiss.evaluate.neighbours import exact_thresholds
-from cbir_faiss.evaluate.rankings import full_rankings
-from cbir_faiss.evaluate.relevance import Relevance
+from cbir_faiss.measures.histograms import Histograms, hamming_histograms
+from cbir_faiss.measures.metrics import measure, per_query
+from cbir_faiss.measures.neighbours import exact_thresholds
+from cbir_faiss.measures.rankings import full_rankings
+from cbir_faiss.measures.relevance import Relevance
 
 
 def untied(relevant: np.ndarray) -> Histograms:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cbir_faiss.errors import DimensionMismatch, InputError
-from cbir_faiss.evaluate.health import code_health
+from cbir_faiss.measures.code_statistics import code_health
 
 
 def packed(bits: np.ndarray) -> np.ndarray:

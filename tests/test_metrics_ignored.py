@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cbir_faiss.comparison.rows import Plan, compare_split
+from cbir_faiss.comparison.split import Side, Split
 from cbir_faiss.config import Metrics, parse_choices
 from cbir_faiss.errors import InputError
-from cbir_faiss.evaluate.comparison import Plan, compare_split
-from cbir_faiss.evaluate.data import Side, Split
-from cbir_faiss.evaluate.histograms import hamming_histograms
-from cbir_faiss.evaluate.rankings import full_rankings
-from cbir_faiss.evaluate.relevance import Relevance
+from cbir_faiss.measures.histograms import hamming_histograms
+from cbir_faiss.measures.rankings import full_rankings
+from cbir_faiss.measures.relevance import Relevance
 
 labels = st.lists(st.sampled_from("abcde"), max_size=2).map(tuple)
 several = st.integers(1, 12).flatmap(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from cbir_faiss.errors import DimensionMismatch, InputError, Unsupported
-from cbir_faiss.evaluate import neighbours, rankings
-from cbir_faiss.evaluate.neighbours import exact_thresholds, knn_recall, true_distances
-from cbir_faiss.evaluate.rankings import full_rankings
-from cbir_faiss.evaluate.relevance import Relevance
+from cbir_faiss.measures import neighbours, rankings
+from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
+from cbir_faiss.measures.rankings import full_rankings
+from cbir_faiss.measures.relevance import Relevance
 
 METRICS = ("l2", "ip", "cosine")
 

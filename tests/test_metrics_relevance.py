@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbir_faiss.errors import DimensionMismatch, InputError
-from cbir_faiss.evaluate.histograms import hamming_histograms
-from cbir_faiss.evaluate.relevance import Relevance
+from cbir_faiss.measures.histograms import hamming_histograms
+from cbir_faiss.measures.relevance import Relevance
 
 one_label = st.lists(st.sampled_from("abcd"), max_size=1).map(tuple)
 few_labels = st.lists(st.sampled_from("abcdefg"), max_size=3).map(tuple)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbir_faiss.errors import InputError
-from cbir_faiss.evaluate.histograms import Histograms
-from cbir_faiss.evaluate.metrics import MEASURES, average_precision, measure, per_query
-from cbir_faiss.evaluate.ties import TiedRankings
+from cbir_faiss.measures.histograms import Histograms
+from cbir_faiss.measures.metrics import MEASURES, average_precision, measure, per_query
+from cbir_faiss.measures.ties import TiedRankings
 
 
 def plain(ranking: tuple[bool, ...], total: int, k: int) -> dict[str, Fraction]:

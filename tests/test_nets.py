@@ -16,14 +16,14 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from cbir_faiss import registry  # noqa: E402
+from cbir_faiss.base import registry  # noqa: E402
 from cbir_faiss.errors import CbirError, ConfigError, CorruptCollection  # noqa: E402
 from cbir_faiss.extractors.trained import Trained  # noqa: E402
+from cbir_faiss.images.preprocess import spatial_pool  # noqa: E402
 from cbir_faiss.nets.card import Card, read_card  # noqa: E402
 from cbir_faiss.nets.cbam import CBAM  # noqa: E402
 from cbir_faiss.nets.layers import pooled  # noqa: E402
 from cbir_faiss.nets.model import Model, load_model, new_card, save_model  # noqa: E402
-from cbir_faiss.preprocess import spatial_pool  # noqa: E402
 
 SIZE = {"resize": [32, 32], "crop": None}
 SQUEEZE = {"model": "squeezenet1_1", "weights": "none", "preprocess": {"resize": 64, "crop": 64}}

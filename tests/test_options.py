@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pydantic import Field, field_validator
 
+from cbir_faiss.base.options import Bits, Options, RelativePath, need, parse_options
 from cbir_faiss.errors import ConfigError, MissingDependency
-from cbir_faiss.options import Bits, Options, RelativePath, need, parse_options
 
 
 class Example(Options):

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cbir_faiss import registry
+from cbir_faiss.base import registry
 from cbir_faiss.collection import Collection
+from cbir_faiss.comparison.run import run
+from cbir_faiss.comparison.split import _title
 from cbir_faiss.config import Choice, load_config, parse_config
 from cbir_faiss.errors import ConfigError, DimensionMismatch, InputError, MissingDependency
-from cbir_faiss.evaluate.data import _title
-from cbir_faiss.evaluate.run import run
-from cbir_faiss.extraction import extract
 from cbir_faiss.extractors.joined import Joined
 from cbir_faiss.extractors.phash import PHash
+from cbir_faiss.pipeline.extraction import extract
 from cbir_faiss.sources.folder import Folder
 from cbir_faiss.testing import ExtractorContract
 from cbir_faiss.types import Hits, missing_hits
@@ -201,8 +201,8 @@ def test_fingerprint_is_made_of_the_parts() -> None:
 
 def test_pictures_are_read_as_large_as_the_most_demanding_part_needs() -> None:
     small, large = {**NETWORK}, {**NETWORK, "preprocess": {"resize": 64, "crop": 32}}
-    assert Joined(of=[small, large]).enough == 3 * 64
-    assert Joined(of=[small, {"name": "phash"}]).enough is None
+    assert Joined(of=[small, large]).min_side == 3 * 64
+    assert Joined(of=[small, {"name": "phash"}]).min_side is None
 
 
 def test_parts_that_prepare_pictures_in_several_shapes(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:

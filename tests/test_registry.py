@@ -10,11 +10,10 @@ from typing import Annotated, Any
 
 import pytest
 
-from cbir_faiss import registry
-from cbir_faiss.base import Backend, Codec, Extractor, Plugin, Rescorer, Source
+from cbir_faiss.base import Backend, Codec, Extractor, Plugin, Rescorer, Source, registry
+from cbir_faiss.base.options import Options, parse_options
 from cbir_faiss.errors import CbirError, ConfigError, MissingDependency, UnknownPlugin
 from cbir_faiss.nets.contract import Network
-from cbir_faiss.options import Options, parse_options
 from cbir_faiss.training.contract import Loss
 
 BASES = {
@@ -108,7 +107,7 @@ def test_a_plugin_is_shown_with_what_was_chosen() -> None:
 
 def test_naming_plugins_imports_none_of_their_libraries() -> None:
     code = (
-        "import sys, cbir_faiss, cbir_faiss.registry as r\n"
+        "import sys, cbir_faiss, cbir_faiss.base.registry as r\n"
         "[r.names(g) for g in r.GROUPS]\n"
         "[r.load('backends', n) for n in r.names('backends') if n.startswith('faiss')]\n"
         "print([m for m in ('torch', 'faiss', 'onnxruntime', 'sklearn') if m in sys.modules])"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from cbir_faiss.comparison.run import run
 from cbir_faiss.config import load_config
 from cbir_faiss.errors import CorruptCollection
-from cbir_faiss.evaluate.recommend import recommend
-from cbir_faiss.evaluate.report import write_report
-from cbir_faiss.evaluate.run import run
+from cbir_faiss.report.recommend import recommend
+from cbir_faiss.report.report import write_report
 
 CONFIG = """\
 source: {name: folder, root: pictures}

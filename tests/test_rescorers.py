@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbir_faiss import registry
+from cbir_faiss.base import registry
 from cbir_faiss.errors import ConfigError, CorruptCollection, DimensionMismatch, InputError
 from cbir_faiss.types import Hits
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from cbir_faiss import registry
-from cbir_faiss.base import Rescorer
+from cbir_faiss.base import Rescorer, registry
 from cbir_faiss.errors import InputError
 from cbir_faiss.testing import RescorerContract
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbir_faiss import registry
+from cbir_faiss.base import registry
 from cbir_faiss.collection import Collection
+from cbir_faiss.comparison.run import run
 from cbir_faiss.config import load_config
 from cbir_faiss.errors import ConfigError, DimensionMismatch, InputError
-from cbir_faiss.evaluate.recommend import name_of
-from cbir_faiss.evaluate.run import run
+from cbir_faiss.report.recommend import name_of
 from cbir_faiss.types import Hits
 
 

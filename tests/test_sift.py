@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cbir_faiss import registry
+from cbir_faiss.base import registry
+from cbir_faiss.base.state import write_state
 from cbir_faiss.config import load_config
 from cbir_faiss.errors import ConfigError, InputError
 from cbir_faiss.extractors._vocabulary import Vocabulary, kmeans, learn, nearest
 from cbir_faiss.extractors.sift import Sift
-from cbir_faiss.state import write_state
 from cbir_faiss.testing import ExtractorContract
 
 pytest.importorskip("cv2")

@@ -15,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cbir_faiss import registry
-from cbir_faiss.base import Item
+from cbir_faiss.base import Item, registry
+from cbir_faiss.base.options import parse_options
 from cbir_faiss.errors import BadImage, ConfigError, InputError
-from cbir_faiss.options import parse_options
 from cbir_faiss.sources.digits import Digits
 from cbir_faiss.sources.folder import Folder
 from cbir_faiss.sources.list import List

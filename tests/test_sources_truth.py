@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cbir_faiss.comparison.run import run
 from cbir_faiss.config import load_config
 from cbir_faiss.errors import BadImage, ConfigError, InputError
-from cbir_faiss.evaluate.run import run
 from cbir_faiss.sources.holidays import Holidays
 from cbir_faiss.sources.oxford import Oxford
 from cbir_faiss.testing import SourceContract
@@ -102,7 +102,7 @@ def test_a_query_is_the_box_of_its_picture(tmp_path: Path) -> None:
     pixels = np.asarray(whole.read(0))
     assert pixels.shape == (24, 32, 3)
     np.testing.assert_array_equal(cropped.read(0), pixels[2:14, 2:20])
-    np.testing.assert_array_equal(cropped.read(0, enough=4), pixels[2:14, 2:20])
+    np.testing.assert_array_equal(cropped.read(0, min_side=4), pixels[2:14, 2:20])
     np.testing.assert_array_equal(cropped.read(1), whole.read(1))  # its box is all of it
     assert cropped.content_key(0) != whole.content_key(0)
     assert cropped.stamp(0) == whole.stamp(0)

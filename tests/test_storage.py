@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cbir_faiss._lib.files import write_durably
 from cbir_faiss.base import Item
+from cbir_faiss.base.filters import parse_where
 from cbir_faiss.errors import CbirError, CorruptCollection
-from cbir_faiss.files import write_durably
-from cbir_faiss.filters import parse_where
 from cbir_faiss.storage import manifest as manifests
 from cbir_faiss.storage.catalogue import Catalogue, Record, document, write_catalogue
 from cbir_faiss.storage.lock import writer_lock

@@ -25,13 +25,13 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from cbir_faiss import registry  # noqa: E402
+from cbir_faiss.base import registry  # noqa: E402
+from cbir_faiss.base.options import parse_options  # noqa: E402
 from cbir_faiss.cli import main  # noqa: E402
 from cbir_faiss.errors import CbirError, ConfigError, CorruptCollection, InputError, TrainingFailed  # noqa: E402
 from cbir_faiss.extractors.trained import Trained  # noqa: E402
+from cbir_faiss.images.preprocess import Preprocess  # noqa: E402
 from cbir_faiss.nets.model import load_model, new_card  # noqa: E402
-from cbir_faiss.options import parse_options  # noqa: E402
-from cbir_faiss.preprocess import Preprocess  # noqa: E402
 from cbir_faiss.sources.folder import Folder  # noqa: E402
 from cbir_faiss.training import loop  # noqa: E402
 from cbir_faiss.training.augment import Augment, augment  # noqa: E402

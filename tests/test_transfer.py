@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbir_faiss.base import Backend
+from cbir_faiss.collection.transfer import ONE_SIGN, compare, transfer
 from cbir_faiss.errors import BackendError, ConfigError, InputError
-from cbir_faiss.transfer import ONE_SIGN, compare, transfer
 from cbir_faiss.types import Batch, Codes
 
 

@@ -37,13 +37,13 @@ from split import PER_CLASS, write_split
 from svm_active import active_svm
 
 import cbir_faiss as cf
-from cbir_faiss.cache import default_cache
+from cbir_faiss.comparison.rows import Plan, compare_split
+from cbir_faiss.comparison.split import Split, splits
 from cbir_faiss.config import Config, Metrics, parse_config
-from cbir_faiss.evaluate.bootstrap import paired_difference
-from cbir_faiss.evaluate.comparison import Plan, compare_split
-from cbir_faiss.evaluate.data import Split, splits
-from cbir_faiss.evaluate.metrics import per_query
-from cbir_faiss.evaluate.relevance import Relevance
+from cbir_faiss.measures.bootstrap import paired_difference
+from cbir_faiss.measures.metrics import per_query
+from cbir_faiss.measures.relevance import Relevance
+from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.types import MISSING_ID, Floats, Ids
 
 SECTIONS = ("table", "robustness", "time")
@@ -294,7 +294,7 @@ def _extract_ms(split: Split, config: Config, most: int = 20) -> float:
     spent = []
     for source, row in split.queries.places[:most]:
         began = time.perf_counter()
-        extractor([source.read(row, extractor.enough)])
+        extractor([source.read(row, extractor.min_side)])
         spent.append(time.perf_counter() - began)
     return statistics.median(spent) * 1000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cbir_faiss.options import need
+from cbir_faiss.base.options import need
 from cbir_faiss.types import Floats
 
 C = 10.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from cbir_faiss.registry import make
+from cbir_faiss.base.registry import make
 
 if TYPE_CHECKING:
     from cbir_faiss.base import Backend
@@ -31,6 +31,6 @@ def wrap(index: Any, metric: Metric | None = None) -> Backend:
         InputError: not a FAISS index, or one with negative ids.
         Unsupported: a metric of FAISS that the package does not have.
     """
-    from cbir_faiss.backends.faiss_index import Wrapped
+    from cbir_faiss.backends.faiss.index import Wrapped
 
     return Wrapped(index, metric)

@@ -11,10 +11,10 @@ from __future__ import annotations
 from cbir_faiss.base.backend import Backend, Capabilities, Support
 from cbir_faiss.base.codec import Codec
 from cbir_faiss.base.extractor import Extractor
+from cbir_faiss.base.options import Options
 from cbir_faiss.base.plugin import Plugin
 from cbir_faiss.base.rescorer import Fetch, FirstStage, Rescorer
 from cbir_faiss.base.source import Item, Source, Stamp
-from cbir_faiss.options import Options
 
 __all__ = [
     "Backend",

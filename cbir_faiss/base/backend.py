@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from cbir_faiss.base.checks import check_codes, check_floats, check_ids, check_payload, normalise, within
+from cbir_faiss.base.filters import Where, parse_where
+from cbir_faiss.base.options import Options, parse_options
 from cbir_faiss.base.plugin import Plugin
-from cbir_faiss.checks import check_codes, check_floats, check_ids, check_payload, normalise, within
 from cbir_faiss.errors import InputError, Unsupported
-from cbir_faiss.filters import Where, parse_where
-from cbir_faiss.options import Options, parse_options
 from cbir_faiss.types import Batch, Codes, Hits, Ids, Kind, Metric, Payload, RangeHits
 
 Support = Literal["native", "emulated", "refused"]

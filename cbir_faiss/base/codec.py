@@ -9,10 +9,10 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from cbir_faiss.base.checks import check_floats
 from cbir_faiss.base.plugin import Plugin
-from cbir_faiss.checks import check_floats
+from cbir_faiss.base.state import read_state, write_state
 from cbir_faiss.errors import CorruptCollection, InputError
-from cbir_faiss.state import read_state, write_state
 from cbir_faiss.types import Codes, Floats, Kind
 
 

@@ -35,9 +35,9 @@ class Extractor(Plugin):
         return (next(iter(self.outputs)),)
 
     @property
-    def enough(self) -> int | None:
+    def min_side(self) -> int | None:
         """Pixels of a picture's shorter side beyond which it need not be decoded; None: all of them count."""
-        return None
+        return getattr(self, "enough", None)  # its name in 0.1, which extractors of others may define
 
     def load(self) -> None:
         """Load the model and its libraries now; otherwise the first use does."""

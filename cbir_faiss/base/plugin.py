@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from typing import Any, ClassVar
 
-from cbir_faiss.options import Options, parse_options
+from cbir_faiss.base.options import Options, parse_options
 
 
 class Plugin(ABC):

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss.base.plugin import Plugin
+from cbir_faiss.base.state import read_state, write_state
 from cbir_faiss.errors import CorruptCollection, InputError
-from cbir_faiss.state import read_state, write_state
 from cbir_faiss.types import Codes, Columns, Hits, Ids, missing_hits
 
 Fetch = Callable[[Ids, str], NDArray[Any]]

@@ -52,15 +52,15 @@ class Source(Plugin):
         """The folder that the items' paths are relative to; None where the items are not files."""
         return None
 
-    def read(self, index: int, enough: int | None = None) -> Any:
+    def read(self, index: int, min_side: int | None = None) -> Any:
         """Item ``index`` of ``items()``: an RGB ``PIL.Image`` or a float32 vector. Thread-safe.
 
-        ``enough`` allows a picture to be read smaller than it is, with no fewer pixels than that on its shorter side.
+        ``min_side`` allows a picture to be read smaller than it is, with no fewer pixels than that on its shorter side.
 
         Raises:
             BadImage: this one item cannot be used; a large job records it and goes on.
         """
-        return self._read(index) if enough is None else self._read_reduced(index, enough)
+        return self._read(index) if min_side is None else self._read_reduced(index, min_side)
 
     def content_key(self, index: int) -> bytes:
         """SHA-256 of the item's content (of a vector: of its float32 values): equal bytes, equal keys, any path."""
@@ -73,7 +73,7 @@ class Source(Plugin):
         """
         return self._stamp(index)
 
-    def survey(self) -> str:
+    def source_digest(self) -> str:
         """A digest of what ``items`` and their stamps say: while it is the same, nothing has changed."""
         return self._survey()
 
@@ -83,7 +83,7 @@ class Source(Plugin):
     def _read(self, index: int) -> Any: ...
     @abstractmethod
     def _content_key(self, index: int) -> bytes: ...
-    def _read_reduced(self, index: int, enough: int) -> Any:
+    def _read_reduced(self, index: int, min_side: int) -> Any:
         return self._read(index)
 
     def _stamp(self, index: int) -> Stamp | None:

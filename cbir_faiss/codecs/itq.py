@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cbir_faiss.base.options import Bits
 from cbir_faiss.codecs._itq import itq_rotation
 from cbir_faiss.codecs._training import Linear, TrainingOptions, check_bits, check_varied, principal_components
-from cbir_faiss.options import Bits
 from cbir_faiss.types import Floats, Kind
 
 

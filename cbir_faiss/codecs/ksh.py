@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cbir_faiss.base.options import Bits
 from cbir_faiss.codecs._training import Centred, TrainingOptions, TrainSize, check_varied
 from cbir_faiss.errors import InputError
-from cbir_faiss.options import Bits
 from cbir_faiss.types import Floats, Kind
 
 _Array = NDArray[np.float64]

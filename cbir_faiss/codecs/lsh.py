@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cbir_faiss.base.options import Bits
 from cbir_faiss.codecs._hadamard import HadamardRotation
 from cbir_faiss.codecs._training import Centred, TrainingOptions
 from cbir_faiss.errors import CorruptCollection
-from cbir_faiss.options import Bits
 from cbir_faiss.types import Floats, Kind
 
 _ROWS = 256  # encoded at a time: what is in between stays in the cache, and never exists all at once

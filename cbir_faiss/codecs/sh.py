@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cbir_faiss.base.options import Bits
 from cbir_faiss.codecs._training import Centred, TrainingOptions, check_varied, principal_components
-from cbir_faiss.options import Bits
 from cbir_faiss.types import Floats, Kind
 
 

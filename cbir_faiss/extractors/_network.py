@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cbir_faiss import base
-from cbir_faiss.cache import default_cache
+from cbir_faiss.base.options import need
 from cbir_faiss.errors import ConfigError
 from cbir_faiss.extractors._onnx import Model, frozen, stored_preprocess
-from cbir_faiss.options import need
-from cbir_faiss.preprocess import Preprocess
+from cbir_faiss.images.preprocess import Preprocess
+from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.types import Columns
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class NetworkExtractor(base.Extractor):
         return {column: (width, "float32") for column, width in self._loaded().widths.items()}
 
     @property
-    def enough(self) -> int | None:
-        return self._how.enough
+    def min_side(self) -> int | None:
+        return self._how.min_side
 
     @property
     @abstractmethod

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cbir_faiss.base.options import need
 from cbir_faiss.errors import ConfigError, one_line
-from cbir_faiss.options import need
-from cbir_faiss.preprocess import Preprocess
+from cbir_faiss.images.preprocess import Preprocess
 
 
 class Network(torch.nn.Module):  # type: ignore[misc]

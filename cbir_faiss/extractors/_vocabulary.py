@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cbir_faiss.base.state import read_state, write_state
 from cbir_faiss.errors import CorruptCollection, InputError
-from cbir_faiss.state import read_state, write_state
 from cbir_faiss.types import Floats
 
 _FORMAT = "visual words 1"

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from cbir_faiss import base
 from cbir_faiss.extractors._onnx import Model, frozen, stored_preprocess
-from cbir_faiss.preprocess import Preprocess
+from cbir_faiss.images.preprocess import Preprocess
 from cbir_faiss.types import Columns
 
 FILE = Path(__file__).with_suffix(".onnx")
@@ -52,8 +52,8 @@ class Compact(base.Extractor):
         return {"embedding": (_DIM, "float32")}
 
     @property
-    def enough(self) -> int | None:
-        return self._how.enough
+    def min_side(self) -> int | None:
+        return self._how.min_side
 
     def freeze(self, folder: Path) -> tuple[str, dict[str, Any]]:
         """Copies the network, because a later release may ship another."""

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cbir_faiss import base
+from cbir_faiss.base.options import parse_options
+from cbir_faiss.base.registry import load, make_section, section
 from cbir_faiss.errors import ConfigError
-from cbir_faiss.options import parse_options
-from cbir_faiss.registry import load, make_section, section
 from cbir_faiss.types import Columns
 
 
@@ -121,8 +121,8 @@ class Joined(base.Extractor):
         return found
 
     @property
-    def enough(self) -> int | None:
-        each = [part.enough for part in self._parts]
+    def min_side(self) -> int | None:
+        each = [part.min_side for part in self._parts]
         needed = [pixels for pixels in each if pixels is not None]
         return max(needed) if len(needed) == len(each) else None
 

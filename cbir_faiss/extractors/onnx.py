@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cbir_faiss import base
+from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import ConfigError, InputError
 from cbir_faiss.extractors._onnx import Model
-from cbir_faiss.options import RelativePath
-from cbir_faiss.preprocess import Preprocess, spatial_pool
+from cbir_faiss.images.preprocess import Preprocess, spatial_pool
 from cbir_faiss.types import Columns
 
 
@@ -83,8 +83,8 @@ class Onnx(base.Extractor):
         return tuple(name for name in self.outputs if name not in self.options.side)
 
     @property
-    def enough(self) -> int | None:
-        return self.options.preprocess.enough
+    def min_side(self) -> int | None:
+        return self.options.preprocess.min_side
 
     def freeze(self, folder: Path) -> tuple[str, dict[str, Any]]:
         for file in _files(self.options.model):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss import base
-from cbir_faiss.options import need
+from cbir_faiss.base.options import need
 from cbir_faiss.types import Columns
 
 _SIDE = 8

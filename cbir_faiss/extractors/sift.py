@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, model_validator
 
-from cbir_faiss import base, registry, threads
-from cbir_faiss.cache import default_cache
+from cbir_faiss import base
+from cbir_faiss._lib import threads
+from cbir_faiss.base import registry
+from cbir_faiss.base.options import RelativePath, need
 from cbir_faiss.errors import BadImage, ConfigError, CorruptCollection, InputError
 from cbir_faiss.extractors._vocabulary import Vocabulary, learn
-from cbir_faiss.options import RelativePath, need
+from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.types import Columns, Floats
 
 _DIM = 128
@@ -82,7 +84,7 @@ class Sift(base.Extractor):
         return {"embedding": (len(self._vocabulary().words), "float32")}
 
     @property
-    def enough(self) -> int:
+    def min_side(self) -> int:
         return self.options.size
 
     def freeze(self, folder: Path) -> tuple[str, dict[str, Any]]:

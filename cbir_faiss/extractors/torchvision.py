@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from cbir_faiss.base.options import name_or_path, parse_options
 from cbir_faiss.errors import ConfigError, MissingDependency
 from cbir_faiss.extractors._network import NetworkExtractor, NetworkOptions
-from cbir_faiss.options import name_or_path, parse_options
-from cbir_faiss.preprocess import Override, Preprocess
+from cbir_faiss.images.preprocess import Override, Preprocess
 
 if TYPE_CHECKING:
     from cbir_faiss.extractors._torch import Network

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
+from cbir_faiss.base.options import RelativePath
 from cbir_faiss.extractors._network import NetworkExtractor, NetworkOptions
 from cbir_faiss.nets.card import Card, read_card
-from cbir_faiss.options import RelativePath
 
 if TYPE_CHECKING:
     from cbir_faiss.extractors._torch import Network

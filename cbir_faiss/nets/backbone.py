@@ -9,12 +9,12 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from cbir_faiss.base.options import name_or_path
 from cbir_faiss.errors import ConfigError, one_line
 from cbir_faiss.nets.cbam import CBAM
 from cbir_faiss.nets.contract import Network
 from cbir_faiss.nets.layers import pooled
 from cbir_faiss.nets.zoo import build_model, check_layers, default_layer
-from cbir_faiss.options import name_or_path
 
 
 class Backbone(Network):

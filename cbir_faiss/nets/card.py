@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cbir_faiss._lib.files import write_durably
 from cbir_faiss.errors import ConfigError, one_line
-from cbir_faiss.files import write_durably
-from cbir_faiss.preprocess import Preprocess
+from cbir_faiss.images.preprocess import Preprocess
 
 FORMAT = 1
 CARD, WEIGHTS = "model.json", "best.pth"

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from cbir_faiss import base
+from cbir_faiss.base.options import parse_options
 from cbir_faiss.errors import ConfigError
-from cbir_faiss.options import parse_options
-from cbir_faiss.preprocess import Override, Preprocess
+from cbir_faiss.images.preprocess import Override, Preprocess
 
 
 class Network(base.Plugin):

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from cbir_faiss._lib.files import sha256_of, sync
+from cbir_faiss.base.registry import make
 from cbir_faiss.errors import CbirError, ConfigError, CorruptCollection, one_line
-from cbir_faiss.files import sha256_of, sync
 from cbir_faiss.nets.card import WEIGHTS, Card, read_card, write_card
 from cbir_faiss.nets.contract import Network
 from cbir_faiss.nets.weights import fill, read_state_dict
-from cbir_faiss.registry import make
 
 
 class Model(nn.Module):  # type: ignore[misc]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss import base
-from cbir_faiss.checks import check_codes
+from cbir_faiss.base.checks import check_codes
 from cbir_faiss.rescorers._rerank import Candidates, rerank
 from cbir_faiss.types import Columns, Floats, Hits
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cbir_faiss import base
-from cbir_faiss.checks import check_codes, check_floats
+from cbir_faiss.base.checks import check_codes, check_floats
 from cbir_faiss.errors import InputError
 from cbir_faiss.rescorers._rerank import Candidates, rerank
 from cbir_faiss.types import MISSING_ID, Columns, Floats, Hits

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from cbir_faiss import base
 from cbir_faiss.errors import InputError
-from cbir_faiss.sources._files import FileOptions, FileSource
+from cbir_faiss.sources._file_source import FileOptions, FileSource
 from cbir_faiss.sources.folder import images_below, shown
 
 

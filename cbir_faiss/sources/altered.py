@@ -13,8 +13,8 @@ from PIL import Image, ImageEnhance
 from pydantic import Field, model_validator
 
 from cbir_faiss import base
+from cbir_faiss.base.registry import make_section, section
 from cbir_faiss.errors import ConfigError
-from cbir_faiss.registry import make_section, section
 
 
 class Altered(base.Source):
@@ -65,9 +65,9 @@ class Altered(base.Source):
     def _read(self, index: int) -> Image.Image:
         return self._altered(self._of.read(index))
 
-    def _read_reduced(self, index: int, enough: int) -> Image.Image:
+    def _read_reduced(self, index: int, min_side: int) -> Image.Image:
         # Of the pixels that are read, only this share is left; turning leaves no shorter side.
-        return self._altered(self._of.read(index, math.ceil(enough / (self.options.crop or 1))))
+        return self._altered(self._of.read(index, math.ceil(min_side / (self.options.crop or 1))))
 
     def _content_key(self, index: int) -> bytes:
         return hashlib.sha256(self._alteration + self._of.content_key(index)).digest()
@@ -76,7 +76,7 @@ class Altered(base.Source):
         return self._of.stamp(index)
 
     def _survey(self) -> str:
-        return hashlib.sha256(self._alteration + self._of.survey().encode()).hexdigest()
+        return hashlib.sha256(self._alteration + self._of.source_digest().encode()).hexdigest()
 
     def _altered(self, image: Image.Image) -> Image.Image:
         o = self.options

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss import base
+from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import InputError
-from cbir_faiss.options import RelativePath
 from cbir_faiss.sources._given import item_of
 from cbir_faiss.storage.store import Store
 from cbir_faiss.types import Floats
@@ -20,7 +20,7 @@ from cbir_faiss.types import Floats
 _AS_THEY_ARE = ("raw", "rotate")
 
 
-class Collection(base.Source):
+class CollectionSource(base.Source):
     """Live items in the order of their ids. Floats are the codes of a raw collection, or what its rescorer keeps."""
 
     name: ClassVar[str] = "collection"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cbir_faiss import base
-from cbir_faiss.options import need
+from cbir_faiss.base.options import need
 
 
 class Digits(base.Source):

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from cbir_faiss import base
+from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import InputError
-from cbir_faiss.images import image_suffixes
-from cbir_faiss.options import RelativePath
-from cbir_faiss.sources._files import FileOptions, FileSource
+from cbir_faiss.images.reading import image_suffixes
+from cbir_faiss.sources._file_source import FileOptions, FileSource
 
 
 class Folder(FileSource):

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from cbir_faiss import base
+from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import InputError
-from cbir_faiss.options import RelativePath
-from cbir_faiss.sources._files import FileOptions, FileSource
+from cbir_faiss.sources._file_source import FileOptions, FileSource
 from cbir_faiss.sources.folder import existing_folder, images_below, shown
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cbir_faiss import base
+from cbir_faiss.base.options import RelativePath, need
 from cbir_faiss.errors import InputError
-from cbir_faiss.options import RelativePath, need
-from cbir_faiss.sources._files import FileOptions, FileSource
+from cbir_faiss.sources._file_source import FileOptions, FileSource
 
 _Row = tuple[str, dict[str, Any]]
 """Where a row stands ("line 3"), and its values by column."""

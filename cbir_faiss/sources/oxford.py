@@ -13,9 +13,9 @@ from typing import ClassVar, Literal
 from PIL import Image
 
 from cbir_faiss import base
+from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import BadImage, InputError
-from cbir_faiss.options import RelativePath
-from cbir_faiss.sources._files import FileOptions, FileSource
+from cbir_faiss.sources._file_source import FileOptions, FileSource
 from cbir_faiss.sources.folder import existing_folder, images_below, shown
 
 _LISTS = ("good", "ok", "junk")
@@ -123,9 +123,9 @@ class Oxford(FileSource):
             raise BadImage(f"its box {box} lies outside of its {image.width} x {image.height} pixels")
         return image.crop((left, top, right, bottom))
 
-    def _read_reduced(self, index: int, enough: int) -> Image.Image:
+    def _read_reduced(self, index: int, min_side: int) -> Image.Image:
         # A box is in pixels of the whole picture.
-        return super()._read_reduced(index, enough) if self._box(index) is None else self._read(index)
+        return super()._read_reduced(index, min_side) if self._box(index) is None else self._read(index)
 
     def _content_key(self, index: int) -> bytes:
         key, box = super()._content_key(index), self._box(index)

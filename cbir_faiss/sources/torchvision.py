@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 from PIL import Image
 from pydantic import Field, ValidationInfo, field_validator
 
-from cbir_faiss import base, images
+from cbir_faiss import base
+from cbir_faiss.base.options import RelativePath, need, resolve_path
 from cbir_faiss.errors import BadImage, ConfigError, InputError
-from cbir_faiss.options import RelativePath, need, resolve_path
-from cbir_faiss.sources._files import FileOptions, Files
+from cbir_faiss.images import reading as images
+from cbir_faiss.sources._file_source import FileOptions, Files
 
 # Where torchvision's classes keep the class number of each item; not one name is common to all.
 _TARGETS = ("targets", "labels", "_labels", "y")
@@ -63,8 +64,8 @@ class Torchvision(base.Source):
     def _read(self, index: int) -> Image.Image:
         return self._rows.read(index)
 
-    def _read_reduced(self, index: int, enough: int) -> Image.Image:
-        return self._rows.read(index, enough)
+    def _read_reduced(self, index: int, min_side: int) -> Image.Image:
+        return self._rows.read(index, min_side)
 
     def _content_key(self, index: int) -> bytes:
         return self._rows.content_key(index)
@@ -81,7 +82,7 @@ class _Dataset:
         digits = len(str(max(0, len(data) - 1)))
         self.items = [base.Item(f"{row:0{digits}d}", (label,)) for row, label in enumerate(_labels(data))]
 
-    def read(self, index: int, enough: int | None = None) -> Image.Image:
+    def read(self, index: int, min_side: int | None = None) -> Image.Image:
         try:
             image = self._data[index][0]
             return images.to_rgb(image)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from cbir_faiss import base
+from cbir_faiss.base.options import RelativePath, need
 from cbir_faiss.errors import BadImage, InputError
-from cbir_faiss.options import RelativePath, need
 from cbir_faiss.sources._given import item_of
 from cbir_faiss.types import Floats
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cbir_faiss.base import Item, Stamp
+from cbir_faiss.base.filters import And, In, Not, Or, Range, Scalar, Where
 from cbir_faiss.errors import CorruptCollection
-from cbir_faiss.filters import And, In, Not, Or, Range, Scalar, Where
 from cbir_faiss.types import Ids
 
 _SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}

@@ -53,8 +53,8 @@ def change(
 ) -> Manifest:
     """Commit the next generation: without the items ``delete``, with those of ``blocks`` (ids from ``next_id`` on).
 
-    The caller holds the writer's lock and has settled the store. Old segments are merged into the new one where there
-    would be too many of them, or too many dead rows in them.
+    The caller holds the writer's lock and has replayed what was pending. Old segments are merged into the new one
+    where there would be too many of them, or too many dead rows in them.
 
     ``conclude`` is given the number of the generation when all blocks are taken; it returns other fields of the
     manifest to change, and writes the file ``seen`` if that is among them.
@@ -73,7 +73,7 @@ def change(
         upcoming.files |= files_of(store.folder, f"segments/{added.name}")
     numbers = {"generation": generation, "next_id": max(before.next_id, incoming.last_id + 1)}
     after = before.model_copy(
-        update={**numbers, "segments": tuple(upcoming.segments), "survey": None, **conclude(generation)}
+        update={**numbers, "segments": tuple(upcoming.segments), "source_digest": None, **conclude(generation)}
     )
     if store.has_engine and (len(delete) or not incoming.empty):
         after = _left_to_do(store, after, before.next_id, delete)
@@ -87,17 +87,17 @@ def publish(folder: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def open_settled(folder: Path) -> Store:
+def open_replayed(folder: Path) -> Store:
     """The current generation, after what the last one left to do; for those who hold the writer's lock."""
     store = Store.open(folder)
     if store.manifest.pending is None:
         return store
     with store:
-        settle(store)
+        replay(store)
     return Store.open(folder)
 
 
-def settle(store: Store) -> Manifest:
+def replay(store: Store) -> Manifest:
     """Give the engine that keeps its own storage what a commit left pending. It does no harm to do it twice."""
     pending, engine = store.manifest.pending, store.engine
     if pending is None or engine is None:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cbir_faiss._lib.files import sync
 from cbir_faiss.errors import CbirError
-from cbir_faiss.files import sync
 
 
 @contextmanager

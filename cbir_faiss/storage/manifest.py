@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from cbir_faiss._lib.files import sha256_of, write_durably
+from cbir_faiss.base.options import parse_options
+from cbir_faiss.base.registry import Group, load
 from cbir_faiss.errors import CorruptCollection
-from cbir_faiss.files import sha256_of, write_durably
 
 FORMAT = 1
 CURRENT = "CURRENT"
@@ -33,6 +35,12 @@ class PluginEntry(_Entry):
 
     name: str
     options: dict[str, Any]
+
+    def load(self, group: Group, folder: Path) -> Any:
+        """The plugin; its path options are relative to ``folder``."""
+        plugin = load(group, self.name)
+        given = parse_options(plugin.Options, self.options, folder=str(folder)).model_dump(mode="json")
+        return plugin(**{key: given[key] for key in self.options})
 
 
 class SegmentEntry(_Entry):
@@ -60,9 +68,9 @@ class Manifest(_Entry):
     previous: SHA-256 of the manifest before, whose files are still there for its readers.
     dim, bits, width: of the embedding, of the code (None for floats), and what an index of them is made for.
     search: options that every search of the index is given.
-    root: the folder that the items' paths are relative to. survey: what the source said of itself when it was last
-    looked through; None where the collection was changed otherwise. seen: a file of what a build knows of files that
-    no item tells: which failed, and why. pending: for the engine, see ``Pending``.
+    root: the folder that the items' paths are relative to. source_digest: what the source said of itself when it was
+    last looked through (``survey`` in 0.1); None where the collection was changed otherwise. seen: a file of what a
+    build knows of files that no item tells: which failed, and why. pending: for the engine, see ``Pending``.
     """
 
     format: int = FORMAT
@@ -82,7 +90,7 @@ class Manifest(_Entry):
     next_id: int
     failed: int = 0
     root: str | None = None
-    survey: str | None = None
+    source_digest: str | None = Field(default=None, validation_alias=AliasChoices("source_digest", "survey"))
     seen: str | None = None
     pending: Pending | None = None
     segments: tuple[SegmentEntry, ...]

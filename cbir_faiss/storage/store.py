@@ -10,25 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbir_faiss.base import Backend, Plugin
+from cbir_faiss.base import Backend
+from cbir_faiss.base.filters import Where
+from cbir_faiss.base.registry import load
 from cbir_faiss.errors import CorruptCollection, UnknownId
-from cbir_faiss.filters import Where
-from cbir_faiss.options import parse_options
-from cbir_faiss.registry import Group, load
 from cbir_faiss.storage.catalogue import Record
-from cbir_faiss.storage.manifest import Manifest, PluginEntry, check_sizes, read_manifest
+from cbir_faiss.storage.manifest import Manifest, check_sizes, read_manifest
 from cbir_faiss.storage.segment import Segment
 from cbir_faiss.types import Hits, Ids, missing_hits
 
 _ATTEMPTS = 5
-
-
-def thaw(group: Group, entry: PluginEntry, folder: Path) -> Any:
-    """The plugin of a manifest's entry; its path options are relative to ``folder``."""
-    plugin: type[Plugin] = load(group, entry.name)
-    options = parse_options(plugin.Options, entry.options, folder=str(folder))
-    given = options.model_dump(mode="json")
-    return plugin(**{key: given[key] for key in entry.options})
 
 
 class Store:
@@ -85,7 +76,7 @@ class Store:
 
     def make_backend(self) -> Backend:
         """A new backend of the collection's options, empty unless its engine keeps its own storage."""
-        backend: Backend = thaw("backends", self.manifest.backend, self.folder)
+        backend: Backend = self.manifest.backend.load("backends", self.folder)
         return backend
 
     # -- items

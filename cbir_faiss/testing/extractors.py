@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from cbir_faiss.base import Extractor
+from cbir_faiss.base.options import parse_options
+from cbir_faiss.base.registry import load
 from cbir_faiss.errors import BadImage, ConfigError, InputError
-from cbir_faiss.options import parse_options
-from cbir_faiss.registry import load
 from cbir_faiss.testing._contract import Contract, floats
 
 

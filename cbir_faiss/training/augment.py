@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from cbir_faiss.options import Options
+from cbir_faiss.base.options import Options
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

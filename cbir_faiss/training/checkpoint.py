@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from cbir_faiss._lib.files import sync, write_durably
 from cbir_faiss.errors import ConfigError, CorruptCollection, one_line
-from cbir_faiss.files import sync, write_durably
 from cbir_faiss.nets.card import WEIGHTS
 
 RUN, LAST, HISTORY = "config.json", "last.pth", "history.json"

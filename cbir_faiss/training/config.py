@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from cbir_faiss.base.options import Options, parse_options
 from cbir_faiss.config import Choice, located, parse_choice, parse_queries, read_config
 from cbir_faiss.errors import ConfigError
-from cbir_faiss.options import Options, parse_options
 from cbir_faiss.training.augment import Augment
 from cbir_faiss.training.views import Views
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from cbir_faiss.evaluate.charts import COLOURS, STYLE
+from cbir_faiss.report.charts import COLOURS, STYLE
 from cbir_faiss.training.checkpoint import Epoch
 
 CURVES = "curves.png"

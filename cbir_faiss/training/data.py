@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from cbir_faiss import base
 from cbir_faiss.errors import ConfigError, InputError
-from cbir_faiss.extraction import Failure, Progress, extract
-from cbir_faiss.preprocess import Preprocess
+from cbir_faiss.images.preprocess import Preprocess
+from cbir_faiss.pipeline.extraction import Failure, Progress, extract
 from cbir_faiss.training.config import TrainingConfig
 from cbir_faiss.training.views import ViewedSource
 from cbir_faiss.types import Columns
@@ -122,8 +122,8 @@ class _Pixels(base.Extractor):
         return {"pixels": (height * width * 3, "uint8")}
 
     @property
-    def enough(self) -> int | None:
-        return self._how.enough
+    def min_side(self) -> int | None:
+        return self._how.min_side
 
     def _prepare(self, item: Any) -> NDArray[np.uint8]:
         return self._how.pixels(item)

@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cbir_faiss import threads
-from cbir_faiss.cache import default_cache
+from cbir_faiss._lib import threads
 from cbir_faiss.config import located
 from cbir_faiss.errors import InputError, TrainingFailed
-from cbir_faiss.extraction import Failure, Progress
 from cbir_faiss.nets.model import new_card, save_model
 from cbir_faiss.nets.weights import device as device_of
 from cbir_faiss.nets.weights import fill
+from cbir_faiss.pipeline.cache import default_cache
+from cbir_faiss.pipeline.extraction import Failure, Progress
 from cbir_faiss.training.augment import augment
 from cbir_faiss.training.checkpoint import Epoch, claim, load_state, save_state
 from cbir_faiss.training.config import Fit, TrainingConfig

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss.errors import InputError
-from cbir_faiss.evaluate.curves import map_curve, map_curve_tied
-from cbir_faiss.evaluate.histograms import hamming_histograms
-from cbir_faiss.evaluate.rankings import full_rankings
-from cbir_faiss.evaluate.relevance import Relevance
+from cbir_faiss.measures.curves import map_curve, map_curve_tied
+from cbir_faiss.measures.histograms import hamming_histograms
+from cbir_faiss.measures.rankings import full_rankings
+from cbir_faiss.measures.relevance import Relevance
 
 
 def retrieval_map(embedding: NDArray[np.float32], labels: NDArray[np.int64], binary: bool) -> float:

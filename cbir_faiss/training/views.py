@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from cbir_faiss import base
 from cbir_faiss.base import Item
-from cbir_faiss.options import Options
+from cbir_faiss.base.options import Options
 
 _TRIES = 10
 
@@ -62,10 +62,10 @@ class ViewedSource(base.Source):
     def _read(self, index: int) -> Image.Image:
         return self._cut(self._source.read(self._row(index)), index)
 
-    def _read_reduced(self, index: int, enough: int) -> Image.Image:
+    def _read_reduced(self, index: int, min_side: int) -> Image.Image:
         # A part of the picture has to be as large as the whole would have been.
-        enough = math.ceil(enough / self._views.scale[0] * self._views.aspect)
-        return self._cut(self._source.read(self._row(index), enough), index)
+        min_side = math.ceil(min_side / self._views.scale[0] * self._views.aspect)
+        return self._cut(self._source.read(self._row(index), min_side), index)
 
     def _content_key(self, index: int) -> bytes:
         key = self._source.content_key(self._row(index))

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from cbir_faiss.base.filters import And, In, Not, Or, Range, Scalar, Where
 from cbir_faiss.errors import InputError
-from cbir_faiss.filters import And, In, Not, Or, Range, Scalar, Where
 
 _SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 

@@ -10,9 +10,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
-from cbir_connectors._engine import engine_errors, need_version
 from cbir_connectors._qdrant_filter import Dialect
 from cbir_connectors._qdrant_target import Point, Query, Scored, Upload, Vectors, named, pick
+from cbir_faiss.backends.database import engine_errors, need_version
 from cbir_faiss.errors import BackendError, Unsupported
 
 API_KEY = "CBIR_QDRANT_API_KEY"

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cbir_connectors._engine import engine_errors, folder_bytes, need_version
 from cbir_connectors._qdrant_filter import Dialect, EdgeDialect
 from cbir_connectors._qdrant_target import Point, Query, Scored, Upload, Vectors, named, pick
+from cbir_faiss.backends.database import engine_errors, folder_bytes, need_version
 from cbir_faiss.errors import BackendError
 
 _CONFIG = "edge_config.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from cbir_faiss.filters import And, In, Not, Or, Range, Scalar, Where
+from cbir_faiss.base.filters import And, In, Not, Or, Range, Scalar, Where
 
 _EXACT_FLOAT = 2**53
 

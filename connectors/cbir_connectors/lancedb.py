@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, StringConstraints
 
-from cbir_connectors._engine import (
-    Engine,
+from cbir_connectors._keys import Keys
+from cbir_faiss import base
+from cbir_faiss.backends.database import (
+    Database,
     Shape,
     batches,
     engine_errors,
@@ -21,13 +23,11 @@ from cbir_connectors._engine import (
     present,
     scoped_name,
 )
-from cbir_connectors._keys import Keys
-from cbir_faiss import base
 from cbir_faiss.base import Capabilities
-from cbir_faiss.checks import normalise, within
+from cbir_faiss.base.checks import normalise, within
+from cbir_faiss.base.filters import Where
+from cbir_faiss.base.options import RelativePath, need
 from cbir_faiss.errors import BackendError, ConfigError, Unsupported
-from cbir_faiss.filters import Where
-from cbir_faiss.options import RelativePath, need
 from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits, missing_hits
 
 _DISTANCES: dict[Metric, str] = {"l2": "l2", "ip": "dot", "cosine": "cosine", "hamming": "hamming"}
@@ -35,7 +35,7 @@ _IDS_A_CALL = 5000
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
-class Lancedb(Engine):
+class Lancedb(Database):
     """Exact search, or IVF with ``index: ivf_flat``, which ``flush`` builds when it is not there.
 
     Its payload is one column of JSON text, so filters are applied here: payloads are read, and the search is confined

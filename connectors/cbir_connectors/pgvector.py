@@ -19,16 +19,25 @@ from typing import Annotated, Any, Literal, cast
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
-from cbir_connectors._engine import Engine, Shape, engine_errors, need_version, present, scoped_name, to_hits, to_range
 from cbir_connectors._keys import Keys
 from cbir_connectors._pgvector_rows import copy_rows, decode, encode, parse_payload
 from cbir_connectors._pgvector_sql import compile_where
 from cbir_faiss import base
+from cbir_faiss.backends.database import (
+    Database,
+    Shape,
+    engine_errors,
+    need_version,
+    present,
+    scoped_name,
+    to_hits,
+    to_range,
+)
 from cbir_faiss.base import Capabilities
-from cbir_faiss.checks import normalise
+from cbir_faiss.base.checks import normalise
+from cbir_faiss.base.filters import Where
+from cbir_faiss.base.options import RelativePath, need
 from cbir_faiss.errors import BackendError, ConfigError, Unsupported
-from cbir_faiss.filters import Where
-from cbir_faiss.options import RelativePath, need
 from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits
 
 DSN = "CBIR_PG_DSN"
@@ -51,7 +60,7 @@ def _identifier(name: str) -> str:
 Identifier = Annotated[str, AfterValidator(_identifier)]
 
 
-class Pgvector(Engine):
+class Pgvector(Database):
     """Exact search in SQL, or HNSW with ``index: hnsw``, which ``flush`` builds when it is not there.
 
     A table that somebody else made is read as it is: without a payload column, all its other columns are the payload.

@@ -16,8 +16,14 @@ from typing import Annotated, Any, Literal, cast
 import numpy as np
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from cbir_connectors._engine import (
-    Engine,
+from cbir_connectors._keys import Keys
+from cbir_connectors._qdrant_client import MEMORY, ClientTarget
+from cbir_connectors._qdrant_edge import EdgeTarget
+from cbir_connectors._qdrant_filter import Untranslatable
+from cbir_connectors._qdrant_target import Query, Scored, Target, Vectors
+from cbir_faiss import base
+from cbir_faiss.backends.database import (
+    Database,
     Shape,
     batches,
     payload_of,
@@ -27,16 +33,10 @@ from cbir_connectors._engine import (
     to_hits,
     to_range,
 )
-from cbir_connectors._keys import Keys
-from cbir_connectors._qdrant_client import MEMORY, ClientTarget
-from cbir_connectors._qdrant_edge import EdgeTarget
-from cbir_connectors._qdrant_filter import Untranslatable
-from cbir_connectors._qdrant_target import Query, Scored, Target, Vectors
-from cbir_faiss import base
 from cbir_faiss.base import Capabilities
+from cbir_faiss.base.filters import Where
+from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import Unsupported
-from cbir_faiss.filters import Where
-from cbir_faiss.options import RelativePath
 from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits
 
 SET_BIT = 255
@@ -57,7 +57,7 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r'
 IndexType = Literal["keyword", "integer", "float", "bool", "geo", "text", "datetime", "uuid"]
 
 
-class Qdrant(Engine):
+class Qdrant(Database):
     """Floats under l2, ip or cosine with HNSW and optional quantization; codes by exact Hamming distance.
 
     A search over codes is exact unless the search option ``exact`` is false; over floats it uses HNSW unless ``exact``

@@ -11,14 +11,14 @@ from typing import Any, Literal, cast
 import numpy as np
 from pydantic import Field
 
-from cbir_connectors._engine import batches, engine_errors, need_version, present, search_filtered
 from cbir_faiss import base
+from cbir_faiss._lib.files import sha256_of, sync
+from cbir_faiss.backends.database import batches, engine_errors, need_version, present, search_filtered
 from cbir_faiss.base import Backend, Capabilities
-from cbir_faiss.checks import within
+from cbir_faiss.base.checks import within
+from cbir_faiss.base.filters import Where
+from cbir_faiss.base.state import read_state, write_state
 from cbir_faiss.errors import CorruptCollection, UnknownId, Unsupported
-from cbir_faiss.files import sha256_of, sync
-from cbir_faiss.filters import Where
-from cbir_faiss.state import read_state, write_state
 from cbir_faiss.types import Batch, Codes, Hits, Ids, Kind, Metric, Payload, RangeHits, missing_hits
 
 _METRICS: dict[Metric, str] = {"l2": "L2sq", "ip": "IP", "cosine": "Cos", "hamming": "Hamming"}

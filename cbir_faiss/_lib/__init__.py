@@ -1,0 +1,1 @@
+"""What every room may use; no word of the domain in it."""

@@ -1,0 +1,1 @@
+"""The index types of FAISS, one a file."""

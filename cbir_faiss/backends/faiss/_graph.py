@@ -1,0 +1,30 @@
+"""What graph backends share: how the graph is built, and how wide a search walks in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from cbir_faiss import base
+from cbir_faiss.backends.faiss._any import AnyIndex
+
+
+class GraphOptions(base.Options):
+    """Options of an HNSW graph."""
+
+    m: int = Field(32, ge=2, le=256, description="neighbours a node keeps; memory and recall grow with it")
+    ef_construction: int = Field(80, ge=1, description="candidates while building: quality against build time")
+
+
+class WalkOptions(base.Options):
+    """Search options of an HNSW graph."""
+
+    ef: int = Field(64, ge=1, description="candidates that a search keeps: recall against time")
+
+
+class Graph(AnyIndex):
+    """Items are nodes of an HNSW graph (Malkov and Yashunin 2018), which a search walks towards the query."""
+
+    def _adjust(self, leaf: Any) -> None:
+        leaf.hnsw.efConstruction = self.options.ef_construction

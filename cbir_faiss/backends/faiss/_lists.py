@@ -1,0 +1,47 @@
+"""What backends with inverted lists share: how many lists, and how many of them a search looks into."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pydantic import Field
+
+from cbir_faiss import base
+from cbir_faiss.backends.faiss._any import AnyIndex
+from cbir_faiss.base.options import parse_options
+from cbir_faiss.errors import InputError
+
+_PER_LIST = 39  # training vectors a list, below which FAISS calls its centroids unreliable
+
+
+class ListOptions(base.Options):
+    """Options of an index with inverted lists."""
+
+    nlist: int | None = Field(None, ge=1, description="inverted lists; None: 4 times the root of the training sample")
+
+
+class ProbeOptions(base.Options):
+    """Search options of an index with inverted lists."""
+
+    nprobe: int = Field(16, ge=1, description="lists that a search looks into: recall against time")
+
+
+class InvertedLists(AnyIndex):
+    """Items are kept in lists around trained centroids. A radius query looks into the default number of lists."""
+
+    def _nlist(self, n: int) -> int:
+        """Lists for ``n`` training vectors: few enough that each centroid is learned from several.
+
+        Raises:
+            InputError: more lists were asked for than there are vectors.
+        """
+        chosen: int | None = self.options.nlist
+        if chosen is None:
+            return max(1, min(round(4 * math.sqrt(n)), n // _PER_LIST))
+        if chosen > n:
+            raise InputError(f"backend '{self.name}': nlist {chosen} needs at least as many training vectors, got {n}")
+        return chosen
+
+    def _adjust(self, leaf: Any) -> None:
+        leaf.nprobe = parse_options(ProbeOptions, {}).nprobe  # for radius queries, which take no options

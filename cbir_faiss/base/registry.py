@@ -1,0 +1,101 @@
+"""Names to plugins. Ours and strangers' are found the same way: by entry points, imported when asked for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, cast
+
+from pydantic import AfterValidator, ValidationError, ValidationInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from cbir_faiss.base import Plugin
+from cbir_faiss.base.options import parse_options
+from cbir_faiss.errors import CbirError, ConfigError, MissingDependency, UnknownPlugin
+
+Group = Literal["sources", "extractors", "codecs", "backends", "rescorers", "networks", "losses"]
+GROUPS: tuple[Group, ...] = ("sources", "extractors", "codecs", "backends", "rescorers", "networks", "losses")
+_OUR_PACKAGES = ("cbir_faiss", "cbir_connectors")
+
+
+@cache
+def _entries(group: Group) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in sorted(entry_points(group=f"cbir_faiss.{group}"))}
+
+
+def names(group: Group) -> list[str]:
+    """The names of every installed plugin of a group, sorted. Imports none of them."""
+    return list(_entries(group))
+
+
+def load(group: Group, name: str) -> type[Plugin]:
+    """The plugin class registered as ``name``.
+
+    Raises:
+        UnknownPlugin: nothing is registered under that name; the message suggests the nearest and lists all.
+        MissingDependency: the plugin's module needs a library that is not installed.
+        CbirError: the entry point is broken: its module or attribute does not exist.
+    """
+    entries = _entries(group)
+    if name not in entries:
+        near = difflib.get_close_matches(name, entries, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UnknownPlugin(f"no {_one_of(group)} named '{name}'; {hint}there are: {', '.join(entries) or 'none'}")
+    try:
+        plugin = entries[name].load()
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] not in _OUR_PACKAGES:
+            raise MissingDependency(
+                f"{_one_of(group)} '{name}' needs the Python package '{error.name}': pip install {error.name}"
+            ) from error
+        raise CbirError(f"{_one_of(group)} '{name}': its entry point is broken: {error}") from error
+    except AttributeError as error:
+        raise CbirError(f"{_one_of(group)} '{name}': its entry point is broken: {error}") from error
+    return cast("type[Plugin]", plugin)
+
+
+def _one_of(group: Group) -> str:
+    return "loss" if group == "losses" else group[:-1]
+
+
+def make(group: Group, name: str, **options: Any) -> Any:
+    """A plugin of that name with these options, checked against its ``Options``."""
+    return load(group, name)(**options)
+
+
+def section(group: Group) -> AfterValidator:
+    """What makes a plugin section an option of another plugin: ``of: Annotated[dict[str, Any], section("sources")]``.
+
+    The section, ``{name: folder, root: photos/}``, is checked against the options of the plugin it names, with the
+    config path of what is wrong, and its relative paths are resolved. ``make_section`` makes the plugin.
+    """
+
+    def check(given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        try:
+            return _checked_section(group, given, (info.context or {}).get("folder", ""))
+        except CbirError as error:
+            path, message = (error.path, error.message) if isinstance(error, ConfigError) else ("name", str(error))
+            # Brackets are kept from being taken for fields of pydantic's template.
+            problem = PydanticCustomError("section", "{message}", {"message": message})
+            where = tuple(part for part in path.split(".") if part)
+            raise ValidationError.from_exception_data(
+                group, [InitErrorDetails(type=problem, loc=where, input=given)]
+            ) from None
+
+    return AfterValidator(check)
+
+
+def make_section(group: Group, section: Mapping[str, Any]) -> Any:
+    """The plugin of a section that was checked."""
+    return make(group, section["name"], **{key: value for key, value in section.items() if key != "name"})
+
+
+def _checked_section(group: Group, given: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    name = given.get("name")
+    if not isinstance(name, str):
+        raise ConfigError("is required: which plugin" if name is None else f"must be text, not {name!r}", path="name")
+    options = {key: value for key, value in given.items() if key != "name"}
+    checked = parse_options(load(group, name).Options, options, folder=folder).model_dump(mode="json")
+    return {"name": name, **{key: checked[key] for key in options}}

@@ -1,0 +1,350 @@
+"""A collection: items, codes and an index on disk, with the frozen extractor, so that a picture finds its like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbir_faiss._lib import threads
+from cbir_faiss.base import Extractor
+from cbir_faiss.base.checks import check_floats, check_payload
+from cbir_faiss.base.filters import Where, parse_where
+from cbir_faiss.base.registry import make
+from cbir_faiss.collection.build import BuildReport, build
+from cbir_faiss.collection.encoding import Clock, Encoder
+from cbir_faiss.collection.source_changes import Seen, changes_of
+from cbir_faiss.config import Config, load_config
+from cbir_faiss.errors import CbirError, InputError
+from cbir_faiss.images.reading import open_image, to_rgb
+from cbir_faiss.pipeline.cache import default_cache
+from cbir_faiss.pipeline.extraction import Failure, Progress, extract
+from cbir_faiss.sources._given import Given
+from cbir_faiss.sources._paths import Paths
+from cbir_faiss.storage.changes import change, open_replayed
+from cbir_faiss.storage.files import writing_to
+from cbir_faiss.storage.lock import writer_lock
+from cbir_faiss.storage.manifest import Manifest, damaged_files
+from cbir_faiss.storage.segment import Block
+from cbir_faiss.storage.store import Store
+from cbir_faiss.types import Codes, Columns, Hits, Ids
+
+Filter = Where | Mapping[str, Any] | str
+
+
+@dataclass(frozen=True)
+class Match:
+    """One found item: its id, path and label (None, a text, or a list of them), how far it is, and its payload."""
+
+    id: int
+    path: str
+    label: Any
+    distance: float
+    payload: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"id": self.id, "path": self.path, "label": self.label, "distance": self.distance}
+
+
+@dataclass(frozen=True)
+class Added:
+    """What ``Collection.add`` did: how many items are new, how many of these replaced one of the same path (which got
+    a new id), how many were there already, and what could not be used."""
+
+    added: int
+    replaced: int
+    unchanged: int
+    failed: tuple[Failure, ...] = ()
+
+
+class Collection:
+    """Open with ``Collection.open(folder)``, or make one with ``Collection.build(config, out)``.
+
+    A reader keeps the generation it opened; ``open`` again to see later changes. One that adds or deletes goes on with
+    the generation it made.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.folder, self._store = store.folder, store
+        self.report: BuildReport | None = None
+
+    @classmethod
+    def build(
+        cls,
+        config: Config | str | Path,
+        out: str | Path,
+        *,
+        cache: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Collection:
+        """Build what ``config`` (a file, or a parsed config) describes at ``out``, and open it.
+
+        Started again after being killed, it goes on where it was; on a finished collection it takes over what has
+        changed in the source since, by path, size and time of change of the files.
+
+        ``cache`` is the folder of the embedding cache (default: the user's).
+        """
+        parsed = config if isinstance(config, Config) else load_config(config)
+        report = build(parsed, Path(out), cache=cache or default_cache(), progress=progress)
+        collection = cls.open(out)
+        collection.report = report
+        return collection
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Collection:
+        """The current generation of the collection at ``folder``; checks the manifest and every file's size.
+
+        Raises:
+            CorruptCollection: not a collection, damaged, or of another format version.
+        """
+        store = Store.open(Path(folder))
+        if store.manifest.pending is not None:
+            with suppress(CbirError), writer_lock(store.folder):  # else whoever has the lock is doing it
+                store.close()
+                store = open_replayed(store.folder)
+        return cls(store)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The generation that is open."""
+        return self._store.manifest
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __enter__(self) -> Collection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- search
+
+    def search(
+        self, queries: Sequence[Any] | NDArray[Any], k: int = 5, where: Filter | None = None
+    ) -> list[list[Match]]:
+        """The ``k`` nearest items of each query, nearest first.
+
+        Args:
+            queries: paths, ``PIL.Image`` objects, or float vectors ``(n, dim)`` as the extractor makes them.
+            k: how many; fewer come back where the collection (or the filter) has fewer.
+            where: a filter on label, path or payload, as a mapping or text; see ``cbir_faiss.base.filters``.
+
+        Raises:
+            BadImage: a query that cannot be read. InputError: k < 1, vectors of NaN or a filter that cannot be read.
+            DimensionMismatch: vectors of another width than the collection's.
+        """
+        return self.search_columns(self._columns(queries), k, where)
+
+    def search_ids(self, ids: Iterable[int], k: int = 5, where: Filter | None = None) -> list[list[Match]]:
+        """The ``k`` nearest items of items that are in the collection, themselves left out.
+
+        Raises:
+            UnknownId: an id that is not there.
+        """
+        wanted = np.asarray(list(ids), np.int64)
+        codes, rescorer = self._store.fetch(wanted, "code"), self._encoder.rescorer
+        stored = {name: self._store.fetch(wanted, name) for name in rescorer.needs_items if name != "code"}
+        columns = {"code": codes, **rescorer.unpack(stored)}
+        if "projection" in rescorer.needs_queries:  # only its signs were kept
+            bits = np.unpackbits(codes, axis=1, count=self.manifest.bits)
+            columns["projection"] = bits.astype(np.float32) * 2 - 1
+        found = self._matches(self._search(columns, k + 1, where))
+        return [[m for m in hits if m.id != own][:k] for own, hits in zip(wanted.tolist(), found, strict=True)]
+
+    def search_columns(self, columns: Columns, k: int = 5, where: Filter | None = None) -> list[list[Match]]:
+        """As ``search``, for columns that were extracted already; vectors alone are the column ``embedding``."""
+        name = self.manifest.embedding
+        codec, embedding = self._encoder.codec, np.asarray(columns[name if name in columns else "embedding"])
+        extended = {**columns, "embedding": embedding, "code": codec.encode(embedding)}
+        if codec.kind == "binary" and "projection" in self._encoder.rescorer.needs_queries:
+            extended["projection"] = codec.project(embedding)
+        return self._matches(self._search(extended, k, where))
+
+    # -- change
+
+    def add(self, paths: Iterable[str | Path], *, cache: Path | None = None, progress: Progress | None = None) -> Added:
+        """Add files, and all images below folders, in one transaction; a file that is there with another content is
+        replaced, under a new id.
+
+        A file below the folder that the collection was built from is named and labelled as a build would; any other
+        by its absolute path, with the first folder below a given folder as label.
+
+        Raises:
+            InputError: a path that does not exist, or not one file that can be used. CbirError: another writer.
+        """
+        extractor = self.extractor
+        limit = self.manifest.config.get("source", {}).get("max_megapixels")  # the one that it was built with
+        limits = {} if limit is None else {"max_megapixels": limit}
+        source = Paths(paths=[str(path) for path in paths], below=self.manifest.root, **limits)
+        source.items()
+        with writer_lock(self.folder), writing_to(self.folder):
+            self._reopen()
+            differs = changes_of(self._store, source, Seen(), whole=False)
+            rows = np.array(differs.rows, np.int64)
+            found = extract(source, extractor, cache=cache or default_cache(), progress=progress, rows=rows)
+            if len(rows) == len(source.items()) == len(found.failed):
+                raise InputError(f"nothing was added; {found.failed[0].path}: {found.failed[0].reason}")
+            failed, before = list(found.failed), self.manifest.next_id
+            old = [differs.replaced[row] for row in found.rows.tolist() if row in differs.replaced]
+            if len(found):
+                self._change(old, self._encoder.blocks(source, found, before, failed, Clock(), added=True))
+        unchanged = len(source.items()) - len(rows)
+        return Added(self.manifest.next_id - before, len(old), unchanged, tuple(failed))
+
+    def add_vectors(self, vectors: NDArray[Any], documents: Sequence[Mapping[str, Any]] | None = None) -> Ids:
+        """Add embeddings float ``(n, dim)`` as they are, with a document each (path, label, anything else of JSON).
+
+        Returns:
+            Their ids, int64 ``(n,)``; less those of zero vectors where the index compares directions.
+
+        Raises:
+            InputError, DimensionMismatch: NaN, another width, or documents that do not fit. CbirError: another writer.
+        """
+        x = check_floats(vectors, "add_vectors", self.manifest.dim)
+        documents = [{} for _ in x] if documents is None else documents
+        check_payload(documents)
+        if len(documents) != len(x):
+            raise InputError(f"{len(documents)} documents for {len(x)} vectors")
+        source = Given(x, documents)
+        extractor: Extractor = make("extractors", "vectors")
+        found = extract(source, extractor, cache=None)
+        with writer_lock(self.folder), writing_to(self.folder):
+            self._reopen()
+            first = self.manifest.next_id
+            # Vectors come in a column of their own extractor's, whatever the collection's calls the embedding.
+            encoder = replace(self._encoder, embedding=extractor.embeddings[0])
+            self._change([], encoder.blocks(source, found, first, [], Clock(), added=True))
+        return np.arange(first, self.manifest.next_id)
+
+    def delete(self, ids: Iterable[int] = (), *, where: Filter | None = None) -> int:
+        """Delete items by id, or all that a filter matches, in one transaction; returns how many.
+
+        A later build brings back what its source still has, if it finds the source changed.
+
+        Raises:
+            UnknownId: an id that is not there; nothing is deleted then. CbirError: another writer.
+        """
+        with writer_lock(self.folder), writing_to(self.folder):
+            self._reopen()
+            wanted = np.unique(np.asarray(list(ids), np.int64))
+            self._store.documents(wanted.tolist())
+            if where is not None:
+                wanted = np.union1d(wanted, self._store.select(parse_where(where)))
+            if len(wanted):
+                self._change(wanted.tolist(), ())
+        return len(wanted)
+
+    # -- what it holds
+
+    def documents(self, ids: Iterable[int]) -> list[dict[str, Any]]:
+        """Path, label and payload of items, in the order of ``ids``.
+
+        Raises:
+            UnknownId: an id that is not there.
+        """
+        return self._store.documents([int(i) for i in ids])
+
+    def info(self) -> dict[str, Any]:
+        """What ``cbir info`` prints: counts, plugins, labels, bytes by file."""
+        m = self.manifest
+        return {
+            "items": m.items,
+            "deleted": sum(s.rows for s in m.segments) - m.items,
+            "failed": m.failed,
+            "generation": m.generation,
+            "format": m.format,
+            "segments": len(m.segments),
+            "extractor": m.extractor.model_dump() if m.extractor else None,
+            "codec": m.codec.model_dump(),
+            "backend": m.backend.model_dump(),
+            "rescore": m.rescore.model_dump(),
+            "dim": m.dim,
+            "bits": m.bits,
+            "labels": self._store.labels(),
+            "bytes": {name: entry.size for name, entry in m.files.items()},
+        }
+
+    def verify(self) -> list[tuple[str, str]]:
+        """Every file that is not as it was written, and how; empty when all is well. Reads every byte."""
+        return damaged_files(self.folder, self.manifest)
+
+    def close(self) -> None:
+        """Give back files and connections."""
+        self._store.close()
+
+    # -- its parts
+
+    @cached_property
+    def extractor(self) -> Extractor:
+        """The frozen extractor; it needs neither torch nor the original weights.
+
+        Raises:
+            InputError: the collection holds vectors, not pictures.
+        """
+        entry = self.manifest.extractor
+        extractor: Extractor | None = None
+        if entry is not None:
+            extractor = entry.load("extractors", self.folder / "extractor")
+        if extractor is None or extractor.reads != "image":
+            raise InputError(f"{self.folder} holds vectors and has no extractor: give it ids or vectors, not pictures")
+        return extractor
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder.of(self._store)
+
+    # -- how
+
+    def _reopen(self) -> None:
+        """For a writer, who must start from the current generation."""
+        self._store.close()
+        self._store = open_replayed(self.folder)
+
+    def _change(self, delete: Sequence[int], blocks: Iterable[Block]) -> None:
+        with threads.phase("fit"):
+            change(self._store, delete=np.array(delete, np.int64), blocks=blocks)
+        self._reopen()
+
+    def _columns(self, queries: Sequence[Any] | NDArray[Any]) -> Columns:
+        if isinstance(queries, np.ndarray):
+            return {"embedding": queries}
+        if isinstance(queries, str | Path) or not len(queries):
+            raise InputError("queries are a list of paths, images or vectors, with at least one")
+        if isinstance(queries[0], np.ndarray):
+            return {"embedding": np.stack(list(queries))}
+        extractor = self.extractor
+        images = [
+            open_image(Path(query), min_side=extractor.min_side) if isinstance(query, str | Path) else to_rgb(query)
+            for query in queries
+        ]
+        with threads.phase("extract"):
+            return extractor(images)
+
+    def _search(self, columns: Columns, k: int, where: Filter | None) -> Hits:
+        rescorer, items = self._encoder.rescorer, max(1, len(self))
+        if k < 1:
+            raise InputError(f"k must be at least 1, got {k}")
+        tree = parse_where(where) if where is not None else None
+
+        def first(codes: Codes, depth: int) -> Hits:
+            return self._store.search(codes, depth, tree)
+
+        with threads.phase("search"):
+            return rescorer.search(columns, min(k, items), items, first, self._store.fetch)
+
+    def _matches(self, hits: Hits) -> list[list[Match]]:
+        wanted = np.unique(hits.ids[hits.ids >= 0]).tolist()
+        documents = dict(zip(wanted, self._store.documents(wanted), strict=True))
+        return [[_match(hit.id, hit.distance, documents[hit.id]) for hit in some] for some in hits]
+
+
+def _match(item: int, distance: float, document: dict[str, Any]) -> Match:
+    payload = {key: value for key, value in document.items() if key not in ("path", "label")}
+    return Match(item, str(document.get("path", "")), document.get("label"), distance, payload)

@@ -1,0 +1,120 @@
+"""From the hits of one row to its measures and curves; what all rows of a split share is computed once."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbir_faiss.base import Backend
+from cbir_faiss.comparison.split import Split
+from cbir_faiss.config import Metrics
+from cbir_faiss.measures import curves
+from cbir_faiss.measures.histograms import Histograms, hamming_histograms
+from cbir_faiss.measures.metrics import measure
+from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
+from cbir_faiss.measures.rankings import full_rankings
+from cbir_faiss.measures.relevance import Relevance
+from cbir_faiss.types import Codes, Hits, Metric
+
+PR_POINTS = 21
+RADIUS_POINTS = 65
+CURVE_KS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 200, 500, 1000)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The hits of a row, and what is known of the whole ranking they are the head of.
+
+    codes: packed item and query codes where the ranking is by exact Hamming distance. floats: item and query vectors
+    and the metric where it is by exact float distance. Neither where search was approximate or rescored.
+    """
+
+    hits: Hits
+    codes: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None
+    floats: tuple[Codes, Codes, Metric] | None = None
+
+    @classmethod
+    def of(cls, hits: Hits, backend: Backend, items: Codes, queries: Codes) -> Ranking:
+        """The ranking of an exact search of ``backend`` over vectors or codes as it was given them."""
+        codes = backend.hamming_codes(items)
+        if codes is not None:
+            asked = backend.hamming_codes(queries)
+            assert asked is not None
+            return cls(hits, codes=(codes, asked))
+        assert backend.metric is not None
+        return cls(hits, floats=(items, queries, backend.metric))
+
+
+class Evaluator:
+    """Measures rankings of one split by its labels and its exact float neighbours."""
+
+    def __init__(self, split: Split, metrics: Metrics) -> None:
+        self._split, self._metrics = split, metrics
+        self._relevance = Relevance.from_labels(split.items.labels, split.queries.labels, split.items.ignored)
+        truth = metrics.truth
+        self._deepest = max(*metrics.k, truth.k)
+        self._thresholds = exact_thresholds(split.items.embedding, split.queries.embedding, truth.k, truth.metric)
+        self._histograms: tuple[str, Histograms] | None = None
+
+    @property
+    def depth(self) -> int:
+        """How many hits of each query to judge: as many as are measured, and as may have to be taken out of them."""
+        return self._deepest + (0 if self._relevance is None else self._relevance.most_ignored)
+
+    def __call__(self, ranking: Ranking) -> tuple[dict[str, Any], dict[str, Any], dict[str, NDArray[Any]]]:
+        """Metrics and curves as ``results.json`` has them, and the arrays to store beside the hits."""
+        metrics: dict[str, Any] = {}
+        drawn: dict[str, Any] = {}
+        raw: dict[str, NDArray[Any]] = {}
+        if self._relevance is not None:
+            metrics, drawn, raw = self._by_labels(ranking, self._relevance)
+        truth = self._metrics.truth
+        embeddings = self._split.items.embedding, self._split.queries.embedding
+        distances = true_distances(*embeddings, ranking.hits.ids[:, : truth.k], truth.metric)
+        metrics[f"knn_recall@{truth.k}"] = float(knn_recall(distances, self._thresholds, truth.k).mean())
+        return metrics, drawn, raw
+
+    def _by_labels(
+        self, ranking: Ranking, relevance: Relevance
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        relevant = relevance.ranked(ranking.hits.ids)[:, : self._deepest]
+        ks = [k for k in CURVE_KS if k <= relevant.shape[1]]
+        if ranking.codes is None:
+            exact = ranking.floats is not None
+            metrics = measure(relevant, relevance.totals, self._metrics.k, exact=exact)
+            along_k = curves.map_curve(relevant)[np.array(ks) - 1]
+            drawn = {"map_k": _pairs(ks, along_k)}
+            if ranking.floats is not None:
+                items, queries, metric = ranking.floats
+                rankings = full_rankings(items, queries, relevance, metric)
+                drawn["pr"] = _recall_curve(curves.precision_recall(rankings, PR_POINTS))
+            return metrics, drawn, {}
+        histograms = self._histograms_of(*ranking.codes, relevance)
+        metrics = measure(relevant, relevance.totals, self._metrics.k, histograms=histograms)
+        radius = curves.precision_within_radius(histograms)
+        drawn_at = np.unique(np.linspace(0, len(radius) - 1, RADIUS_POINTS).astype(int))
+        drawn = {
+            "map_k": _pairs(ks, curves.map_curve_tied(histograms, ks)),
+            "pr": _recall_curve(curves.precision_recall_tied(histograms, PR_POINTS)),
+            "radius": _pairs(drawn_at / (len(radius) - 1), radius[drawn_at]),
+        }
+        return metrics, drawn, {"histogram": histograms.items, "histogram_relevant": histograms.relevant}
+
+    def _histograms_of(self, items: NDArray[np.uint8], queries: NDArray[np.uint8], relevance: Relevance) -> Histograms:
+        """Of the codes at hand; backends that hold the same codes share them."""
+        key = hashlib.sha256(np.ascontiguousarray(items).data).hexdigest()
+        if self._histograms is None or self._histograms[0] != key:
+            self._histograms = key, hamming_histograms(queries, items, relevance)
+        return self._histograms[1]
+
+
+def _pairs(x: Any, y: NDArray[Any]) -> list[list[float]]:
+    return [[round(float(a), 6), round(float(b), 6)] for a, b in zip(x, y, strict=True)]
+
+
+def _recall_curve(precision: NDArray[Any]) -> list[list[float]]:
+    return _pairs(np.linspace(0, 1, len(precision)), precision)

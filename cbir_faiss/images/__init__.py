@@ -1,0 +1,1 @@
+"""Pictures: opening them, and preparing them for a network."""

@@ -1,0 +1,1 @@
+"""What rankings and codes are worth: functions of arrays, numpy only."""

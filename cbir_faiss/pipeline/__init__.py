@@ -1,0 +1,1 @@
+"""The one way from an item to a code to a hit."""

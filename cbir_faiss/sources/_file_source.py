@@ -1,0 +1,82 @@
+"""What every source of image files shares: order, opening, and a digest of each file."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+from pydantic import Field
+
+from cbir_faiss import base
+from cbir_faiss.base.options import Options
+from cbir_faiss.errors import BadImage
+from cbir_faiss.images import reading as images
+
+
+class FileOptions(Options):
+    """max_megapixels: larger images are failures; read from the header, so they cost nothing."""
+
+    max_megapixels: float = Field(images.DEFAULT_MAX_MEGAPIXELS, gt=0)
+
+
+class Files:
+    """Items and the files they stand for, sorted by the items' paths."""
+
+    def __init__(self, pairs: Iterable[tuple[base.Item, Path]], max_megapixels: float) -> None:
+        ordered = sorted(pairs, key=lambda pair: pair[0].path)
+        self.items = [item for item, _ in ordered]
+        self.paths = [path for _, path in ordered]
+        self.max_megapixels = max_megapixels
+
+    def read(self, index: int, min_side: int | None = None) -> Image.Image:
+        """Image ``index``, of at least ``min_side`` pixels a side if it has them; BadImage where it cannot be used."""
+        return images.open_image(self.paths[index], max_megapixels=self.max_megapixels, min_side=min_side)
+
+    def content_key(self, index: int) -> bytes:
+        """SHA-256 of the file. BadImage where it cannot be read."""
+        path = self.paths[index]
+        if path.exists() and not path.is_file():
+            raise BadImage("not a regular file")  # reading a pipe would wait for ever
+        try:
+            return hashlib.sha256(path.read_bytes()).digest()
+        except OSError as error:
+            raise BadImage(str(error.strerror or error)) from error
+
+    def stamp(self, index: int) -> base.Stamp | None:
+        """Size and time of change of the file, None where it is gone."""
+        try:
+            status = self.paths[index].stat()
+        except OSError:
+            return None
+        return status.st_size, status.st_mtime_ns
+
+
+class FileSource(base.Source):
+    """A source whose items are image files. An author writes ``_find``."""
+
+    @cached_property
+    def files(self) -> Files:
+        """The items and their files, looked for once."""
+        return Files(self._find(), self.options.max_megapixels)
+
+    @abstractmethod
+    def _find(self) -> Iterable[tuple[base.Item, Path]]: ...
+
+    def _items(self) -> Sequence[base.Item]:
+        return self.files.items
+
+    def _read(self, index: int) -> Image.Image:
+        return self.files.read(index)
+
+    def _read_reduced(self, index: int, min_side: int) -> Image.Image:
+        return self.files.read(index, min_side)
+
+    def _content_key(self, index: int) -> bytes:
+        return self.files.content_key(index)
+
+    def _stamp(self, index: int) -> base.Stamp | None:
+        return self.files.stamp(index)
