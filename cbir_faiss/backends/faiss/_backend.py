@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cbir_faiss import base
+from cbir_faiss._lib import threads
 from cbir_faiss.backends.faiss._lock import SharedLock
 from cbir_faiss.backends.faiss._payloads import Payloads
 from cbir_faiss.backends.faiss._rows import Mask, Rows
@@ -206,6 +207,18 @@ class FaissBackend(base.Backend):
     # -- search
 
     def _search(self, vectors: Codes, k: int, where: Where | Ids | None, options: Any) -> Hits:
+        faiss = self._faiss
+        # OpenMP's limit is the calling thread's own; it is given back, for the caller may use FAISS too.
+        before, wanted = faiss.omp_get_max_threads(), threads.for_search(self._scanned(len(vectors), options))
+        if wanted != before:
+            faiss.omp_set_num_threads(wanted)
+        try:
+            return self._search_rows(vectors, k, where, options)
+        finally:
+            if wanted != before:
+                faiss.omp_set_num_threads(before)
+
+    def _search_rows(self, vectors: Codes, k: int, where: Where | Ids | None, options: Any) -> Hits:
         self._lock.acquire()
         try:
             rows = self._rows
@@ -216,6 +229,15 @@ class FaissBackend(base.Backend):
             raise BackendError(f"backend '{self.name}': {error}") from error
         finally:
             self._lock.release()
+
+    def _scanned(self, queries: int, options: Any) -> float:
+        """About how many bytes a search for so many queries looks at: every code for each of them."""
+        width = self.dim or 0
+        bits = width if self.kind == "binary" else 32 * width
+        scanned = queries * self._rows.n * bits / 8
+        if scanned > threads.ONE_THREAD_BYTES and self.code_bits:
+            scanned *= self.code_bits / bits
+        return scanned
 
     def _search_among(self, vectors: Codes, k: int, keep: Mask, options: Any) -> Hits:
         allowed = int(np.count_nonzero(keep))

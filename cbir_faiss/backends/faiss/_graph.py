@@ -10,6 +10,9 @@ from cbir_faiss import base
 from cbir_faiss.backends.faiss._any import AnyIndex
 
 
+_SEEN_EACH = 16  # codes that a walk compares for each candidate that it keeps
+
+
 class GraphOptions(base.Options):
     """Options of an HNSW graph."""
 
@@ -25,6 +28,11 @@ class WalkOptions(base.Options):
 
 class Graph(AnyIndex):
     """Items are nodes of an HNSW graph (Malkov and Yashunin 2018), which a search walks towards the query."""
+
+    def _scanned(self, queries: int, options: Any) -> float:
+        # A walk compares the query with some neighbours of each candidate, and not with everything.
+        seen = min(1.0, _SEEN_EACH * options.ef / max(1, self._rows.n))
+        return super()._scanned(queries, options) * seen
 
     def _adjust(self, leaf: Any) -> None:
         leaf.hnsw.efConstruction = self.options.ef_construction

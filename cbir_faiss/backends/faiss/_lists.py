@@ -43,5 +43,9 @@ class InvertedLists(AnyIndex):
             raise InputError(f"backend '{self.name}': nlist {chosen} needs at least as many training vectors, got {n}")
         return chosen
 
+    def _scanned(self, queries: int, options: Any) -> float:
+        lists = max(1, self._leaf.nlist)
+        return super()._scanned(queries, options) * min(1.0, options.nprobe / lists)
+
     def _adjust(self, leaf: Any) -> None:
         leaf.nprobe = parse_options(ProbeOptions, {}).nprobe  # for radius queries, which take no options
