@@ -73,9 +73,13 @@ class Codec(Plugin):
             DimensionMismatch: x is of another width than the codec was fitted on.
         """
         x = self._checked(x)
+        return self.pack(self._project(x)) if self.kind == "float" else self._encode_bits(x)
+
+    def pack(self, projection: Floats) -> Codes:
+        """What ``encode`` gives for embeddings whose ``project`` is ``projection``."""
         if self.kind == "float":
-            return np.ascontiguousarray(self._project(x), dtype=np.float32)
-        return self._encode_bits(x)
+            return np.ascontiguousarray(projection, dtype=np.float32)
+        return np.packbits(projection > 0, axis=1)
 
     def save(self, path: Path) -> None:
         """Write name, options and state to one file; no pickle."""
@@ -107,7 +111,8 @@ class Codec(Plugin):
 
     def _encode_bits(self, x: Floats) -> NDArray[np.uint8]:
         """Signs of the projection, packed. A codec with a faster way to the same bits may override it."""
-        return np.packbits(self._project(x) > 0, axis=1)
+        packed: NDArray[np.uint8] = self.pack(self._project(x))
+        return packed
 
     def _float_width(self) -> int:
         if self.dim is None:

@@ -1,4 +1,4 @@
-"""What codecs that learn share: options, a bounded seeded sample, length and centre, principal components."""
+"""What codecs that learn share: options, length and centre, principal components."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cbir_faiss import base
+from cbir_faiss._lib.sampling import sample_rows
 from cbir_faiss.errors import ConfigError, InputError
 from cbir_faiss.types import Floats
 
@@ -39,7 +40,7 @@ class Centred(base.Codec):
         """Put into ``state`` what the projection needs; x is the sample, scaled and centred."""
 
     def _fit(self, x: Floats, labels: NDArray[Any] | None) -> None:
-        rows = sample(len(x), self.options.train_size, self.options.seed)
+        rows = sample_rows(len(x), self.options.train_size, self.options.seed)
         x = self._scaled(x[rows])
         mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
         self.state = {"mean": mean if self.options.center else np.zeros_like(mean)}
@@ -74,13 +75,6 @@ class Linear(Centred):
     def _project(self, x: Floats) -> Floats:
         projected: Floats = self._prepared(x) @ self.state["matrix"]
         return projected
-
-
-def sample(n: int, size: int, seed: int) -> slice | NDArray[np.int64]:
-    """At most ``size`` of n rows, drawn without replacement, in their order."""
-    if n <= size:
-        return slice(None)
-    return np.sort(np.random.default_rng(seed).choice(n, size, replace=False))
 
 
 def unit_lengths(x: Floats) -> Floats:

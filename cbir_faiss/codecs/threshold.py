@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss import base
-from cbir_faiss.codecs._training import Seed, TrainSize, sample
+from cbir_faiss._lib.sampling import sample_rows
+from cbir_faiss.codecs._training import Seed, TrainSize
 from cbir_faiss.types import Floats, Kind
 
 
@@ -28,7 +29,7 @@ class Threshold(base.Codec):
         return self.dim
 
     def _fit(self, x: Floats, labels: NDArray[Any] | None) -> None:
-        x = x[sample(len(x), self.options.train_size, self.options.seed)]
+        x = x[sample_rows(len(x), self.options.train_size, self.options.seed)]
         cut = np.median(x, axis=0) if self.options.at == "median" else x.mean(axis=0, dtype=np.float64)
         self.state = {"threshold": cut.astype(np.float32)}
 

@@ -19,20 +19,28 @@ import numpy as np
 
 from cbir_faiss._lib import threads
 from cbir_faiss._lib.files import sync
-from cbir_faiss.base import Backend, Codec, Extractor, Rescorer, Source
-from cbir_faiss.base.labels import label_array
-from cbir_faiss.collection.encoding import Clock, Encoder
+from cbir_faiss._lib.sampling import sample_rows
+from cbir_faiss.base import Backend, Extractor, Source
+from cbir_faiss.collection.blocks import Clock, encoded_blocks
 from cbir_faiss.collection.source_changes import Seen, changes_of, read_seen, write_seen
 from cbir_faiss.config import Choice, Config
 from cbir_faiss.errors import CbirError, ConfigError
 from cbir_faiss.pipeline.extraction import Extraction, Failure, Progress, extract
-from cbir_faiss.storage.changes import add_segment, change, files_of, is_trained, open_replayed, publish, shape_of
+from cbir_faiss.pipeline.fit import Fitted, Sample
+from cbir_faiss.pipeline.rules import check_combination
+from cbir_faiss.storage.changes import add_segment, change, files_of, open_replayed, publish, shape_of
 from cbir_faiss.storage.files import sync_tree, writing_to
 from cbir_faiss.storage.lock import writer_lock
-from cbir_faiss.storage.manifest import CURRENT, Manifest, Pending, PluginEntry, SegmentEntry, read_manifest
-from cbir_faiss.storage.segment import sample_rows
+from cbir_faiss.storage.manifest import (
+    CURRENT,
+    Manifest,
+    Pending,
+    PluginEntry,
+    SegmentEntry,
+    index_facts,
+    read_manifest,
+)
 from cbir_faiss.storage.store import Store
-from cbir_faiss.types import Metric
 
 _log = logging.getLogger(__name__)
 
@@ -108,39 +116,36 @@ class _Job:
         return False
 
     def _make_into(self, folder: Path) -> BuildReport:
-        metric = self._metric()  # fails now where codec and backend do not go together, not hours later
+        self._check()  # fails now where the parts do not go together, not hours later
         source, extractor = self._open()
         source_digest = source.source_digest()
         with self.clock.phase("extract"):
             found = self._extract(source, extractor)
         failed = list(found.failed)
         with self.clock.phase("fit"), threads.phase("fit", self.config.threads):
-            codec, rescorer, embedding = self._fit(source, found)
-            encoder = Encoder(codec, rescorer, embedding, metric == "cosine")
+            fitted = self._fit(source, found)
         with self.clock.phase("store"), threads.phase("fit", self.config.threads):
             (folder / "extractor").mkdir()
             name, options = extractor.freeze(folder / "extractor")
             frozen = PluginEntry(name=name, options=options)
-            encoder.codec.save(folder / "codec.npz")
-            encoder.rescorer.save(folder / "rescore.npz")
-            manifest = self._manifest(source, extractor, frozen, encoder, source_digest)
-            segments = self._segments(folder, manifest, source, found, encoder, failed)
+            fitted.codec.save(folder / "codec.npz")
+            fitted.rescorer.save(folder / "rescore.npz")
+            manifest = self._manifest(source, extractor, frozen, fitted, source_digest)
+            segments = self._segments(folder, manifest, source, found, fitted, failed)
             manifest = self._first_generation(folder, manifest, segments, failed)
         return self._report(manifest, found, failed)
 
-    def _metric(self) -> Metric:
-        rescore = self.config.rescore[0]
-        if "code" in rescore.plugin().needs_items and self.config.codecs[0].plugin().kind != "binary":
-            raise ConfigError(
-                f"'{rescore.name}' reads binary codes, which codec '{self.config.codecs[0].name}' does not give",
-                path="rescore.0.name",
-                file=self.config.file,
-            )
-        backend: Backend = self.config.backends[0].make()
+    def _check(self) -> None:
+        codec, backend, rescore = self.config.codecs[0], self.config.backends[0], self.config.rescore[0]
         try:
-            return backend.metric_for(self.config.codecs[0].plugin().kind)
+            check_combination(codec, backend, rescore)
+        except ConfigError as error:
+            raise ConfigError(error.message, path=error.path, file=self.config.file) from error
+        made: Backend = backend.make()
+        try:
+            made.metric_for(codec.plugin().kind)
         finally:
-            backend.close()
+            made.close()
 
     def _extract(self, source: Source, extractor: Extractor) -> Extraction:
         engine = self.config.engine
@@ -156,36 +161,36 @@ class _Job:
         manifest: Manifest,
         source: Source,
         found: Extraction,
-        encoder: Encoder,
+        fitted: Fitted,
         failed: list[Failure],
     ) -> list[SegmentEntry]:
         """Every segment of the first generation, written here or by a cluster."""
         store = Store(folder, manifest)
-        if self.config.engine is not None and not is_trained(store):
+        if self.config.engine is not None and not manifest.trained:
             from cbir_faiss.collection.ray import write_segments
 
             return write_segments(self.config.engine, self.config, store, found, self.cache, failed)
-        blocks = encoder.blocks(source, found, 0, failed, self.clock)
+        blocks = encoded_blocks(
+            fitted, source, found, metric=manifest.metric, first_id=0, failed=failed, clock=self.clock
+        )
         segment = add_segment(folder, "1", blocks, None if store.has_engine else store.make_backend, shape_of(manifest))
         return [segment] if segment is not None else []
 
-    def _fit(self, source: Source, found: Extraction) -> tuple[Codec, Rescorer, str]:
-        """Codec and rescorer, learnt from a sample of the items, and the column that they take as the embedding."""
+    def _fit(self, source: Source, found: Extraction) -> Fitted:
+        """Codec and rescorer, learnt from a sample of the items."""
         rows = sample_rows(len(found))
         columns, items = found.block(rows), source.items()
         embedding = next(iter(columns))
-        columns = {**columns, "embedding": columns[embedding]}
-        labels = label_array([items[row].labels for row in found.rows[rows].tolist()])
-        codec: Codec = self.config.codecs[0].make()
-        codec.fit(columns["embedding"], labels)
-        rescorer: Rescorer = self.config.rescore[0].make()
-        rescorer.fit(columns, labels)
-        return codec, rescorer, embedding
+        sample = Sample(
+            {**columns, "embedding": columns[embedding]}, [items[row].labels for row in found.rows[rows].tolist()]
+        )
+        codec = sample.fit_codec(self.config.codecs[0].make())
+        return Fitted(codec, sample.fit_rescorer(self.config.rescore[0].make()), embedding)
 
     def _manifest(
-        self, source: Source, extractor: Extractor, frozen: PluginEntry, encoder: Encoder, source_digest: str
+        self, source: Source, extractor: Extractor, frozen: PluginEntry, fitted: Fitted, source_digest: str
     ) -> Manifest:
-        config, codec = self.config, encoder.codec
+        config, codec = self.config, fitted.codec
         return Manifest(
             config=_plain(config),
             extractor=frozen,
@@ -193,10 +198,11 @@ class _Job:
             codec=_entry(config.codecs[0]),
             backend=_entry(config.backends[0]),
             rescore=_entry(config.rescore[0]),
-            embedding=encoder.embedding,
+            embedding=fitted.embedding,
             dim=int(codec.dim or 0),
             bits=codec.bits,
             width=codec.width,
+            **index_facts(config.backends[0].make(), codec.kind, codec.width),
             search=config.backends[0].searches[0],
             next_id=0,
             root=_root(source),
@@ -260,7 +266,15 @@ class _Job:
             return {"seen": name, "failed": len(failed), "source_digest": source_digest, "root": _root(source)}
 
         with self.clock.phase("store"), threads.phase("fit", self.config.threads):
-            blocks = Encoder.of(store).blocks(source, found, store.manifest.next_id, failed, self.clock)
+            blocks = encoded_blocks(
+                store.fitted,
+                source,
+                found,
+                metric=store.manifest.metric,
+                first_id=store.manifest.next_id,
+                failed=failed,
+                clock=self.clock,
+            )
             change(store, delete=np.array(differs.delete, np.int64), blocks=blocks, conclude=conclude)
             with open_replayed(self.out) as after:
                 return self._report(after.manifest, found, failed)

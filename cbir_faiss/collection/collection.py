@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,18 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss._lib import threads
-from cbir_faiss.base import Extractor
-from cbir_faiss.base.checks import check_floats, check_payload
-from cbir_faiss.base.filters import Where, parse_where
+from cbir_faiss.base import Extractor, Source
+from cbir_faiss.base.checks import check_floats, check_ids, check_payload
+from cbir_faiss.base.filters import parse_where
 from cbir_faiss.base.registry import make
+from cbir_faiss.collection.blocks import Clock, encoded_blocks
 from cbir_faiss.collection.build import BuildReport, build
-from cbir_faiss.collection.encoding import Clock, Encoder
 from cbir_faiss.collection.source_changes import Seen, changes_of
 from cbir_faiss.config import Config, load_config
 from cbir_faiss.errors import CbirError, InputError
 from cbir_faiss.images.reading import open_image, to_rgb
 from cbir_faiss.pipeline.cache import default_cache
-from cbir_faiss.pipeline.extraction import Failure, Progress, extract
+from cbir_faiss.pipeline.extraction import Extraction, Failure, Progress, extract
+from cbir_faiss.pipeline.fit import Fitted
+from cbir_faiss.pipeline.search import Filter, Searcher
 from cbir_faiss.sources._given import Given
 from cbir_faiss.sources._paths import Paths
 from cbir_faiss.storage.changes import change, open_replayed
@@ -33,9 +35,7 @@ from cbir_faiss.storage.lock import writer_lock
 from cbir_faiss.storage.manifest import Manifest, damaged_files
 from cbir_faiss.storage.segment import Block
 from cbir_faiss.storage.store import Store
-from cbir_faiss.types import Codes, Columns, Hits, Ids
-
-Filter = Where | Mapping[str, Any] | str
+from cbir_faiss.types import Columns, Hits, Ids
 
 
 @dataclass(frozen=True)
@@ -148,24 +148,15 @@ class Collection:
         Raises:
             UnknownId: an id that is not there.
         """
-        wanted = np.asarray(list(ids), np.int64)
-        codes, rescorer = self._store.fetch(wanted, "code"), self._encoder.rescorer
-        stored = {name: self._store.fetch(wanted, name) for name in rescorer.needs_items if name != "code"}
-        columns = {"code": codes, **rescorer.unpack(stored)}
-        if "projection" in rescorer.needs_queries:  # only its signs were kept
-            bits = np.unpackbits(codes, axis=1, count=self.manifest.bits)
-            columns["projection"] = bits.astype(np.float32) * 2 - 1
-        found = self._matches(self._search(columns, k + 1, where))
-        return [[m for m in hits if m.id != own][:k] for own, hits in zip(wanted.tolist(), found, strict=True)]
+        return self._matches(self._searcher.hits_of(_as_ids(ids), k, where))
 
     def search_columns(self, columns: Columns, k: int = 5, where: Filter | None = None) -> list[list[Match]]:
         """As ``search``, for columns that were extracted already; vectors alone are the column ``embedding``."""
-        name = self.manifest.embedding
-        codec, embedding = self._encoder.codec, np.asarray(columns[name if name in columns else "embedding"])
-        extended = {**columns, "embedding": embedding, "code": codec.encode(embedding)}
-        if codec.kind == "binary" and "projection" in self._encoder.rescorer.needs_queries:
-            extended["projection"] = codec.project(embedding)
-        return self._matches(self._search(extended, k, where))
+        return self._matches(self._searcher.hits(columns, k, where))
+
+    def search_hits(self, queries: Sequence[Any] | NDArray[Any], k: int = 5, where: Filter | None = None) -> Hits:
+        """As ``search``, but ids and distances alone, as arrays ``(n, k)``: no document is looked up."""
+        return self._searcher.hits(self._columns(queries), k, where)
 
     # -- change
 
@@ -194,7 +185,7 @@ class Collection:
             failed, before = list(found.failed), self.manifest.next_id
             old = [differs.replaced[row] for row in found.rows.tolist() if row in differs.replaced]
             if len(found):
-                self._change(old, self._encoder.blocks(source, found, before, failed, Clock(), added=True))
+                self._change(old, self._blocks(self._store.fitted, source, found, failed))
         unchanged = len(source.items()) - len(rows)
         return Added(self.manifest.next_id - before, len(old), unchanged, tuple(failed))
 
@@ -219,8 +210,8 @@ class Collection:
             self._reopen()
             first = self.manifest.next_id
             # Vectors come in a column of their own extractor's, whatever the collection's calls the embedding.
-            encoder = replace(self._encoder, embedding=extractor.embeddings[0])
-            self._change([], encoder.blocks(source, found, first, [], Clock(), added=True))
+            fitted = replace(self._store.fitted, embedding=extractor.embeddings[0])
+            self._change([], self._blocks(fitted, source, found, []))
         return np.arange(first, self.manifest.next_id)
 
     def delete(self, ids: Iterable[int] = (), *, where: Filter | None = None) -> int:
@@ -233,8 +224,8 @@ class Collection:
         """
         with writer_lock(self.folder), writing_to(self.folder):
             self._reopen()
-            wanted = np.unique(np.asarray(list(ids), np.int64))
-            self._store.documents(wanted.tolist())
+            wanted = np.unique(_as_ids(ids))
+            self._store.require(wanted)
             if where is not None:
                 wanted = np.union1d(wanted, self._store.select(parse_where(where)))
             if len(wanted):
@@ -249,7 +240,7 @@ class Collection:
         Raises:
             UnknownId: an id that is not there.
         """
-        return self._store.documents([int(i) for i in ids])
+        return self._store.documents(_as_ids(ids))
 
     def info(self) -> dict[str, Any]:
         """What ``cbir info`` prints: counts, plugins, labels, bytes by file."""
@@ -296,9 +287,9 @@ class Collection:
             raise InputError(f"{self.folder} holds vectors and has no extractor: give it ids or vectors, not pictures")
         return extractor
 
-    @cached_property
-    def _encoder(self) -> Encoder:
-        return Encoder.of(self._store)
+    @property
+    def _searcher(self) -> Searcher:
+        return Searcher(self._store.fitted, self._store)
 
     # -- how
 
@@ -327,22 +318,26 @@ class Collection:
         with threads.phase("extract"):
             return extractor(images)
 
-    def _search(self, columns: Columns, k: int, where: Filter | None) -> Hits:
-        rescorer, items = self._encoder.rescorer, max(1, len(self))
-        if k < 1:
-            raise InputError(f"k must be at least 1, got {k}")
-        tree = parse_where(where) if where is not None else None
-
-        def first(codes: Codes, depth: int) -> Hits:
-            return self._store.search(codes, depth, tree)
-
-        with threads.phase("search"):
-            return rescorer.search(columns, min(k, items), items, first, self._store.fetch)
+    def _blocks(self, fitted: Fitted, source: Source, found: Extraction, failed: list[Failure]) -> Iterator[Block]:
+        metric, first_id = self.manifest.metric, self.manifest.next_id
+        return encoded_blocks(
+            fitted, source, found, metric=metric, first_id=first_id, failed=failed, clock=Clock(), added=True
+        )
 
     def _matches(self, hits: Hits) -> list[list[Match]]:
-        wanted = np.unique(hits.ids[hits.ids >= 0]).tolist()
-        documents = dict(zip(wanted, self._store.documents(wanted), strict=True))
-        return [[_match(hit.id, hit.distance, documents[hit.id]) for hit in some] for some in hits]
+        wanted = list({i for row in hits.ids.tolist() for i in row if i >= 0})
+        documents = dict(zip(wanted, self._store.documents(np.array(wanted, np.int64)), strict=True))
+        return [
+            [_match(i, distance, documents[i]) for i, distance in zip(ids, distances, strict=True) if i >= 0]
+            for ids, distances in zip(hits.ids.tolist(), hits.distances.tolist(), strict=True)
+        ]
+
+
+def _as_ids(ids: Iterable[int]) -> Ids:
+    """int64 ``(n,)``. InputError where they are not whole numbers: a text would be taken for its digits."""
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise InputError(f"ids are a list of whole numbers, not {ids!r}")
+    return check_ids(ids if isinstance(ids, np.ndarray) else list(ids))
 
 
 def _match(item: int, distance: float, document: dict[str, Any]) -> Match:

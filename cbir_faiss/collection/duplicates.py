@@ -196,7 +196,7 @@ def _codes(store: Store) -> tuple[Ids, NDArray[np.uint8]]:
 
 
 def _described(store: Store, ids: Ids, content: dict[int, int], distances: NDArray[np.int64]) -> list[Duplicate]:
-    documents = store.documents(ids.tolist())
+    documents = store.documents(ids)
     first = content.get(int(ids[0]))
     return [
         Duplicate(i, str(doc.get("path", "")), doc.get("label"), int(d), first is not None and content.get(i) == first)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cbir_faiss.base import Extractor, Source
 from cbir_faiss.base.options import need
-from cbir_faiss.collection.encoding import Clock, Encoder
+from cbir_faiss.collection.blocks import Clock, encoded_blocks
 from cbir_faiss.config import Config, Engine
 from cbir_faiss.errors import BackendError, CbirError, InputError
 from cbir_faiss.pipeline.cache import default_cache
@@ -173,7 +173,15 @@ def _write_segment(
         found = Extraction(
             part.rows, lambda some: embeddings.gather(_chosen(keys, some)), lambda some: part.origins[some], []
         )
-    blocks = Encoder.of(store).blocks(source, found, part.first_id, failed, Clock())
+    blocks = encoded_blocks(
+        store.fitted,
+        source,
+        found,
+        metric=part.manifest.metric,
+        first_id=part.first_id,
+        failed=failed,
+        clock=Clock(),
+    )
     make_backend = None if store.has_engine else store.make_backend
     return add_segment(part.folder, part.name, blocks, make_backend, shape_of(part.manifest)), failed
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cbir_faiss.backends import load_backend
-from cbir_faiss.base import Backend, Codec
+from cbir_faiss.base import Backend
 from cbir_faiss.base.registry import load
 from cbir_faiss.collection.build import BuildReport, build
 from cbir_faiss.collection.transfer import Difference, Progress, Transferred, compare, transfer
@@ -30,10 +30,10 @@ class Local:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        codec: Codec = store.manifest.codec.load("codecs", store.folder)
-        self.dim: int | None = store.manifest.width
-        self.kind: Kind | None = codec.kind
-        self.metric: Metric | None = store.make_backend().metric_for(codec.kind)
+        manifest = store.manifest
+        self.dim: int | None = manifest.width
+        self.kind: Kind | None = manifest.kind
+        self.metric: Metric | None = manifest.metric
 
     def count(self) -> int:
         return len(self._store)

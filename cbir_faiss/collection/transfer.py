@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss._lib.files import write_durably
+from cbir_faiss._lib.sampling import TRAINING_ROWS
 from cbir_faiss.base import Backend
 from cbir_faiss.base.checks import normalise
 from cbir_faiss.errors import BackendError, ConfigError, InputError
+from cbir_faiss.pipeline.fill import Part, fill
 from cbir_faiss.types import Batch, Codes, Hits, Ids, Kind, Metric
 
 Progress = Callable[[int, int], None]
@@ -97,28 +99,32 @@ def transfer(
     total = source.count()
     if source.dim is None or source.kind is None or not total:
         raise InputError("there is nothing to transfer: the source is empty")
-    if target.dim is None:
-        target.create(source.dim, source.kind)
-    _same_shape(source, target)
-    log = _Journal(journal, f"{target!r} {source.dim} {source.kind}")
-    log.begin(target.count())
-    resumed, sent, signs = log.sent, log.sent, _Signs()
-    for batch in source.scroll(batch_size):
-        ids, vectors, payload = _after(batch, log.last)
-        if not len(ids):
-            continue
-        target.upsert(ids, vectors, payload)
-        signs.see(vectors)
-        sent += len(ids)
-        log.advance(int(ids[-1]), sent)
-        if progress is not None:
-            progress(sent, max(total, sent))
-    target.flush()
-    held = target.count()
+    log, signs = _Journal(journal, f"{target!r} {source.dim} {source.kind}"), _Signs()
+
+    def begin() -> None:
+        _same_shape(source, target)
+        log.begin(target.count())
+
+    def parts() -> Iterator[Part]:
+        for batch in source.scroll(batch_size):
+            ids, vectors, payload = _after(batch, log.last)
+            if not len(ids):
+                continue
+            yield ids, vectors, payload
+            signs.see(vectors)  # from here on it is stored
+            log.advance(int(ids[-1]), log.sent + len(ids))
+            if progress is not None:
+                progress(log.sent, max(total, log.sent))
+
+    def first_rows() -> Codes:
+        return next(iter(source.scroll(TRAINING_ROWS))).vectors
+
+    fill(target, parts(), kind=source.kind, width=source.dim, sample=first_rows, prepared=begin)
+    held, sent = target.count(), log.sent
     if held < sent or (log.before == 0 and held != sent):
         raise BackendError(f"the target holds {held} items after {sent} were stored: run it again without the journal")
     log.finish()
-    return Transferred(sent, resumed, signs.share if source.kind == "float" else None)
+    return Transferred(sent, log.resumed, signs.share if source.kind == "float" else None)
 
 
 def compare(
@@ -196,6 +202,7 @@ class _Journal:
 
     def __init__(self, path: Path | None, key: str) -> None:
         self._path, self._state = path, _State(key)
+        self.resumed = 0
 
     @property
     def before(self) -> int:
@@ -214,6 +221,7 @@ class _Journal:
         stored = self._read()
         usable = stored is not None and stored.key == self._state.key and held >= stored.sent
         self._state = stored if stored is not None and usable else _State(self._state.key, before=held)
+        self.resumed = self._state.sent
 
     def advance(self, last: int, sent: int) -> None:
         self._state.last, self._state.sent = last, sent

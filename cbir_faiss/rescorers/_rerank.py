@@ -1,4 +1,4 @@
-"""The second stage's loop: fetch the candidates of a few queries, score them by one matrix product, sort."""
+"""The second stage's loop: fetch the candidates, score them by a matrix product, sort."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ Candidates = Annotated[int, Field(ge=1)] | Literal["all"]
 Score = Callable[[NDArray[Any], NDArray[Any]], Floats]
 """``score(queries (n, d), stored rows (m, …))``: distances float32 ``(n, m)``, smaller is nearer."""
 
-# A product of all queries of a block with all their candidates does the work of a block of unrelated queries several
-# times over, but reads every row once, in order; up to about 16 queries the reading still costs more.
 _QUERIES = 16
 _ROWS_BYTES = 1 << 23
 
@@ -27,13 +25,34 @@ def rerank(queries: NDArray[Any], hits: Hits, fetch: Callable[[Ids], NDArray[Any
     ids = hits.ids
     distances = np.empty(ids.shape, np.float32)
     for start in range(0, len(ids), _QUERIES):
-        rows = slice(start, start + _QUERIES)
-        distances[rows] = _distances(queries[rows], ids[rows], fetch, score)
+        rows = slice(start, min(start + _QUERIES, len(ids)))
+        if _alike(ids[rows]):
+            distances[rows] = _together(queries[rows], ids[rows], fetch, score)
+            continue
+        for row in range(rows.start, rows.stop):
+            distances[row] = _alone(queries[row : row + 1], ids[row], fetch, score)
     order = np.argsort(distances, axis=1, kind="stable")
-    return Hits(np.take_along_axis(ids, order, axis=1), np.take_along_axis(distances, order, axis=1))
+    line = np.arange(len(ids))[:, None]
+    return Hits(ids[line, order], distances[line, order])
 
 
-def _distances(queries: NDArray[Any], ids: Ids, fetch: Callable[[Ids], NDArray[Any]], score: Score) -> Floats:
+def _alike(ids: Ids) -> bool:
+    """Whether several queries must have many candidates in common, so that each row is better read once for all."""
+    return len(ids) > 1 and ids.size > 2 * (int(ids.max(initial=0)) - int(ids.min(initial=0)) + 1)
+
+
+def _alone(query: NDArray[Any], ids: Ids, fetch: Callable[[Ids], NDArray[Any]], score: Score) -> Floats:
+    """float32 ``(c,)`` of a query ``(1, d)`` and its candidates ``(c,)``: what it reads fits into a core's cache."""
+    distances = np.full(len(ids), np.inf, np.float32)
+    found = np.flatnonzero(ids != MISSING_ID)
+    step = max(1, _ROWS_BYTES // (4 * query.shape[1]))
+    for start in range(0, len(found), step):
+        part = found[start : start + step]
+        distances[part] = score(query, fetch(ids[part]))[0]
+    return distances
+
+
+def _together(queries: NDArray[Any], ids: Ids, fetch: Callable[[Ids], NDArray[Any]], score: Score) -> Floats:
     """float32 ``(n, c)`` of queries ``(n, d)`` and candidates ``(n, c)``; inf where an id is missing."""
     wanted, place = np.unique(ids, return_inverse=True)
     found = int(np.searchsorted(wanted, MISSING_ID, side="right"))

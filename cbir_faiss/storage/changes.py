@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss.base import Backend
+from cbir_faiss.pipeline.fill import Part, fill
 from cbir_faiss.storage.files import save_array, sync_tree
 from cbir_faiss.storage.lock import LOCK
 from cbir_faiss.storage.manifest import FileEntry, Manifest, Pending, SegmentEntry, commit, describe_files
@@ -102,23 +103,28 @@ def replay(store: Store) -> Manifest:
     pending, engine = store.manifest.pending, store.engine
     if pending is None or engine is None:
         return store.manifest
-    if engine.dim is None:
-        kind, width = shape_of(store.manifest)
-        engine.create(width, kind)
-    if pending.deleted:
-        engine.delete(np.load(store.folder / pending.deleted))
-    for segment in store.segments:
-        for block in segment.blocks(first_id=pending.first_id):
-            engine.upsert(block.ids, block.codes, [record.document for record in block.records])
-    engine.flush()
+    kind, width = shape_of(store.manifest)
+
+    def delete() -> None:
+        if pending.deleted:
+            engine.delete(np.load(store.folder / pending.deleted))
+
+    fill(engine, _pushed(store, pending.first_id), kind=kind, width=width, prepared=delete)
     after = store.manifest.model_copy(update={"generation": store.manifest.generation + 1, "pending": None})
     segments = {n: e for n, e in store.manifest.files.items() if n.startswith("segments/")}
     return publish(store.folder, _listing(store.folder, store.manifest, after, segments))
 
 
+def _pushed(store: Store, first_id: int) -> Iterator[Part]:
+    for segment in store.segments:
+        for block in segment.blocks(first_id=first_id):
+            yield block.ids, block.codes, [record.document for record in block.records]
+
+
 def shape_of(manifest: Manifest) -> tuple[Kind, int]:
     """What an index of this collection is made for: kind, and bits or floats."""
-    return "float" if manifest.bits is None else "binary", manifest.width
+    assert manifest.kind is not None  # of one that was read, or made for a build
+    return manifest.kind, manifest.width
 
 
 def add_segment(
@@ -176,19 +182,7 @@ def _wants_merging(store: Store, live: Live, grows: bool) -> bool:
     rows = sum(len(bits) for bits in live if bits.any())
     dead = sum(int(np.count_nonzero(~bits)) for bits in live if bits.any())
     many = sum(bool(bits.any()) for bits in live) + grows > MAX_SEGMENTS
-    return many or dead > MAX_DEAD_SHARE * rows or (grows and rows > 0 and is_trained(store))
-
-
-def is_trained(store: Store) -> bool:
-    """Whether the index learns from its items: a few new ones cannot have an index of their own."""
-    if store.has_engine:
-        return False
-    backend = store.make_backend()
-    kind, width = shape_of(store.manifest)
-    backend.create(width, kind)
-    trained = backend.needs_training
-    backend.close()
-    return trained
+    return many or dead > MAX_DEAD_SHARE * rows or (grows and rows > 0 and bool(store.manifest.trained))
 
 
 def _kept(store: Store, live: Live, generation: int) -> _Next:

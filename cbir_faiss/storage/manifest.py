@@ -10,9 +10,11 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from cbir_faiss._lib.files import sha256_of, write_durably
+from cbir_faiss.base import Backend
 from cbir_faiss.base.options import parse_options
 from cbir_faiss.base.registry import Group, load
 from cbir_faiss.errors import CorruptCollection
+from cbir_faiss.types import Kind, Metric
 
 FORMAT = 1
 CURRENT = "CURRENT"
@@ -67,6 +69,8 @@ class Manifest(_Entry):
 
     previous: SHA-256 of the manifest before, whose files are still there for its readers.
     dim, bits, width: of the embedding, of the code (None for floats), and what an index of them is made for.
+    kind, metric, trained: of the index: what it holds, what it ranks by, whether it learns from its items. Manifests
+    of 0.1 do not say; ``read_manifest`` asks the backend then.
     search: options that every search of the index is given.
     root: the folder that the items' paths are relative to. source_digest: what the source said of itself when it was
     last looked through (``survey`` in 0.1); None where the collection was changed otherwise. seen: a file of what a
@@ -86,6 +90,9 @@ class Manifest(_Entry):
     dim: int
     bits: int | None
     width: int
+    kind: Kind | None = None
+    metric: Metric | None = None
+    trained: bool | None = None
     search: dict[str, Any] = Field(default_factory=dict)
     next_id: int
     failed: int = 0
@@ -136,7 +143,28 @@ def read_manifest(folder: Path) -> Manifest:
         raise CorruptCollection(f"{folder / CURRENT}: altered, or what it names cannot be read: {error}") from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise CorruptCollection(f"{folder / name}: altered: it does not have the digest that CURRENT gives")
-    return _parse(content, folder / name)
+    manifest = _parse(content, folder / name)
+    return manifest if manifest.kind is not None else _asked(manifest, folder)
+
+
+def index_facts(backend: Backend, kind: Kind, width: int) -> dict[str, Any]:
+    """``kind``, ``metric`` and ``trained`` of an index of ``backend`` for ``width`` floats or bits; closes it.
+
+    Raises:
+        Unsupported, ConfigError: the backend does not take such codes.
+    """
+    try:
+        metric = backend.metric_for(kind)
+        if not backend.own_storage:  # to make it there would make a table
+            backend.create(width, kind)
+        return {"kind": kind, "metric": metric, "trained": backend.needs_training and not backend.own_storage}
+    finally:
+        backend.close()
+
+
+def _asked(manifest: Manifest, folder: Path) -> Manifest:
+    kind: Kind = "float" if manifest.bits is None else "binary"
+    return manifest.model_copy(update=index_facts(manifest.backend.load("backends", folder), kind, manifest.width))
 
 
 def check_sizes(folder: Path, manifest: Manifest) -> None:

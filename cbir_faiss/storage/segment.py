@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from cbir_faiss.base import Backend
 from cbir_faiss.errors import CorruptCollection, Unsupported
+from cbir_faiss.pipeline.fill import FILL_ROWS, Part, fill, training_codes
 from cbir_faiss.storage.catalogue import Catalogue, Record, write_catalogue
 from cbir_faiss.storage.files import ArrayFile, save_array
 from cbir_faiss.storage.manifest import SegmentEntry
 from cbir_faiss.types import Codes, Ids, Kind
 
-BLOCK_ROWS = 20_000
-TRAINING_ROWS = 100_000
+BLOCK_ROWS = FILL_ROWS
 
 
 class Block(NamedTuple):
@@ -60,13 +60,6 @@ def write_segment(folder: Path, blocks: Iterable[Block]) -> int:
     return arrays["ids"].rows if arrays else 0
 
 
-def sample_rows(n: int) -> NDArray[np.int64] | slice:
-    """Which of ``n`` rows something is learnt from: all, or a random part of them, always the same."""
-    if n <= TRAINING_ROWS:
-        return slice(0, n)
-    return np.sort(np.random.default_rng(0).choice(n, TRAINING_ROWS, replace=False))
-
-
 class Segment:
     """Read access to one segment; everything is opened when it is first needed, or at once by ``open``."""
 
@@ -86,7 +79,7 @@ class Segment:
     @cached_property
     def ids(self) -> Ids:
         """All ids, dead rows included, ascending."""
-        ids: Ids = _map(self.folder / "ids.npy")
+        ids: Ids = np.asarray(_map(self.folder / "ids.npy"))
         return ids
 
     @cached_property
@@ -134,14 +127,26 @@ class Segment:
             # Candidates lie anywhere in it; reading ahead around each would read thirty times as much from the disk.
             if name != "code":
                 column._mmap.madvise(mmap.MADV_RANDOM)
-            self._columns[name] = column
+            self._columns[name] = np.asarray(column)  # to index numpy's memmap itself costs 15 us a query
         return self._columns[name]
 
     def rows_of(self, ids: Ids) -> NDArray[np.int64]:
         """The live row of each id, -1 where there is none."""
-        rows = np.minimum(np.searchsorted(self.ids, ids), max(0, self.entry.rows - 1))
-        known = (self.ids[rows] == ids) & self.live[rows]
-        return np.where(known, rows, -1)
+        if self._first is not None:  # ids without a gap, as a build gives them: no need to look for each
+            rows = ids - self._first
+            known = (rows >= 0) & (rows < self.entry.rows)
+        else:
+            rows = np.minimum(np.searchsorted(self.ids, ids), max(0, self.entry.rows - 1))
+            known = self.ids[rows] == ids
+        if self.entry.live is not None:
+            known &= self.live[np.where(known, rows, 0)]
+        return rows if known.all() else np.where(known, rows, -1)
+
+    @cached_property
+    def _first(self) -> int | None:
+        """The first id, where the others follow it without a gap."""
+        first = int(self.ids[0])
+        return first if int(self.ids[-1]) - first + 1 == self.entry.rows else None
 
     def records(self, paths: Sequence[str] | None = None) -> Iterator[tuple[int, Record]]:
         """Live items with their ids: all, by id, or those of some paths."""
@@ -170,20 +175,20 @@ class Segment:
 
     def write_index(self, kind: Kind, width: int) -> None:
         """Make the backend's index from what is stored, and save it beside it."""
-        backend = self._make_backend()
-        backend.create(width, kind)
-        codes = self.column("code")
-        if backend.needs_training:
-            backend.train(np.ascontiguousarray(codes[sample_rows(len(codes))]))
+        backend, codes = self._make_backend(), self.column("code")
+        try:
+            parts = self._parts(codes, documents=not backend.filters_ids)
+            fill(backend, parts, kind=kind, width=width, sample=lambda: training_codes(codes))
+            backend.save(self.folder / "backend")
+        finally:
+            backend.close()
+
+    def _parts(self, codes: Codes, documents: bool) -> Iterator[Part]:
+        """All rows, with ``documents`` for an index that cannot be told which ids a filter allows."""
         for start in range(0, len(codes), BLOCK_ROWS):
             rows = slice(start, start + BLOCK_ROWS)
-            # An index that cannot be told which ids a filter allows must know the payload itself.
             ids = np.array(self.ids[rows])
-            payload = None if backend.filters_ids else list(self._documents(ids))
-            backend.upsert(ids, np.array(codes[rows]), payload)
-        backend.flush()
-        backend.save(self.folder / "backend")
-        backend.close()
+            yield ids, np.array(codes[rows]), list(self._documents(ids)) if documents else None
 
     def close(self) -> None:
         """Give back what was opened."""

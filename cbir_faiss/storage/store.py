@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbir_faiss.base import Backend
+from cbir_faiss.base import Backend, Codec, Options, Rescorer
 from cbir_faiss.base.filters import Where
+from cbir_faiss.base.options import parse_options
 from cbir_faiss.base.registry import load
 from cbir_faiss.errors import CorruptCollection, UnknownId
+from cbir_faiss.pipeline.fit import Fitted
 from cbir_faiss.storage.catalogue import Record
 from cbir_faiss.storage.manifest import Manifest, check_sizes, read_manifest
 from cbir_faiss.storage.segment import Segment
@@ -41,6 +43,7 @@ class Store:
                 check_sizes(folder, store.manifest)
                 for segment in store.segments:
                     segment.open()
+                _ = store.fitted
             except CorruptCollection:
                 store.close()
                 # A file that went while it was being opened belongs to a generation that has been replaced.
@@ -58,6 +61,14 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @cached_property
+    def fitted(self) -> Fitted:
+        """The codec and rescorer that the codes were made with."""
+        manifest, folder = self.manifest, self.folder
+        codec: Codec = manifest.codec.load("codecs", folder)
+        rescorer: Rescorer = manifest.rescore.load("rescorers", folder)
+        return Fitted(codec.restore(folder / "codec.npz"), rescorer.restore(folder / "rescore.npz"), manifest.embedding)
 
     @cached_property
     def segments(self) -> list[Segment]:
@@ -81,21 +92,27 @@ class Store:
 
     # -- items
 
-    def documents(self, ids: Sequence[int]) -> list[dict[str, Any]]:
-        """Documents of live items, in the order of ``ids``. Raises UnknownId."""
-        wanted = np.asarray(ids, np.int64)
-        owners = self._owners(wanted)
+    def documents(self, ids: Ids) -> list[dict[str, Any]]:
+        """Documents of live items, in the order of ``ids`` ``(n,)``. Raises UnknownId."""
+        owners = self._owners(ids)
         found: dict[int, dict[str, Any]] = {}
-        for number in np.unique(owners):
-            found |= self.segments[number].catalogue.documents(wanted[owners == number].tolist())
-        return [found[int(i)] for i in ids]
+        for number in np.unique(owners).tolist():
+            found |= self.segments[number].catalogue.documents(ids[owners == number].tolist())
+        return [found[i] for i in ids.tolist()]
+
+    def require(self, ids: Ids) -> None:
+        """Raises UnknownId for the first of ``ids`` that is not a live item."""
+        self._owners(ids)
 
     def fetch(self, ids: Ids, column: str) -> NDArray[Any]:
         """Stored rows ``(len(ids), …)`` of a column (or ``code``) of live items. Raises UnknownId."""
-        owners = self._owners(ids)
-        if len(ids) and not owners.any():
+        if len(self.segments) == 1 and len(ids):  # in the path of every query that is rescored
             segment = self.segments[0]
-            return np.asarray(segment.column(column)[segment.rows_of(ids)])
+            rows = segment.rows_of(ids)
+            if rows.min() < 0:
+                raise self._unknown(ids, rows)
+            return np.asarray(segment.column(column)[rows])
+        owners = self._owners(ids)
         parts = {int(number): self.segments[number].column(column) for number in np.unique(owners)}
         if not parts:
             raise UnknownId(f"no ids given to {self.folder}")
@@ -151,11 +168,15 @@ class Store:
         """The ``k`` nearest live items of each of ``codes`` in the index."""
         if self.engine is not None:
             return self._only_held(self.engine.search(codes, k, where, self._search_options))
+        if where is None and len(self.segments) == 1:
+            return self.segments[0].backend.search(codes, k, None, self._search_options)
         return merge(list(self._search_segments(codes, k, where)), len(codes), k)
 
-    @property
-    def _search_options(self) -> dict[str, Any] | None:
-        return self.manifest.search or None
+    @cached_property
+    def _search_options(self) -> Options | None:
+        """What the manifest says, parsed once; None: the backend's own defaults."""
+        plugin: Any = load("backends", self.manifest.backend.name)
+        return parse_options(plugin.SearchOptions, self.manifest.search) if self.manifest.search else None
 
     def _search_segments(self, codes: NDArray[Any], k: int, where: Where | None) -> Iterable[Hits]:
         for segment in self.segments:
@@ -188,8 +209,11 @@ class Store:
         for number, segment in enumerate(self.segments):
             owners[segment.rows_of(ids) >= 0] = number
         if len(ids) and owners.min() < 0:
-            raise UnknownId(f"no item with id {int(ids[int(np.argmin(owners))])} in {self.folder}")
+            raise self._unknown(ids, owners)
         return owners
+
+    def _unknown(self, ids: Ids, places: Ids) -> UnknownId:
+        return UnknownId(f"no item with id {int(ids[int(np.argmin(places))])} in {self.folder}")
 
 
 def merge(found: Sequence[Hits], n: int, k: int) -> Hits:

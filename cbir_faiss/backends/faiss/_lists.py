@@ -44,8 +44,9 @@ class InvertedLists(AnyIndex):
         return chosen
 
     def _scanned(self, queries: int, options: Any) -> float:
-        lists = max(1, self._leaf.nlist)
-        return super()._scanned(queries, options) * min(1.0, options.nprobe / lists)
+        lists: int = max(1, self._leaf.nlist)
+        looked_into: float = min(1.0, options.nprobe / lists)
+        return super()._scanned(queries, options) * looked_into
 
     def _adjust(self, leaf: Any) -> None:
         leaf.nprobe = parse_options(ProbeOptions, {}).nprobe  # for radius queries, which take no options
