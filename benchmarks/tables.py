@@ -6,7 +6,8 @@
 
 A document asks for a table with a comment, and what follows it up to ``<!-- end -->`` is written here:
 
-    <!-- table: caltech101 title=mobilenet_v2 codec=itq -->     one line a row of the comparison, filtered by key=value
+    <!-- table: caltech101 title=mobilenet_v2 codec=itq -->     one line a row of the comparison, filtered by key=value;
+                                                                memory and disk an item where the rows have them
     <!-- pivot: codes-caltech101 rescore=none -->               kinds of code down, bits across, the main measure
     <!-- columns: zeng2019 title,bits,map@9000 codec=sign -->   chosen columns of a comparison's rows, filtered likewise
     <!-- chart: codes-caltech101 rescore=none -->               the main measure against bits, as docs/img/….svg
@@ -33,13 +34,15 @@ from typing import Any
 from _report import RESULTS
 
 from cbir_faiss.report.charts import family_of, lines_of, measure_against_bits
-from cbir_faiss.report.recommend import Row, bytes_per_item, main_measure, name_of
+from cbir_faiss.report.row import Row, bytes_per_item, knn_measure, main_measure, name_of
+from cbir_faiss.report.table import few_bytes
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(
     r"<!-- (table|pivot|columns|chart|curves|curve|engines|quantized|figures|values): (.*?) -->\n.*?<!-- end -->",
     re.DOTALL,
 )
+TOTALS = (("disk", "backend_file"), ("memory", "resident"))
 HEAVY = ("curves", "raw", "codes", "failed")
 
 
@@ -85,60 +88,66 @@ def _block(found: re.Match[str]) -> str:
 
 
 def _chosen(words: Sequence[str]) -> list[Row]:
-    rows: list[Row] = json.loads((RESULTS / f"compare-{words[0]}.json").read_text())["rows"]
+    rows = json.loads((RESULTS / f"compare-{words[0]}.json").read_text())["rows"]
     for word in words[1:]:
         key, value = word.split("=", 1)
         rows = [row for row in rows if str(row[key]) in value.split(",")]
-    return rows
+    return [Row.from_json(row) for row in rows]
 
 
 def table(words: Sequence[str]) -> str:
     rows = _chosen(words)
-    measure = main_measure(rows)
-    knn = next(name for name in rows[0]["metrics"] if name.startswith("knn_recall"))
-    head = ["combination", "bytes an item", measure, "95 %", "worst–best", "as returned", knn, "ms a query (p50)"]
-    return _markdown(head, [_line(row, measure, knn) for row in rows])
+    measure, knn = main_measure(rows), knn_measure(rows)
+    # Rows of earlier versions know the bytes of their codes alone.
+    whole = [where for where in ("memory", "disk") if any(row.bytes[f"{where}_per_item"] is not None for row in rows)]
+    sizes = [f"{where} an item" for where in whole] or ["bytes an item"]
+    head = ["combination", *sizes, measure, "95 %", "worst–best", "as returned", knn, "ms a query (p50)"]
+    return _markdown(head, [[name_of(row), *_an_item(row, whole), *_line(row, measure, knn)] for row in rows])
+
+
+def _an_item(row: Row, whole: Sequence[str]) -> list[str]:
+    sizes = [row.bytes[f"{where}_per_item"] for where in whole]
+    return ["–" if size is None else few_bytes(size) for size in sizes] or [f"{bytes_per_item(row):,.0f}"]
 
 
 def _line(row: Row, measure: str, knn: str) -> list[str]:
-    m = row["metrics"]
+    m = row.metrics
     low, high = m[f"{measure}_min"], m[f"{measure}_max"]
     interval = m[f"{measure}_ci95"]
     return [
-        name_of(row),
-        f"{bytes_per_item(row):,.0f}",
         f"{m[measure]:.4f}",
         f"{interval[0]:.3f}–{interval[1]:.3f}",
         "–" if low is None else f"{low:.3f}–{high:.3f}",
         f"{m[f'{measure}_observed']:.4f}",
         f"{m[knn]:.3f}",
-        f"{row['latency_ms']['p50']:.2f}",
+        f"{row.latency_ms['p50']:.2f}",
     ]
 
 
 def engines(words: Sequence[str]) -> str:
     rows = _chosen(words)
     measure = main_measure(rows)
-    knn = next(name for name in rows[0]["metrics"] if name.startswith("knn_recall"))
+    knn = knn_measure(rows)
     head = ["combination", measure, knn, "p50 ms", "p95 ms", "p99 ms", "QPS", "disk", "memory", "build s"]
     lines = []
     for row in rows:
-        times = [f"{row['latency_ms'][p]:.2f}" for p in ("p50", "p95", "p99")]
-        sizes = [_size(row["bytes"][where]) for where in ("backend_file", "resident")]
-        measures = [f"{row['metrics'][measure]:.4f}", f"{row['metrics'][knn]:.3f}"]
-        lines.append([name_of(row), *measures, *times, f"{row['qps']:,.0f}", *sizes, f"{row['seconds']['build']:.2f}"])
+        times = [f"{row.latency_ms[p]:.2f}" for p in ("p50", "p95", "p99")]
+        # The whole index where the row knows it; rows of earlier versions have the engine's part.
+        sizes = [_size(row.bytes[all_of] or row.bytes[part]) for all_of, part in TOTALS]
+        measures = [f"{row.metrics[measure]:.4f}", f"{row.metrics[knn]:.3f}"]
+        lines.append([name_of(row), *measures, *times, f"{row.qps:,.0f}", *sizes, f"{row.seconds['build']:.2f}"])
     return _markdown(head, lines)
 
 
 def quantized(words: Sequence[str]) -> str:
     rows = _chosen(words)
-    knn = next(name for name in rows[0]["metrics"] if name.startswith("knn_recall"))
+    knn = knn_measure(rows)
     found: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        options = row["options"]
+        options = row.options
         line = found.setdefault((options["backend"]["query_encoding"], f"{options['search']['oversampling']:g}"), {})
-        line[row["codec"]] = f"{row['metrics'][knn]:.3f}"
-    codecs = list(dict.fromkeys(row["codec"] for row in rows))
+        line[row.codec] = f"{row.metrics[knn]:.3f}"
+    codecs = list(dict.fromkeys(row.codec for row in rows))
     head = ["query encoding", "oversampling", *(f"{knn}, {codec}" for codec in codecs)]
     return _markdown(head, [[*key, *(line[codec] for codec in codecs)] for key, line in found.items()])
 
@@ -160,21 +169,21 @@ def _cell(row: Row, column: str) -> str:
     if column == "bytes an item":
         return f"{bytes_per_item(row):,.0f}"
     if column == "index MB":
-        return f"{(row['bytes']['backend_file'] + row['bytes']['codec_state']) / 1e6:,.2f}"
+        return f"{(row.bytes['backend_file'] + row.bytes['codec_state']) / 1e6:,.2f}"
     if column.endswith("±"):
-        low, high = row["metrics"][f"{column[:-1]}_ci95"]
+        low, high = row.metrics[f"{column[:-1]}_ci95"]
         return f"{low:.3f}–{high:.3f}"
-    value = row["metrics"].get(column, row.get(column))
+    value = row.metrics.get(column, getattr(row, column, None))
     return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def curve(words: Sequence[str]) -> str:
     name, option, measures, *filters = words
     part, key = option.split(".")
-    rows = [row for row in _chosen([name, *filters]) if key in row["options"][part]]
-    points = sorted(rows, key=lambda row: row["options"][part][key])
-    values = [row["options"][part][key] for row in points]
-    lines = [(measure, values, [row["metrics"][measure] for row in points]) for measure in measures.split(",")]
+    rows = [row for row in _chosen([name, *filters]) if key in row.options[part]]
+    points = sorted(rows, key=lambda row: row.options[part][key])
+    values = [row.options[part][key] for row in points]
+    lines = [(measure, values, [row.metrics[measure] for row in points]) for measure in measures.split(",")]
     return _picture(words, lines_of(lines, key, "map"))
 
 
@@ -183,24 +192,24 @@ AXES = {"pr": ("recall", "precision"), "map_k": ("k", "map@k")}
 
 def curves(words: Sequence[str]) -> str:
     name, kind, *filters = words
-    rows = [row for row in _chosen([name, *filters]) if row.get("curves", {}).get(kind)]
-    several = len({row["title"] for row in rows}) > 1
+    rows = [row for row in _chosen([name, *filters]) if row.curves.get(kind)]
+    several = len({row.title for row in rows}) > 1
     lines = []
     for row in rows:
-        xs, ys = zip(*row["curves"][kind], strict=True)
-        lines.append((f"{row['title']}, {name_of(row)}" if several else name_of(row), list(xs), list(ys)))
+        xs, ys = zip(*row.curves[kind], strict=True)
+        lines.append((f"{row.title}, {name_of(row)}" if several else name_of(row), list(xs), list(ys)))
     return _picture(words, lines_of(lines, *AXES[kind]))
 
 
 def pivot(words: Sequence[str]) -> str:
-    rows = [row for row in _chosen(words) if row["bits"]]
+    rows = [row for row in _chosen(words) if row.bits]
     measure = main_measure(rows)
-    bits = sorted({row["bits"] for row in rows})
+    bits = sorted({row.bits for row in rows})
     families: dict[str, dict[int, str]] = {}
     for row in rows:
-        name = family_of(row) if len({row["backend"] for row in rows}) > 1 else family_of(row).split(",")[0]
-        name = f"{row['title']}, {name}" if len({row["title"] for row in rows}) > 1 else name
-        families.setdefault(name, {})[row["bits"]] = f"{row['metrics'][measure]:.4f}"
+        name = family_of(row) if len({row.backend for row in rows}) > 1 else family_of(row).split(",")[0]
+        name = f"{row.title}, {name}" if len({row.title for row in rows}) > 1 else name
+        families.setdefault(name, {})[row.bits] = f"{row.metrics[measure]:.4f}"
     return _markdown(
         [measure, *map(str, bits)], [[name, *(line.get(b, "") for b in bits)] for name, line in families.items()]
     )

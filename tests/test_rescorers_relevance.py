@@ -16,7 +16,7 @@ from cbir_faiss.collection import Collection
 from cbir_faiss.comparison.run import run
 from cbir_faiss.config import load_config
 from cbir_faiss.errors import ConfigError, DimensionMismatch, InputError
-from cbir_faiss.report.recommend import name_of
+from cbir_faiss.report.row import Row, name_of
 from cbir_faiss.types import Hits
 
 
@@ -220,7 +220,9 @@ def test_a_sweep_of_the_threshold_is_a_row_each(pictures: Path, tmp_path: Path) 
     found = [int((np.load(tmp_path / "out" / row["raw"])["ids"] >= 0).sum()) for row in rows]
     assert found[1] >= found[2] >= found[3] > found[4] >= found[5] == 0
     assert found[1] == 8 * 28
-    assert name_of(rows[3]) == "sigmoid-mean 64 bits, faiss-binary-flat, relevance t=0.2 rescoring of all"
+    assert (
+        name_of(Row.from_json(rows[3])) == "sigmoid-mean 64 bits, faiss-binary-flat, relevance t=0.2 rescoring of all"
+    )
     for row, count in zip(rows, found, strict=True):
         assert (row["metrics"]["map@5"] > 0) == (count > 0)
         assert row["bytes"]["rescore"] == (28 * 3 * 4 if row["rescore"] == "relevance" else 0)

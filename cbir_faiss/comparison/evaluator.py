@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from cbir_faiss.comparison.split import Split
 from cbir_faiss.config import Metrics
 from cbir_faiss.measures import curves
 from cbir_faiss.measures.histograms import Histograms, hamming_histograms
-from cbir_faiss.measures.metrics import measure
+from cbir_faiss.measures.metrics import per_query, shown, summary
 from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
 from cbir_faiss.measures.rankings import full_rankings
 from cbir_faiss.measures.relevance import Relevance
@@ -49,6 +49,19 @@ class Ranking:
         return cls(hits, floats=(items, queries, backend.metric))
 
 
+class Measured(NamedTuple):
+    """What a ranking is worth.
+
+    metrics, curves: as ``results.json`` has them. raw: arrays to store beside the hits. values: behind the mean of each
+    measure, its value at each query, float64 ``(nq,)``, in expectation over ties where the codes are known.
+    """
+
+    metrics: dict[str, Any]
+    curves: dict[str, Any]
+    raw: dict[str, NDArray[Any]]
+    values: dict[str, NDArray[np.float64]]
+
+
 class Evaluator:
     """Measures rankings of one split by its labels and its exact float neighbours."""
 
@@ -65,44 +78,39 @@ class Evaluator:
         """How many hits of each query to judge: as many as are measured, and as may have to be taken out of them."""
         return self._deepest + (0 if self._relevance is None else self._relevance.most_ignored)
 
-    def __call__(self, ranking: Ranking) -> tuple[dict[str, Any], dict[str, Any], dict[str, NDArray[Any]]]:
-        """Metrics and curves as ``results.json`` has them, and the arrays to store beside the hits."""
-        metrics: dict[str, Any] = {}
-        drawn: dict[str, Any] = {}
-        raw: dict[str, NDArray[Any]] = {}
+    def __call__(self, ranking: Ranking) -> Measured:
+        """Metrics, curves, raw arrays and per-query values of a ranking of the split's queries."""
+        found = Measured({}, {}, {}, {})
         if self._relevance is not None:
-            metrics, drawn, raw = self._by_labels(ranking, self._relevance)
+            found = self._by_labels(ranking, self._relevance)
         truth = self._metrics.truth
         embeddings = self._split.items.embedding, self._split.queries.embedding
         distances = true_distances(*embeddings, ranking.hits.ids[:, : truth.k], truth.metric)
-        metrics[f"knn_recall@{truth.k}"] = float(knn_recall(distances, self._thresholds, truth.k).mean())
-        return metrics, drawn, raw
+        name, recall = f"knn_recall@{truth.k}", knn_recall(distances, self._thresholds, truth.k)
+        found.metrics[name], found.values[name] = float(recall.mean()), recall
+        return found
 
-    def _by_labels(
-        self, ranking: Ranking, relevance: Relevance
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    def _by_labels(self, ranking: Ranking, relevance: Relevance) -> Measured:
         relevant = relevance.ranked(ranking.hits.ids)[:, : self._deepest]
         ks = [k for k in CURVE_KS if k <= relevant.shape[1]]
-        if ranking.codes is None:
-            exact = ranking.floats is not None
-            metrics = measure(relevant, relevance.totals, self._metrics.k, exact=exact)
-            along_k = curves.map_curve(relevant)[np.array(ks) - 1]
-            drawn = {"map_k": _pairs(ks, along_k)}
-            if ranking.floats is not None:
-                items, queries, metric = ranking.floats
-                rankings = full_rankings(items, queries, relevance, metric)
-                drawn["pr"] = _recall_curve(curves.precision_recall(rankings, PR_POINTS))
-            return metrics, drawn, {}
-        histograms = self._histograms_of(*ranking.codes, relevance)
-        metrics = measure(relevant, relevance.totals, self._metrics.k, histograms=histograms)
-        radius = curves.precision_within_radius(histograms)
-        drawn_at = np.unique(np.linspace(0, len(radius) - 1, RADIUS_POINTS).astype(int))
-        drawn = {
-            "map_k": _pairs(ks, curves.map_curve_tied(histograms, ks)),
-            "pr": _recall_curve(curves.precision_recall_tied(histograms, PR_POINTS)),
-            "radius": _pairs(drawn_at / (len(radius) - 1), radius[drawn_at]),
-        }
-        return metrics, drawn, {"histogram": histograms.items, "histogram_relevant": histograms.relevant}
+        histograms = None if ranking.codes is None else self._histograms_of(*ranking.codes, relevance)
+        exact = ranking.floats is not None
+        values = per_query(relevant, relevance.totals, self._metrics.k, histograms=histograms, exact=exact)
+        if histograms is None:
+            drawn, raw = self._curves(ranking, relevance, relevant, ks), {}
+        else:
+            drawn = _tied_curves(histograms, ks)
+            raw = {"histogram": histograms.items, "histogram_relevant": histograms.relevant}
+        return Measured(summary(values), drawn, raw, shown(values))
+
+    @staticmethod
+    def _curves(ranking: Ranking, relevance: Relevance, relevant: NDArray[np.bool_], ks: list[int]) -> dict[str, Any]:
+        drawn = {"map_k": _pairs(ks, curves.map_curve(relevant)[np.array(ks) - 1])}
+        if ranking.floats is not None:
+            items, queries, metric = ranking.floats
+            rankings = full_rankings(items, queries, relevance, metric)
+            drawn["pr"] = _recall_curve(curves.precision_recall(rankings, PR_POINTS))
+        return drawn
 
     def _histograms_of(self, items: NDArray[np.uint8], queries: NDArray[np.uint8], relevance: Relevance) -> Histograms:
         """Of the codes at hand; backends that hold the same codes share them."""
@@ -110,6 +118,16 @@ class Evaluator:
         if self._histograms is None or self._histograms[0] != key:
             self._histograms = key, hamming_histograms(queries, items, relevance)
         return self._histograms[1]
+
+
+def _tied_curves(histograms: Histograms, ks: list[int]) -> dict[str, Any]:
+    radius = curves.precision_within_radius(histograms)
+    drawn_at = np.unique(np.linspace(0, len(radius) - 1, RADIUS_POINTS).astype(int))
+    return {
+        "map_k": _pairs(ks, curves.map_curve_tied(histograms, ks)),
+        "pr": _recall_curve(curves.precision_recall_tied(histograms, PR_POINTS)),
+        "radius": _pairs(drawn_at / (len(radius) - 1), radius[drawn_at]),
+    }
 
 
 def _pairs(x: Any, y: NDArray[Any]) -> list[list[float]]:

@@ -12,27 +12,27 @@ from numpy.typing import NDArray
 from cbir_faiss.comparison.split import Side, Split
 from cbir_faiss.errors import BadImage
 from cbir_faiss.images.reading import data_uri
-from cbir_faiss.report.recommend import Row, is_reference, main_measure, name_of, recommend
+from cbir_faiss.report.row import Row, is_reference, main_measure, name_of
 
 QUERIES = 8
 SHOWN = 5
 THUMBNAIL = 96
 
 
-def make_gallery(split: Split, rows: Sequence[Row], folder: Path) -> dict[str, Any] | None:
+def make_gallery(
+    split: Split, rows: Sequence[Row], folder: Path, recommended: Row | None = None
+) -> dict[str, Any] | None:
     """The top hits of a few queries by the raw row and by the recommended (else the best) binary row of ``split``.
 
-    ``folder`` is where the rows' neighbours are stored. None where there are no pictures, or not both kinds of row.
+    The best is one that saw no labels of the database, where there is one. ``folder`` is where the rows' neighbours are
+    stored. None where there are no pictures, or not both kinds of row with neighbours.
     """
-    raw = next((row for row in rows if is_reference(row)), None)
-    binary = [row for row in rows if row["codec"] != "raw" and row["bits"]]
+    stored = [row for row in rows if row.raw is not None]
+    raw = next((row for row in stored if is_reference(row)), None)
+    binary = [row for row in stored if row.codec != "raw" and row.bits]
     if raw is None or not binary or not split.queries.places or split.queries.places[0][0].yields != "image":
         return None
-    measure = main_measure(rows)
-    advised = recommend(rows)
-    best = max(binary, key=lambda row: (row["metrics"][measure], -row["bits"]))
-    best = advised[0] if advised and advised[0] in binary else best
-    sides = [(name_of(row), np.load(folder / row["raw"])["ids"]) for row in (raw, best)]
+    sides = [(name_of(row), np.load(folder / str(row.raw))["ids"]) for row in (raw, _binary(binary, recommended))]
     picked = np.unique(np.linspace(0, len(split.queries) - 1, QUERIES + 2).astype(int)[1:-1])
     return {
         "title": split.title,
@@ -42,6 +42,13 @@ def make_gallery(split: Split, rows: Sequence[Row], folder: Path) -> dict[str, A
             for q in picked
         ],
     }
+
+
+def _binary(rows: Sequence[Row], recommended: Row | None) -> Row:
+    if recommended is not None and any(row is recommended for row in rows):
+        return recommended
+    measure = main_measure(rows)
+    return max(rows, key=lambda row: (not row.supervised, row.metrics[measure], -(row.bits or 0)))
 
 
 def _found(split: Split, query: int, ids: NDArray[np.int64]) -> list[dict[str, Any]]:

@@ -92,13 +92,21 @@ def measure(
 def summary(values: dict[str, Values], *, seed: int = 0) -> dict[str, Any]:
     """``measure`` from what ``per_query`` returned."""
     out: dict[str, Any] = {}
-    for key in (key for key in values if "_observed" not in key and not key.endswith(("_min", "_max"))):
+    for key in shown(values):
         out[key] = float(values[key].mean())
         for suffix in ("_min", "_max", "_observed"):
             out[key + suffix] = float(values[key + suffix].mean()) if key + suffix in values else None
         if key.startswith("map@"):
             out[f"{key}_ci95"] = bootstrap_ci(values[key], seed=seed).tolist()
     return out
+
+
+def shown(values: dict[str, Values]) -> dict[str, Values]:
+    """Of what ``per_query`` returned, the values behind the figures themselves: in expectation over ties where they are
+    known, without ``_observed``, ``_min`` and ``_max``. Float64 ``(nq,)`` each and never NaN, so that two rows over the
+    same queries can be compared query by query (``paired``).
+    """
+    return {key: values[key] for key in values if not key.endswith(("_observed", "_min", "_max"))}
 
 
 def average_precision(relevant: NDArray[np.bool_]) -> Values:

@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cbir_faiss.report.recommend import Row, bytes_per_item, is_reference, main_measure, name_of, rescoring_of
+from cbir_faiss.report.row import Row, bytes_per_item, is_reference, main_measure, name_of, rescoring_of
 
 # Okabe and Ito's palette: told apart by people with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#4D4D4D")
@@ -36,16 +36,16 @@ Series = tuple[str, list[float], list[float]]
 def measure_against_bits(rows: Sequence[Row]) -> str:
     """The main measure of each kind of code against its length, raw floats as a line."""
     measure = main_measure(rows)
-    binary = [row for row in rows if row["bits"]]
+    binary = [row for row in rows if row.bits]
 
     def draw(axes: Axes) -> None:
         for row in rows:
             if is_reference(row):
                 label = name_of(row)
-                axes.axhline(row["metrics"][measure], color="#4D4D4D", linestyle="--", linewidth=1.2, label=label)
-        _lines(axes, _grouped(binary, family_of, lambda row: (row["bits"], row["metrics"][measure])), _styles(rows))
+                axes.axhline(row.metrics[measure], color="#4D4D4D", linestyle="--", linewidth=1.2, label=label)
+        _lines(axes, _grouped(binary, family_of, lambda row: (row.bits or 0, row.metrics[measure])), _styles(rows))
         axes.set_xscale("log", base=2)
-        lengths = sorted({row["bits"] for row in binary})
+        lengths = sorted({row.bits or 0 for row in binary})
         ticks = [bits for bits in lengths if bits & (bits - 1) == 0] or lengths  # 504 beside 512 cannot be read
         axes.set_xticks(
             ticks, [str(bits) for bits in ticks], minor=False, fontsize=8, rotation=45 if len(ticks) > 9 else 0
@@ -58,15 +58,17 @@ def measure_against_bits(rows: Sequence[Row]) -> str:
 
 
 def measure_against_bytes(rows: Sequence[Row]) -> str:
-    """The main measure against bytes an item in the index."""
+    """The main measure against an item's memory in the whole index; where no row knows it, against its code."""
     measure = main_measure(rows)
+    known = [row for row in rows if row.bytes.get("memory_per_item")]
+
+    def point(row: Row) -> tuple[float, float]:
+        return row.bytes["memory_per_item"] if known else bytes_per_item(row), row.metrics[measure]
 
     def draw(axes: Axes) -> None:
-        _lines(
-            axes, _grouped(rows, family_of, lambda row: (bytes_per_item(row), row["metrics"][measure])), _styles(rows)
-        )
+        _lines(axes, _grouped(known or rows, family_of, point), _styles(rows))
         axes.set_xscale("log")
-        axes.set_xlabel("bytes an item in the index")
+        axes.set_xlabel("bytes an item in memory, the whole index" if known else "bytes of code an item")
         axes.set_ylabel(measure)
 
     return _svg(draw)
@@ -77,7 +79,7 @@ def measure_against_latency(rows: Sequence[Row]) -> str:
     measure = main_measure(rows)
 
     def draw(axes: Axes) -> None:
-        points = _grouped(rows, family_of, lambda row: (row["latency_ms"]["p50"], row["metrics"][measure]))
+        points = _grouped(rows, family_of, lambda row: (row.latency_ms["p50"], row.metrics[measure]))
         _lines(axes, points, _styles(rows), line="None")
         axes.set_xscale("log")
         axes.set_xlabel("milliseconds a query, from embedding to hits (median)")
@@ -88,10 +90,10 @@ def measure_against_latency(rows: Sequence[Row]) -> str:
 
 def precision_recall(rows: Sequence[Row]) -> str:
     """Precision against recall over the full ranking, for the rows whose full ranking is known."""
-    chosen = [row for row in _representative(rows) if row["curves"].get("pr")]
+    chosen = [row for row in _representative(rows) if row.curves.get("pr")]
 
     def draw(axes: Axes) -> None:
-        _lines(axes, [(name_of(row), *_points(row["curves"]["pr"])) for row in chosen], marker=False)
+        _lines(axes, [(name_of(row), *_points(row.curves["pr"])) for row in chosen], marker=False)
         axes.set_xlim(0, 1)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("recall")
@@ -102,10 +104,10 @@ def precision_recall(rows: Sequence[Row]) -> str:
 
 def map_against_k(rows: Sequence[Row]) -> str:
     """map@k against k."""
-    chosen = [row for row in _representative(rows) if row["curves"].get("map_k")]
+    chosen = [row for row in _representative(rows) if row.curves.get("map_k")]
 
     def draw(axes: Axes) -> None:
-        _lines(axes, [(name_of(row), *_points(row["curves"]["map_k"])) for row in chosen], marker=False)
+        _lines(axes, [(name_of(row), *_points(row.curves["map_k"])) for row in chosen], marker=False)
         axes.set_xlabel("k")
         axes.set_ylabel("map@k")
 
@@ -114,10 +116,10 @@ def map_against_k(rows: Sequence[Row]) -> str:
 
 def precision_in_radius(rows: Sequence[Row]) -> str:
     """Precision within a Hamming radius, a query with an empty ball counting as 0."""
-    chosen = [row for row in rows if row["curves"].get("radius") and row["rescore"] == "none"][: len(COLOURS)]
+    chosen = [row for row in rows if row.curves.get("radius") and row.rescore == "none"][: len(COLOURS)]
 
     def draw(axes: Axes) -> None:
-        _lines(axes, [(name_of(row), *_points(row["curves"]["radius"])) for row in chosen], marker=False)
+        _lines(axes, [(name_of(row), *_points(row.curves["radius"])) for row in chosen], marker=False)
         axes.set_xlabel("Hamming radius as a share of the bits")
         axes.set_ylabel("precision within the radius")
 
@@ -140,23 +142,23 @@ def _representative(rows: Sequence[Row]) -> list[Row]:
     chosen = [row for row in rows if is_reference(row)][:1]
     families: dict[str, list[Row]] = {}
     for row in rows:
-        if row["bits"] and row["rescore"] == "none" and row["codec"] != "raw":
+        if row.bits and row.rescore == "none" and row.codec != "raw":
             families.setdefault(family_of(row), []).append(row)
     for members in families.values():
-        members.sort(key=lambda row: row["bits"])
+        members.sort(key=lambda row: row.bits or 0)
         chosen += [members[i] for i in sorted({0, len(members) // 2, len(members) - 1})]
     return chosen[: len(COLOURS)]
 
 
 def family_of(row: Row) -> str:
     """The kind of code, whatever its length: what is drawn as one line."""
-    options = row["options"]
+    options = row.options
     chosen = {k: v for k, v in options["codec"].items() if k in ("projection", "at", "rotation")}
-    if row["codec"] in ("sign", "sigmoid-mean"):
+    if row.codec in ("sign", "sigmoid-mean"):
         chosen["center"] = "centred" if options["codec"].get("center") else ""
     variant = " ".join(str(v) for v in chosen.values())
-    rescore = "" if row["rescore"] == "none" else f" + {rescoring_of(row)}"
-    return f"{row['codec']} {variant}".strip() + f", {options['backend'].get('factory') or row['backend']}{rescore}"
+    rescore = "" if row.rescore == "none" else f" + {rescoring_of(row)}"
+    return f"{row.codec} {variant}".strip() + f", {options['backend'].get('factory') or row.backend}{rescore}"
 
 
 def _grouped(

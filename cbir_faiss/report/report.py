@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import jinja2
 
 from cbir_faiss.errors import CorruptCollection
 from cbir_faiss.report import charts
-from cbir_faiss.report.recommend import Row, bytes_per_item, main_measure, name_of, recommend
+from cbir_faiss.report.row import Row, main_measure, name_of
+from cbir_faiss.report.table import COLUMNS, DETAILS, MISSING, Column
 
 CHARTS = (
     ("against bits", charts.measure_against_bits),
@@ -55,25 +56,27 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def _page(results: dict[str, Any], gallery: Sequence[dict[str, Any]]) -> str:
-    rows: list[Row] = results["rows"]
+    rows = [Row.from_json(row) for row in results["rows"]]
     measure = main_measure(rows)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cbir_faiss.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": _number, "size": _size}
-    found = recommend(rows)
-    titles = list(dict.fromkeys(row["title"] for row in rows))
+    environment.filters["number"] = _number
+    advice = results.get("recommendation") or {}  # what was decided when the rows had the values of every query
+    titles = list(dict.fromkeys(row.title for row in rows))
     return environment.get_template("report.html.j2").render(
         environment=results["environment"],
         failed=results.get("failed", []),
         skipped=results.get("skipped", []),
         measure=measure,
-        advice=found[1] if found else "",
-        rows=[_cells(row, measure, found[0] if found else None) for row in rows],
+        advice=advice,
+        asked=_asked(rows),
+        tables=[_table(columns, rows, measure, advice.get("row")) for columns in (COLUMNS, DETAILS)],
+        rows=len(rows),
         overview=rows[0],
-        sections=[_section(title, [row for row in rows if row["title"] == title], measure) for title in titles],
+        health=[(row.title, name_of(row), _flat(row.codes)) for row in rows if row.codes and row.rescore == "none"],
+        sections=[_section(title, [row for row in rows if row.title == title], measure) for title in titles],
         gallery=gallery,
-        knn=next((name for name in rows[0]["metrics"] if name.startswith("knn_recall@")), ""),
     )
 
 
@@ -82,25 +85,23 @@ def _section(title: str, rows: Sequence[Row], measure: str) -> dict[str, Any]:
     return {"title": title, "charts": [(name, svg) for name, svg in drawn if svg]}
 
 
-def _cells(row: Row, measure: str, best: Row | None) -> dict[str, Any]:
-    metrics = row["metrics"]
-    return {
-        "row": row,
-        "name": name_of(row),
-        "value": metrics[measure],
-        "low": metrics.get(f"{measure}_min"),
-        "high": metrics.get(f"{measure}_max"),
-        "interval": metrics.get(f"{measure}_ci95"),
-        "observed": metrics.get(f"{measure}_observed"),
-        "knn": next((value for name, value in metrics.items() if name.startswith("knn_recall@")), None),
-        "bytes": bytes_per_item(row),
-        "per_million": bytes_per_item(row) * 1e6,
-        "chosen": row is best,
-        "health": _flat(row.get("codes") or {}),
-    }
+def _table(columns: Sequence[Column], rows: Sequence[Row], measure: str, chosen: int | None) -> dict[str, Any]:
+    """Heads and cells for the page, and which line is the recommended one."""
+    lines = [[(c.text(row, measure), c.key(row, measure), c.left) for c in columns] for row in rows]
+    return {"heads": [(c.title(rows), c.left) for c in columns], "lines": lines, "chosen": chosen}
 
 
-def _flat(health: dict[str, Any]) -> dict[str, Any]:
+def _asked(rows: Sequence[Row]) -> str:
+    """How many hits and threads the times are of; empty for stored rows that do not say."""
+    told = []
+    for place, one, several in (("k", "hit", "hits"), ("threads", "thread", "threads")):
+        numbers = sorted({row.latency_ms[place] for row in rows if row.latency_ms[place] is not None})
+        if numbers:
+            told.append(f"{' or '.join(map(str, numbers))} {one if numbers == [1] else several}")
+    return ", ".join(told)
+
+
+def _flat(health: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of whole codes, and of their prefix under ``prefix …``."""
     inner = {
         f"{key} {name}": value for key, part in health.items() if isinstance(part, dict) for name, value in part.items()
@@ -109,15 +110,4 @@ def _flat(health: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def _size(value: float | None) -> str:
-    """Bytes for people."""
-    if value is None:
-        return "–"
-    for unit in ("B", "kB", "MB"):
-        if abs(value) < 1000:
-            return f"{value:,.0f} {unit}" if unit == "B" or value >= 100 else f"{value:,.1f} {unit}"
-        value /= 1000
-    return f"{value:,.2f} GB"
+    return MISSING if value is None else f"{value:,.{digits}f}"
