@@ -46,9 +46,12 @@ class Choice:
 
 
 class Truth(Options):
-    """What the exact neighbours of ``knn_recall`` are: by which metric, and how many."""
+    """What the exact neighbours of ``knn_recall`` are: by which metric, and how many.
 
-    metric: Literal["l2", "cosine", "ip"] = "cosine"
+    metric: None is a row's own where it searches floats, and cosine for codes.
+    """
+
+    metric: Literal["l2", "cosine", "ip"] | None = None
     k: int = Field(default=10, ge=1)
 
 

@@ -13,7 +13,7 @@ from cbir_faiss.base.checks import check_floats
 from cbir_faiss.base.plugin import Plugin
 from cbir_faiss.base.state import read_state, write_state
 from cbir_faiss.errors import CorruptCollection, InputError
-from cbir_faiss.types import Codes, Floats, Kind
+from cbir_faiss.types import Codes, Floats, Kind, Metric
 
 
 class Codec(Plugin):
@@ -74,6 +74,10 @@ class Codec(Plugin):
         """
         x = self._checked(x)
         return self.pack(self._project(x)) if self.kind == "float" else self._encode_bits(x)
+
+    def metric_of(self, metric: Metric) -> Metric:
+        """By what metric embeddings are ranked when an index ranks the floats of this codec by ``metric``."""
+        return metric
 
     def pack(self, projection: Floats) -> Codes:
         """What ``encode`` gives for embeddings whose ``project`` is ``projection``."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from cbir_faiss.codecs._hadamard import HadamardRotation
 from cbir_faiss.codecs._itq import itq_rotation
 from cbir_faiss.codecs._training import Linear, TrainingOptions, principal_components
-from cbir_faiss.types import Floats, Kind
+from cbir_faiss.types import Floats, Kind, Metric
 
 
 class Rotate(Linear):
@@ -30,6 +30,10 @@ class Rotate(Linear):
     class Options(TrainingOptions):
         rotation: Literal["itq", "pca", "hadamard"] = "itq"
         iterations: Annotated[int, Field(ge=1)] = 20
+
+    def metric_of(self, metric: Metric) -> Metric:
+        # Of vectors of one length, squared L2 is twice the cosine distance.
+        return "cosine" if self.options.normalise and metric == "l2" else metric
 
     def _float_width(self) -> int:
         dim = super()._float_width()

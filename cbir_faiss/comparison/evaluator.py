@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cbir_faiss.base import Backend
+from cbir_faiss.base import Backend, Codec, Rescorer
 from cbir_faiss.comparison.split import Split
 from cbir_faiss.config import Metrics
 from cbir_faiss.measures import curves
@@ -22,6 +22,8 @@ from cbir_faiss.types import Codes, Hits, Metric
 
 PR_POINTS = 21
 RADIUS_POINTS = 65
+EMBEDDING_METRIC: Metric = "cosine"
+"""By what embeddings are compared where nothing says otherwise."""
 CURVE_KS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 200, 500, 1000)
 
 
@@ -68,9 +70,8 @@ class Evaluator:
     def __init__(self, split: Split, metrics: Metrics) -> None:
         self._split, self._metrics = split, metrics
         self._relevance = Relevance.from_labels(split.items.labels, split.queries.labels, split.items.ignored)
-        truth = metrics.truth
-        self._deepest = max(*metrics.k, truth.k)
-        self._thresholds = exact_thresholds(split.items.embedding, split.queries.embedding, truth.k, truth.metric)
+        self._deepest = max(*metrics.k, metrics.truth.k)
+        self._thresholds: dict[Metric, NDArray[np.float64]] = {}
         self._histograms: tuple[str, Histograms] | None = None
 
     @property
@@ -78,15 +79,31 @@ class Evaluator:
         """How many hits of each query to judge: as many as are measured, and as may have to be taken out of them."""
         return self._deepest + (0 if self._relevance is None else self._relevance.most_ignored)
 
-    def __call__(self, ranking: Ranking) -> Measured:
-        """Metrics, curves, raw arrays and per-query values of a ranking of the split's queries."""
+    def truth_of(self, codec: Codec, backend: Backend, rescorer: Rescorer) -> dict[str, Any]:
+        """What the exact neighbours of ``knn_recall`` are: ``metric`` and ``k``.
+
+        The metric that the config gives; else, where floats are searched and that is all, the one they are searched
+        by; else, of codes and of what is ranked again, the one that embeddings are compared by.
+        """
+        metric: Metric = self._metrics.truth.metric or EMBEDDING_METRIC
+        own = backend.metric
+        if self._metrics.truth.metric is None and rescorer.name == "none" and own not in (None, "hamming"):
+            metric = codec.metric_of(own)
+        return {"metric": metric, "k": self._metrics.truth.k}
+
+    def __call__(self, ranking: Ranking, truth_metric: Metric) -> Measured:
+        """Metrics, curves, raw arrays and per-query values of a ranking of the split's queries.
+
+        ``truth_metric``: that of the exact neighbours, from ``truth_of``.
+        """
         found = Measured({}, {}, {}, {})
         if self._relevance is not None:
             found = self._by_labels(ranking, self._relevance)
-        truth = self._metrics.truth
-        embeddings = self._split.items.embedding, self._split.queries.embedding
-        distances = true_distances(*embeddings, ranking.hits.ids[:, : truth.k], truth.metric)
-        name, recall = f"knn_recall@{truth.k}", knn_recall(distances, self._thresholds, truth.k)
+        k, embeddings = self._metrics.truth.k, (self._split.items.embedding, self._split.queries.embedding)
+        if truth_metric not in self._thresholds:
+            self._thresholds[truth_metric] = exact_thresholds(*embeddings, k, truth_metric)
+        distances = true_distances(*embeddings, ranking.hits.ids[:, :k], truth_metric)
+        name, recall = f"knn_recall@{k}", knn_recall(distances, self._thresholds[truth_metric], k)
         found.metrics[name], found.values[name] = float(recall.mean()), recall
         return found
 

@@ -10,15 +10,19 @@ from typing import Any
 
 from cbir_faiss._lib.files import write_durably
 from cbir_faiss.base.options import parse_options
+from cbir_faiss.comparison.combine import Plan, Skipped, pairs
 from cbir_faiss.comparison.environment import environment
 from cbir_faiss.comparison.gallery import make_gallery
-from cbir_faiss.comparison.rows import Plan, Report, Row, Skipped, combinations, compare_split
-from cbir_faiss.comparison.split import split_of_vectors, splits
+from cbir_faiss.comparison.rows import Report, compare_split
+from cbir_faiss.comparison.split import Split, split_of_vectors, splits
+from cbir_faiss.comparison.timing import busier
 from cbir_faiss.config import Config, Metrics, parse_choices
 from cbir_faiss.errors import InputError
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.pipeline.extraction import Progress
+from cbir_faiss.report.recommend import recommend
 from cbir_faiss.report.report import write_report
+from cbir_faiss.report.row import Row
 
 Section = str | Mapping[str, Any]
 
@@ -36,24 +40,45 @@ def run(
     Embeddings come from the cache (default: the user's) where they were computed before.
     """
     plan = Plan(config.codecs, config.backends, config.rescore, config.metrics, config.threads, out / "raw")
-    combinations(plan)  # a config that cannot work fails before hours of extraction
+    pairs(plan)  # a config that cannot work fails before hours of extraction
     out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"environment": environment(config.threads), "rows": [], "failed": [], "skipped": []}
-    skipped: list[Skipped] = []
-    galleries = []
+    done = _Done(environment(config.threads), out)
     for split in splits(config, cache or default_cache(), progress):
-        rows = list(compare_split(split, plan, report, skipped))
-        results["rows"] += rows
-        results["failed"] = [asdict(failure) for failure in split.failed]
-        results["skipped"] = [asdict(some) for some in skipped]
-        gallery = make_gallery(split, rows, out) if rows else None
-        galleries += [gallery] if gallery else []
-        _write(out / "results.json", results)
-        _write(out / "gallery.json", galleries)
-    if not results["rows"]:
-        raise InputError(f"no combination could be measured; {skipped[0].combination}: {skipped[0].reason}")
+        done.add(split, *compare_split(split, plan, report, done.skipped))
+    if not done.rows:
+        first = done.skipped[0]
+        raise InputError(f"no combination could be measured; {first.combination}: {first.reason}")
     write_report(out)
-    return results
+    return done.results
+
+
+class _Done:
+    """What is measured so far, on the disk after each split."""
+
+    def __init__(self, where: dict[str, Any], out: Path) -> None:
+        self._environment, self._out = where, out
+        self.rows: list[Row] = []
+        self.skipped: list[Skipped] = []
+        self.results: dict[str, Any] = {}
+        self._loads: list[float | None] = []
+        self._galleries: list[dict[str, Any]] = []
+
+    def add(self, split: Split, rows: list[Row], others: float | None) -> None:
+        """The rows of one more split, and the cores that others kept busy while it was timed."""
+        self.rows += rows
+        self._loads.append(others)
+        advice = recommend(self.rows) if self.rows else None
+        self.results = {
+            "environment": {**self._environment, **busier(self._loads)},
+            "recommendation": advice.as_json() if advice else None,
+            "rows": [row.as_json() for row in self.rows],
+            "failed": [asdict(failure) for failure in split.failed],
+            "skipped": [asdict(some) for some in self.skipped],
+        }
+        gallery = make_gallery(split, rows, self._out, advice.row if advice else None) if rows else None
+        self._galleries += [gallery] if gallery else []
+        _write(self._out / "results.json", self.results)
+        _write(self._out / "gallery.json", self._galleries)
 
 
 def compare(
@@ -68,7 +93,7 @@ def compare(
     k: Sequence[int] = (1, 5, 10, 50),
     truth: Mapping[str, Any] | None = None,
     threads: int | None = None,
-) -> list[Row]:
+) -> list[dict[str, Any]]:
     """Rows of every valid combination over arrays that are there already, as ``results.json`` has them.
 
     Args:
@@ -87,7 +112,8 @@ def compare(
         parse_options(Metrics, {"k": list(k), **({"truth": dict(truth)} if truth else {})}),
         threads,
     )
-    return list(compare_split(split_of_vectors(vectors, queries, labels, query_labels), plan))
+    rows, _ = compare_split(split_of_vectors(vectors, queries, labels, query_labels), plan)
+    return [row.as_json() for row in rows]
 
 
 def _sections(sections: Sequence[Section]) -> list[Mapping[str, Any]]:

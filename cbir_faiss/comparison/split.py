@@ -15,6 +15,7 @@ from cbir_faiss.base.labels import Labels
 from cbir_faiss.config import Choice, Config
 from cbir_faiss.errors import InputError
 from cbir_faiss.pipeline.extraction import Extraction, Failure, Progress, extract
+from cbir_faiss.storage.catalogue import document
 from cbir_faiss.types import Columns, Floats
 
 
@@ -35,6 +36,13 @@ class Side:
 
     def __len__(self) -> int:
         return len(self.embedding)
+
+    def document(self, row: int) -> dict[str, Any]:
+        """What a collection of these items keeps of one: path, labels and payload."""
+        if self.places:
+            source, index = self.places[row]
+            return document(source.items()[index])
+        return document(Item(str(row), self.labels[row]))
 
 
 @dataclass(frozen=True)
