@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
+from cbir_faiss.base import registry
 from cbir_faiss.cli import main
 
 COMPARE = """\
@@ -141,6 +143,20 @@ def test_plugins_lists_every_group() -> None:
     output = cbir("plugins").stdout
     for name in ("folder", "torchvision", "raw", "lsh", "faiss-flat", "float"):
         assert f"  {name} " in output
+
+
+def test_plugins_goes_on_after_one_that_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "odd_plugin.py").write_text("raise RuntimeError('no\\nluck')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = {name: EntryPoint(name, "odd_plugin:Odd", "cbir_faiss.codecs") for name in ("first", "last")}
+    monkeypatch.setattr(registry, "_entries", lambda group: found if group == "codecs" else {})
+    result = cbir("plugins")
+    assert result.exit_code == 0
+    lines = [line for line in result.stdout.splitlines() if line.startswith("  ")]
+    reason = "its entry point is broken: RuntimeError: no"
+    assert [line.split(maxsplit=1) for line in lines] == [
+        [name, f"(codec '{name}': {reason})"] for name in ("first", "last")
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))
