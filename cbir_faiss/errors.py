@@ -74,6 +74,6 @@ class BackendError(CbirError):
     """The engine behind a backend failed; ``__cause__`` is the client's own error."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The first line of what a library's error says."""
     return (str(error) or type(error).__name__).strip().splitlines()[0]

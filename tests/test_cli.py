@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
+from cbir_faiss import cli
+from cbir_faiss.base import registry
 from cbir_faiss.cli import main
+from cbir_faiss.cli._group import Later
 
 COMPARE = """\
 source: {name: folder, root: pictures}
@@ -143,12 +148,44 @@ def test_plugins_lists_every_group() -> None:
         assert f"  {name} " in output
 
 
+def test_plugins_goes_on_after_one_that_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "odd_plugin.py").write_text("raise RuntimeError('no\\nluck')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = {name: EntryPoint(name, "odd_plugin:Odd", "cbir_faiss.codecs") for name in ("first", "last")}
+    monkeypatch.setattr(registry, "_entries", lambda group: found if group == "codecs" else {})
+    result = cbir("plugins")
+    assert result.exit_code == 0
+    lines = [line for line in result.stdout.splitlines() if line.startswith("  ")]
+    reason = "its entry point is broken: RuntimeError: no"
+    assert [line.split(maxsplit=1) for line in lines] == [
+        [name, f"(codec '{name}': {reason})"] for name in ("first", "last")
+    ]
+
+
 @pytest.mark.parametrize("name", sorted(main.commands))
 def test_every_command_has_help_with_an_example(name: str) -> None:
     text = cbir(name, "--help").stdout
     assert len(text.splitlines()) > 4
     if name != "plugins":
         assert f"cbir {name} " in text.split("Options:")[0].split("\n", 1)[1]
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_the_overview_says_of_a_command_what_the_command_says(name: str) -> None:
+    listed = main.commands[name]
+    assert isinstance(listed, Later)
+    command = listed.command()
+    assert command.name == name
+    assert listed.get_short_help_str(120) == command.get_short_help_str(120)
+
+
+def test_every_command_is_in_the_overview() -> None:
+    found = set()
+    for path in Path(cli.__file__).parent.glob("[a-z]*.py"):
+        module = importlib.import_module(f"cbir_faiss.cli.{path.stem}")
+        found |= {value.name for value in vars(module).values() if isinstance(value, click.Command)}
+    assert found == set(main.commands)
+    assert all(f"\n  {name} " in main.get_help(click.Context(main)) for name in found)
 
 
 def test_the_overview_is_short() -> None:

@@ -87,11 +87,39 @@ def test_a_plugin_whose_library_is_missing(entry, tmp_path: Path, monkeypatch: p
         registry.load("codecs", "odd")
 
 
-@pytest.mark.parametrize("value", ["cbir_faiss.no_such_module:X", "cbir_faiss.codecs.raw:NoSuchClass"])
+@pytest.mark.parametrize(
+    "value", ["cbir_faiss.no_such_module:X", "cbir_faiss.codecs.raw:NoSuchClass", "json:dumps", "cbir_faiss.types:Hits"]
+)
 def test_a_broken_entry_point(entry, value: str) -> None:
     entry(value)
-    with pytest.raises(CbirError, match="entry point is broken"):
+    with pytest.raises(CbirError, match="codec 'odd': its entry point is broken: "):
         registry.load("codecs", "odd")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("def f(:\n", "SyntaxError: "),
+        ("raise RuntimeError('no\\nluck')\n", "RuntimeError: no"),
+        ("raise RuntimeError\n", "RuntimeError: RuntimeError"),
+        ("raise OSError('libodd.so.1: cannot open shared object file')\n", "OSError: libodd.so.1: cannot open"),
+        ("import json.nothing_there\n", "needs the Python package 'json.nothing_there'"),
+        ("from json import nothing_there\n", "ImportError: cannot import name"),
+        ("import sys\nsys.exit('bye')\n", "SystemExit: bye"),
+        ("from cbir_faiss.errors import MissingDependency\nraise MissingDependency('install odd')\n", "install odd"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_says_why_on_one_line(
+    entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reason: str
+) -> None:
+    (tmp_path / "odd_plugin.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "odd_plugin", raising=False)
+    entry("odd_plugin:Odd")
+    with pytest.raises(CbirError) as caught:
+        registry.load("codecs", "odd")
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_make_checks_options() -> None:

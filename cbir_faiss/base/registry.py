@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pydantic import AfterValidator, ValidationError, ValidationInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from cbir_faiss.base import Plugin
 from cbir_faiss.base.options import parse_options
-from cbir_faiss.errors import CbirError, ConfigError, MissingDependency, UnknownPlugin
+from cbir_faiss.errors import CbirError, ConfigError, MissingDependency, UnknownPlugin, one_line
 
 Group = Literal["sources", "extractors", "codecs", "backends", "rescorers", "networks", "losses"]
 GROUPS: tuple[Group, ...] = ("sources", "extractors", "codecs", "backends", "rescorers", "networks", "losses")
 _OUR_PACKAGES = ("cbir_faiss", "cbir_connectors")
 
 
+@lru_cache(maxsize=1)
+def _installed(path: tuple[str, ...]) -> Any:
+    """Every entry point on ``path``, the ``sys.path`` of now: one reading of it serves all groups."""
+    return entry_points()
+
+
 @cache
 def _entries(group: Group) -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in sorted(entry_points(group=f"cbir_faiss.{group}"))}
+    return {entry.name: entry for entry in sorted(_installed(tuple(sys.path)).select(group=f"cbir_faiss.{group}"))}
 
 
 def names(group: Group) -> list[str]:
@@ -36,7 +43,7 @@ def load(group: Group, name: str) -> type[Plugin]:
     Raises:
         UnknownPlugin: nothing is registered under that name; the message suggests the nearest and lists all.
         MissingDependency: the plugin's module needs a library that is not installed.
-        CbirError: the entry point is broken: its module or attribute does not exist.
+        CbirError: the entry point is broken: it cannot be imported, whatever the reason, or is not a plugin.
     """
     entries = _entries(group)
     if name not in entries:
@@ -45,15 +52,20 @@ def load(group: Group, name: str) -> type[Plugin]:
         raise UnknownPlugin(f"no {_one_of(group)} named '{name}'; {hint}there are: {', '.join(entries) or 'none'}")
     try:
         plugin = entries[name].load()
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] not in _OUR_PACKAGES:
-            raise MissingDependency(
-                f"{_one_of(group)} '{name}' needs the Python package '{error.name}': pip install {error.name}"
-            ) from error
-        raise CbirError(f"{_one_of(group)} '{name}': its entry point is broken: {error}") from error
-    except AttributeError as error:
-        raise CbirError(f"{_one_of(group)} '{name}': its entry point is broken: {error}") from error
-    return cast("type[Plugin]", plugin)
+    except CbirError:
+        raise
+    except (Exception, SystemExit) as error:  # a stranger's module may do anything while it is imported
+        raise _unusable(f"{_one_of(group)} '{name}'", error) from error
+    if not isinstance(plugin, type) or not issubclass(plugin, Plugin):
+        raise CbirError(f"{_one_of(group)} '{name}': its entry point is broken: {entries[name].value} is not a plugin")
+    return plugin
+
+
+def _unusable(what: str, error: BaseException) -> CbirError:
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and missing.split(".")[0] not in _OUR_PACKAGES:
+        return MissingDependency(f"{what} needs the Python package '{missing}': pip install {missing}")
+    return CbirError(f"{what}: its entry point is broken: {type(error).__name__}: {one_line(error)}")
 
 
 def _one_of(group: Group) -> str:

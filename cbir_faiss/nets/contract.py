@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from cbir_faiss import base
-from cbir_faiss.base.options import parse_options
+from cbir_faiss.base.options import need, parse_options
 from cbir_faiss.errors import ConfigError
 from cbir_faiss.images.preprocess import Override, Preprocess
 
@@ -30,8 +30,9 @@ class Network(base.Plugin):
         pretrained: False where the weights are going to be filled in, so that none need be read.
 
         Raises:
-            ConfigError: options or weights that do not fit together.
+            ConfigError: options or weights that do not fit together. MissingDependency: torch is not installed.
         """
+        need("torch", "torch")
         module, preset = self._build(pretrained)
         return module, self._preprocess(preset)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from pydantic import Field
-from torch import nn
 
 from cbir_faiss.nets.contract import Network
 
@@ -28,17 +27,6 @@ class Plain(Network):
     options: Options
 
     def _build(self, pretrained: bool) -> tuple[Any, dict[str, Any]]:
-        w = self.options.width
-        return nn.Sequential(
-            *_convolution(3, w, nn.MaxPool2d(3, 2, ceil_mode=True)),
-            *_convolution(w, w, nn.AvgPool2d(3, 2, ceil_mode=True)),
-            *_convolution(w, 2 * w, nn.AvgPool2d(3, 2, ceil_mode=True)),
-            nn.AdaptiveAvgPool2d(4),
-            nn.Flatten(),
-            nn.Linear(2 * w * 16, self.options.features),
-            nn.ReLU(),
-        ), {}
+        from cbir_faiss.nets._plain import plain
 
-
-def _convolution(before: int, after: int, pool: Any) -> list[Any]:
-    return [nn.Conv2d(before, after, 5, padding=2), pool, nn.ReLU(inplace=True)]
+        return plain(self.options.width, self.options.features), {}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cbir_faiss import base
+from cbir_faiss.base.options import need
 from cbir_faiss.errors import ConfigError, InputError
 
 Need = Literal["labels", "teacher", "code", "logits"]
@@ -55,6 +56,7 @@ class Loss(base.Plugin):
         Raises:
             ConfigError: it needs bits, or a teacher, and the config has none.
             InputError: it needs labels and the items have none, or all items are of one class.
+            MissingDependency: torch is not installed.
         """
         if "code" in self.needs and task.bits is None:
             raise ConfigError(f"loss '{self.name}' trains a code: give bits", path="bits")
@@ -65,6 +67,7 @@ class Loss(base.Plugin):
                 raise InputError(f"loss '{self.name}' learns from labels, and some of these items have none")
             if len(task.classes) < 2:
                 raise InputError(f"loss '{self.name}': all items are of one class, '{task.classes[0]}'")
+        need("torch", "torch")
         return self._start(task)
 
     @abstractmethod

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from pydantic import Field
-from torch import nn
 
-from cbir_faiss.training.contract import Batch, Loss, Need, Task
+from cbir_faiss.training.contract import Loss, Need, Task
 
 
 class Classification(Loss):
@@ -24,13 +23,6 @@ class Classification(Loss):
     options: Options
 
     def _start(self, task: Task) -> Any:
-        return _Classification(self.options.smoothing)
+        from cbir_faiss.training.losses._classification import ClassificationModule
 
-
-class _Classification(nn.Module):  # type: ignore[misc]
-    def __init__(self, smoothing: float) -> None:
-        super().__init__()
-        self.smoothing = smoothing
-
-    def forward(self, outputs: dict[str, Any], batch: Batch) -> Any:
-        return nn.functional.cross_entropy(outputs["logits"], batch.labels, label_smoothing=self.smoothing)
+        return ClassificationModule(self.options.smoothing)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import nn
 
 from cbir_faiss.errors import ConfigError
-from cbir_faiss.training.contract import Batch, Loss, Need, Task
+from cbir_faiss.training.contract import Loss, Need, Task
 
 _TRIES = 200
 
@@ -36,21 +34,10 @@ class CentralSimilarity(Loss):
     options: Options
 
     def _start(self, task: Task) -> Any:
+        from cbir_faiss.training.losses._csq import CentralSimilarityModule
+
         assert task.bits is not None  # the public method saw to it
-        return _CentralSimilarity(hash_centers(len(task.classes), task.bits, task.seed), self.options.quantization)
-
-
-class _CentralSimilarity(nn.Module):  # type: ignore[misc]
-    def __init__(self, centers: NDArray[np.int8], quantization: float) -> None:
-        super().__init__()
-        self.quantization = quantization
-        self.register_buffer("centers", torch.from_numpy((centers > 0).astype(np.float32)))
-
-    def forward(self, outputs: dict[str, Any], batch: Batch) -> Any:
-        # A sigmoid of twice x is (tanh x + 1) / 2: the loss is taken of x, where it is stable.
-        code, wanted = outputs["code"], self.centers[batch.labels]
-        central = nn.functional.binary_cross_entropy_with_logits(2 * code, wanted)
-        return central + self.quantization * (1 - torch.tanh(code).abs()).square().sum(1).mean()
+        return CentralSimilarityModule(hash_centers(len(task.classes), task.bits, task.seed), self.options.quantization)
 
 
 def hash_centers(classes: int, bits: int, seed: int) -> NDArray[np.int8]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from cbir_faiss.training.contract import Batch, Loss, Need, Task
+from cbir_faiss.training.contract import Loss, Need, Task
 
 
 class Distillation(Loss):
@@ -24,19 +22,10 @@ class Distillation(Loss):
     needs: ClassVar[frozenset[Need]] = frozenset({"teacher"})
 
     def _start(self, task: Task) -> Any:
+        from cbir_faiss.training.losses._distillation import DistillationModule
+
         assert task.teacher is not None  # the public method saw to it
-        return _Distillation(*_axes(task.teacher, task.dim))
-
-
-class _Distillation(nn.Module):  # type: ignore[misc]
-    def __init__(self, mean: NDArray[np.float32], axes: NDArray[np.float32]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.from_numpy(mean))
-        self.register_buffer("axes", torch.from_numpy(axes))
-
-    def forward(self, outputs: dict[str, Any], batch: Batch) -> Any:
-        wanted = (batch.teacher - self.mean) @ self.axes
-        return (1 - nn.functional.cosine_similarity(outputs["features"], wanted)).mean()
+        return DistillationModule(*_axes(task.teacher, task.dim))
 
 
 def _axes(teacher: NDArray[np.float32], dim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field
-from torch import nn
 
-from cbir_faiss.training.contract import Batch, Loss, Need, Task
+from cbir_faiss.training.contract import Loss, Need, Task
 
 
 class Greedy(Loss):
@@ -29,24 +27,7 @@ class Greedy(Loss):
     options: Options
 
     def _start(self, task: Task) -> Any:
+        from cbir_faiss.training.losses._greedy import GreedyModule
+
         assert task.teacher is not None  # the public method saw to it
-        return _Greedy(torch.from_numpy(task.teacher.mean(0)), self.options.penalty)
-
-
-class _Greedy(nn.Module):  # type: ignore[misc]
-    def __init__(self, mean: Any, penalty: float) -> None:
-        super().__init__()
-        self.penalty = penalty
-        self.register_buffer("mean", mean)
-
-    def forward(self, outputs: dict[str, Any], batch: Batch) -> Any:
-        code = outputs["code"]
-        signs = torch.where(code > 0, 1.0, -1.0)
-        passed = code + (signs - code).detach()
-        similar = _cosines(passed) - _cosines(batch.teacher - self.mean)
-        return similar.square().mean() + self.penalty * (code - signs).abs().pow(3).mean()
-
-
-def _cosines(x: Any) -> Any:
-    x = nn.functional.normalize(x)
-    return x @ x.T
+        return GreedyModule(task.teacher.mean(0), self.options.penalty)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field
-from torch import nn
 
-from cbir_faiss.training.contract import Batch, Loss, Need, Task
+from cbir_faiss.training.contract import Loss, Need, Task
 
 
 class Pairwise(Loss):
@@ -32,22 +30,7 @@ class Pairwise(Loss):
     options: Options
 
     def _start(self, task: Task) -> Any:
+        from cbir_faiss.training.losses._pairwise import PairwiseModule
+
         assert task.bits is not None  # the public method saw to it
-        return _Pairwise(self.options.alpha, self.options.margin or 2.0 * task.bits)
-
-
-class _Pairwise(nn.Module):  # type: ignore[misc]
-    def __init__(self, alpha: float, margin: float) -> None:
-        super().__init__()
-        self.alpha, self.margin = alpha, margin
-
-    def forward(self, outputs: dict[str, Any], batch: Batch) -> Any:
-        code = outputs["code"]
-        first, second = torch.triu_indices(len(code), len(code), 1, device=code.device)
-        squares = code.square().sum(1)
-        # One product of matrices instead of a difference for each pair.
-        distances = (squares[:, None] + squares - 2 * code @ code.T).clamp(min=0)[first, second]
-        same = batch.labels[first] == batch.labels[second]
-        pairs = torch.where(same, distances, (self.margin - distances).clamp(min=0)) / 2
-        # Each code is in as many pairs as any other.
-        return pairs.mean() + 2 * self.alpha * (code.abs() - 1).abs().sum(1).mean()
+        return PairwiseModule(self.options.alpha, self.options.margin or 2.0 * task.bits)

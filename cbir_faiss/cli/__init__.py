@@ -1,0 +1,61 @@
+"""The command line: results go to stdout, progress and errors to stderr.
+
+Commands stand in modules by subject, imported when one of theirs is run; ``printing`` is the only place that prints.
+"""
+
+from __future__ import annotations
+
+import click
+
+from cbir_faiss.cli._group import Commands, Later
+
+# The list of `cbir --help`, which imports none of these modules; a test compares it with what the commands say.
+_COMMANDS = {
+    "comparison": {
+        "compare": "Run every combination of CONFIG; write results.json and report.html, print a table.",
+        "report": "Write report.html again from the results stored in FOLDER.",
+    },
+    "training": {
+        "train": "Train the network that CONFIG describes; the best by the map of held-out pictures is kept.",
+    },
+    "building": {
+        "build": "Build the one collection that CONFIG describes, or bring it up to what its source has become.",
+        "add": "Add files, or all images below folders, to the collection FOLDER, in one step.",
+        "delete": "Delete items from the collection FOLDER, by id or all that a filter matches, in one step.",
+    },
+    "reading": {
+        "duplicates": "Find pictures that are in FOLDER more than once: the same bytes, or nearly the same code.",
+        "search": "Find the items of the collection FOLDER most like each of IMAGES.",
+        "info": "What the collection FOLDER holds.",
+        "verify": "Read every byte of the collection FOLDER and say which files are not as they were written.",
+    },
+    "engines": {
+        "push": "Store the collection FOLDER in an engine: codes (or floats), ids and payload.",
+        "pull": "Copy the vectors and payload that an engine holds into a local collection.",
+    },
+    "plugins": {"plugins": "Every installed plugin and its options."},
+}
+
+
+@click.group(
+    cls=Commands,
+    commands={
+        name: Later(name, f"cbir_faiss.cli.{module}", summary)
+        for module, summaries in _COMMANDS.items()
+        for name, summary in summaries.items()
+    },
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(package_name="cbir-faiss")
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens to stderr.")
+def main(verbose: bool) -> None:
+    """Image embeddings, raw or as binary codes, in FAISS or a vector database.
+
+    \b
+    cbir compare configs/demo.yaml --out runs/demo      what each choice costs, on your data
+    cbir build photos.yaml --out photos.cbir            one collection of it
+    cbir search photos.cbir query.jpg -k 5              the pictures most like one
+    """
+    import logging
+
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")

@@ -1,0 +1,25 @@
+"""Arguments and options that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+config_argument = click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+folder_argument = click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+engine_options = click.argument("options", nargs=-1, metavar="[KEY=VALUE]...")
+
+
+def key_values(words: tuple[str, ...]) -> dict[str, Any]:
+    """``key=value`` words as options; values are read as YAML reads them: numbers, true, lists, else text."""
+    import yaml
+
+    options: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"options are key=value, not {word!r}")
+        options[key] = yaml.safe_load(value) if value else ""
+    return options

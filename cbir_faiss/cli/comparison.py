@@ -1,0 +1,51 @@
+"""Comparing choices, and writing the report of a comparison again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cbir_faiss.cli._arguments import config_argument, folder_argument
+from cbir_faiss.cli.printing import Bar, aside, say, say_failures, table
+
+
+@click.command()
+@config_argument
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the results. [runs/<config's name>]"
+)
+def compare(config: Path, out: Path | None) -> None:
+    """Run every combination of CONFIG; write results.json and report.html, print a table.
+
+    \b
+    cbir compare configs/demo.yaml --out runs/demo
+    """
+    from cbir_faiss.comparison.run import run
+    from cbir_faiss.config import load_config
+    from cbir_faiss.report.recommend import recommend
+
+    out = out or Path("runs", config.stem)
+    with Bar("extracting") as bar:
+        results = run(load_config(config), out, progress=bar.progress, report=bar.note)
+    say(table(results["rows"]))
+    for skipped in results["skipped"]:
+        aside(f"skipped: {skipped['title']} {skipped['combination']}: {skipped['reason']}")
+    say_failures(results["failed"])
+    advice = recommend(results["rows"])
+    if advice:
+        say(f"\n{advice[1]}")
+    say(f"\n{out / 'report.html'}")
+
+
+@click.command()
+@folder_argument
+def report(folder: Path) -> None:
+    """Write report.html again from the results stored in FOLDER.
+
+    \b
+    cbir report runs/demo
+    """
+    from cbir_faiss.report.report import write_report
+
+    say(write_report(folder))

@@ -1,0 +1,152 @@
+"""The only place that prints: results to stdout; progress, notes and failures to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+
+def say(text: object) -> None:
+    """A line of results, to stdout."""
+    click.echo(text)
+
+
+def say_json(value: Any) -> None:
+    """Results as one line of JSON, to stdout."""
+    import json
+
+    say(json.dumps(value, ensure_ascii=False))
+
+
+def aside(text: object) -> None:
+    """A line that is no result, to stderr."""
+    click.echo(text, err=True)
+
+
+def say_failures(failed: list[dict[str, str]], most: int = 5) -> None:
+    for failure in failed[:most]:
+        aside(f"left out: {failure['path']}: {failure['reason']}")
+    if len(failed) > most:
+        aside(f"left out: {len(failed) - most} more, listed in the results")
+
+
+@contextmanager
+def progress_of(log_json: bool, what: str = "extracting") -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal, or lines of JSON on request."""
+    if log_json:
+        import logging
+
+        from cbir_faiss._lib.logs import LoggedProgress
+        from cbir_faiss._lib.logs import log_json as to_json
+
+        to_json(sys.stderr)
+        yield LoggedProgress(logging.getLogger("cbir_faiss.collection.build"))
+        return
+    with Bar(what) as bar:
+        yield bar.progress
+
+
+class Bar:
+    """Progress on stderr, on a terminal only."""
+
+    def __init__(self, what: str, unit: str = "img") -> None:
+        self._what, self._unit = what, unit
+        self._bar: Any = None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    @property
+    def progress(self) -> Callable[[int, int], None] | None:
+        return self._progress if sys.stderr.isatty() else None
+
+    @property
+    def note(self) -> Callable[[str], None] | None:
+        return self._note if sys.stderr.isatty() else None
+
+    def line(self, text_of: Callable[[Any], str]) -> Callable[[Any], None] | None:
+        """Prints a line of its own for whatever it is called with."""
+
+        def say(what: Any) -> None:
+            self._end()
+            aside(text_of(what))
+
+        return say if sys.stderr.isatty() else None
+
+    def _progress(self, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None or self._bar.total != total:
+            self._end()
+            self._bar = tqdm(total=total, desc=self._what, unit=self._unit, file=sys.stderr)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self._end()
+
+    def _note(self, text: str) -> None:
+        self._end()
+        click.echo(f"\r\x1b[K{text[:100]}", err=True, nl=False)
+
+    def _end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    from cbir_faiss.report.recommend import bytes_per_item, main_measure, name_of
+
+    measure = main_measure(rows)
+    knn = next(name for name in rows[0]["metrics"] if name.startswith("knn_recall@"))
+    head = ["extractor", "combination", measure, "worst–best", knn, "bytes/item", "resident MB", "p50 ms", "QPS"]
+    lines = [head]
+    for row in rows:
+        low, high = row["metrics"].get(f"{measure}_min"), row["metrics"].get(f"{measure}_max")
+        resident = row["bytes"]["resident"]
+        lines.append(
+            [
+                row["title"],
+                name_of(row),
+                _cell(row["metrics"][measure]),
+                "–" if low is None else f"{low:.3f}–{high:.3f}",
+                _cell(row["metrics"][knn]),
+                f"{bytes_per_item(row):,.0f}",
+                "–" if resident is None else f"{resident / 1e6:.2f}",
+                f"{row['latency_ms']['p50']:.2f}",
+                f"{row['qps']:,.0f}",
+            ]
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    aligned = [
+        [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        for line in lines
+    ]
+    return "\n".join("  ".join(line).rstrip() for line in aligned)
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def fact(key: str, value: Any) -> str:
+    if key == "bytes":
+        return f"{sum(value.values()):,} in {len(value)} files"
+    if key == "labels":
+        shown = ", ".join(f"{label} ({count})" for label, count in list(value.items())[:8])
+        return f"{len(value)}: {shown}{', …' if len(value) > 8 else ''}"
+    if isinstance(value, dict):
+        return " ".join([value["name"], *(f"{k}={v}" for k, v in value["options"].items())])
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def stages(seconds: dict[str, float], items: int) -> str:
+    """Each stage with its time and, where it goes item by item, its rate."""
+    rates = {name: f" ({items / seconds[name]:,.0f}/s)" for name in ("extract", "encode", "store") if seconds[name]}
+    return ", ".join(f"{name} {spent:.1f} s{rates.get(name, '')}" for name, spent in seconds.items() if name != "total")

@@ -1,0 +1,185 @@
+"""Asking a collection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cbir_faiss.cli._arguments import engine_options, folder_argument, key_values
+from cbir_faiss.cli.printing import Bar, fact, say, say_json
+from cbir_faiss.errors import CbirError
+
+if TYPE_CHECKING:
+    from cbir_faiss.collection import Collection, Match
+
+
+@click.command()
+@folder_argument
+@click.option("--radius", type=int, help="Bits by which codes may differ; 0: equal codes. [a 32nd of the code]")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with the pictures, too.")
+@click.option("--json", "as_json", is_flag=True, help="One list a group of {id, path, label, distance, same}.")
+def duplicates(folder: Path, radius: int | None, html: Path | None, as_json: bool) -> None:
+    """Find pictures that are in FOLDER more than once: the same bytes, or nearly the same code.
+
+    \b
+    cbir duplicates photos.cbir --radius 8 --html duplicates.html
+    """
+    from cbir_faiss.collection.duplicates import find_duplicates, write_page
+    from cbir_faiss.storage.store import Store
+
+    with Store.open(folder) as store:
+        groups = find_duplicates(store, radius)
+        if html:
+            write_page(store, groups, html)
+    if as_json:
+        say_json([[vars(one) for one in group] for group in groups])
+        return
+    for number, group in enumerate(groups, 1):
+        say(f"group {number}")
+        for one in group:
+            how = "first" if one is group[0] else "same bytes" if one.same else f"{one.distance} bits"
+            say(f"  {how:>10}  {one.id:8d}  {one.path}  {'' if one.label is None else one.label}")
+    say(f"{len(groups):,} groups of {sum(map(len, groups)):,} items")
+    if html:
+        say(html)
+
+
+@click.command()
+@folder_argument
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
+@click.option("-k", default=5, show_default=True, help="How many to find.")
+@click.option("--where", help="A filter: 'label = \"cat\" and year >= 1990'.")
+@click.option("--id", "ids", type=int, multiple=True, help="Query by an item of the collection.")
+@click.option(
+    "--vector", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Query by vectors, a .npy (n, dim)."
+)
+@click.option("--json", "as_json", is_flag=True, help="One list a query of {id, path, label, distance}.")
+def search(
+    folder: Path,
+    images: tuple[Path, ...],
+    k: int,
+    where: str | None,
+    ids: tuple[int, ...],
+    vector: Path | None,
+    as_json: bool,
+) -> None:
+    """Find the items of the collection FOLDER most like each of IMAGES.
+
+    \b
+    cbir search photos.cbir query.jpg -k 5
+    cbir search photos.cbir --id 17 --where 'label = "cat"' --json
+    """
+    if sum(map(bool, (images, ids, vector))) != 1:
+        raise click.UsageError("give images, or --id, or --vector")
+    from cbir_faiss.collection import Collection
+
+    with Collection.open(folder) as collection:
+        found, queries = _search(collection, images, ids, vector, k, where)
+    if as_json:
+        say_json([[match.as_dict() for match in some] for some in found])
+        return
+    for query, some in zip(queries, found, strict=True):
+        say(query)
+        for match in some:
+            say(f"  {match.distance:10.4f}  {match.id:8d}  {match.path}  {'' if match.label is None else match.label}")
+
+
+def _search(
+    collection: Collection,
+    images: tuple[Path, ...],
+    ids: tuple[int, ...],
+    vector: Path | None,
+    k: int,
+    where: str | None,
+) -> tuple[list[list[Match]], list[str]]:
+    if ids:
+        return collection.search_ids(ids, k, where), [f"id {i}" for i in ids]
+    if vector:
+        queries = _vectors(vector)
+        return collection.search(queries, k, where), [f"vector {i}" for i in range(len(queries))]
+    return collection.search(list(images), k, where), [str(image) for image in images]
+
+
+def _vectors(path: Path) -> Any:
+    import numpy as np
+
+    try:
+        queries = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise CbirError(f"{path}: not a .npy file of vectors ({error})") from error
+    return queries[None] if queries.ndim == 1 else queries
+
+
+@click.command()
+@folder_argument
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def info(folder: Path, as_json: bool) -> None:
+    """What the collection FOLDER holds.
+
+    \b
+    cbir info photos.cbir
+    """
+    from cbir_faiss.collection import Collection
+
+    with Collection.open(folder) as collection:
+        facts = collection.info()
+    if as_json:
+        say_json(facts)
+        return
+    for key, value in facts.items():
+        say(f"{key:<12} {fact(key, value)}")
+
+
+@click.command()
+@folder_argument
+@click.option("--against", metavar="BACKEND", help="Compare with what was pushed to this engine; key=value… follow.")
+@engine_options
+def verify(folder: Path, against: str | None, options: tuple[str, ...]) -> None:
+    """Read every byte of the collection FOLDER and say which files are not as they were written.
+
+    With --against, compare a deployed copy with it instead: missing, extra and differing items, and whether sampled
+    queries find as near neighbours.
+
+    \b
+    cbir verify photos.cbir
+    cbir verify photos.cbir --against qdrant url=http://localhost:6333 collection=photos
+    """
+    if against is not None:
+        _verify_deployed(folder, against, options)
+        return
+    if options:
+        raise click.UsageError("key=value belongs to --against")
+    from cbir_faiss.storage.manifest import damaged_files, read_manifest
+
+    manifest = read_manifest(folder)
+    damaged = damaged_files(folder, manifest)
+    for name, how in damaged:
+        say(f"{folder / name}: {how}")
+    if damaged:
+        raise CbirError(f"{folder}: {len(damaged)} of {len(manifest.files)} files are damaged")
+    say(f"{folder}: {len(manifest.files)} files, {manifest.items:,} items, all as they were written")
+
+
+def _verify_deployed(folder: Path, name: str, options: tuple[str, ...]) -> None:
+    from cbir_faiss.collection.sync import Target, difference
+
+    with Bar("comparing", unit="item") as bar:
+        found = difference(folder, Target(name, key_values(options)), progress=bar.progress)
+    for what in ("missing", "extra", "vectors", "payload"):
+        ids = getattr(found, what)
+        shown = ", ".join(map(str, ids[:5].tolist())) + (", …" if len(ids) > 5 else "")
+        say(f"{_DIFFERENCES[what]:<22} {len(ids):,}" + (f"  (ids {shown})" if len(ids) else ""))
+    if found.agreement is not None:
+        say(f"{'neighbours as near':<22} {found.agreement:.1%}")
+    if found:
+        raise CbirError(f"{name} does not hold what {folder} holds")
+
+
+_DIFFERENCES = {
+    "missing": "missing there",
+    "extra": "only there",
+    "vectors": "other vector",
+    "payload": "other payload",
+}

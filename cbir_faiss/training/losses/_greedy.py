@@ -1,0 +1,31 @@
+"""The module of ``greedy``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from cbir_faiss.training.contract import Batch
+
+
+class GreedyModule(nn.Module):  # type: ignore[misc]
+    def __init__(self, mean: NDArray[np.float32], penalty: float) -> None:
+        super().__init__()
+        self.penalty = penalty
+        self.register_buffer("mean", torch.from_numpy(mean))
+
+    def forward(self, outputs: dict[str, Any], batch: Batch) -> Any:
+        code = outputs["code"]
+        signs = torch.where(code > 0, 1.0, -1.0)
+        passed = code + (signs - code).detach()
+        similar = _cosines(passed) - _cosines(batch.teacher - self.mean)
+        return similar.square().mean() + self.penalty * (code - signs).abs().pow(3).mean()
+
+
+def _cosines(x: Any) -> Any:
+    x = nn.functional.normalize(x)
+    return x @ x.T
