@@ -17,7 +17,8 @@ from cbir_faiss.errors import ConfigError, DimensionMismatch, InputError
 
 ROW = {"source", "extractor", "codec", "bits", "backend", "metric", "rescore", "options", "items", "queries", "metrics"}
 ROW |= {"bytes", "seconds", "latency_ms", "qps"}
-BYTES = {"codes", "backend_file", "codec_state", "rescore", "resident"}
+BYTES = {"codes", "backend_file", "codec_state", "rescore", "resident", "memory", "disk", "memory_per_item"}
+BYTES |= {"disk_per_item", "memory_per_item_at_million", "disk_per_item_at_million"}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_results_have_the_documented_shape(config: Path, tmp_path: Path) -> None
         assert set(row) >= ROW
         assert set(row["bytes"]) == BYTES
         assert set(row["seconds"]) == {"extract", "fit", "encode", "build"}
-        assert set(row["latency_ms"]) == {"p50", "p95", "p99"}
+        assert set(row["latency_ms"]) == {"p50", "p95", "p99", "k", "threads", "rounds"}
         assert (row["items"], row["queries"]) == (27, 9)
         for name in ("map@5", "map@5_min", "map@5_max", "map@5_observed", "map@5_ci95", "map_full@5", "precision@5"):
             assert name in row["metrics"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cbir_faiss.cli._arguments import config_argument, folder_argument
-from cbir_faiss.cli.printing import Bar, aside, say, say_failures, table
+from cbir_faiss.cli.printing import Bar, aside, say, say_failures
 
 
 @click.command()
@@ -23,18 +23,22 @@ def compare(config: Path, out: Path | None) -> None:
     """
     from cbir_faiss.comparison.run import run
     from cbir_faiss.config import load_config
-    from cbir_faiss.report.recommend import recommend
+    from cbir_faiss.report.row import Row
+    from cbir_faiss.report.table import text_table
 
     out = out or Path("runs", config.stem)
     with Bar("extracting") as bar:
         results = run(load_config(config), out, progress=bar.progress, report=bar.note)
-    say(table(results["rows"]))
+    say(text_table([Row.from_json(row) for row in results["rows"]]))
     for skipped in results["skipped"]:
         aside(f"skipped: {skipped['title']} {skipped['combination']}: {skipped['reason']}")
     say_failures(results["failed"])
-    advice = recommend(results["rows"])
-    if advice:
-        say(f"\n{advice[1]}")
+    advice, where = results["recommendation"], results["environment"]
+    for sentence in (advice["sentence"], advice["supervised"]) if advice else ():
+        if sentence:
+            say(f"\n{sentence}")
+    if where["busy"]:
+        aside(f"measured beside other work ({where['busy_cores']:.1f} cores busy): latencies are too high")
     say(f"\n{out / 'report.html'}")
 
 

@@ -100,41 +100,6 @@ class Bar:
             self._bar = None
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    from cbir_faiss.report.recommend import bytes_per_item, main_measure, name_of
-
-    measure = main_measure(rows)
-    knn = next(name for name in rows[0]["metrics"] if name.startswith("knn_recall@"))
-    head = ["extractor", "combination", measure, "worst–best", knn, "bytes/item", "resident MB", "p50 ms", "QPS"]
-    lines = [head]
-    for row in rows:
-        low, high = row["metrics"].get(f"{measure}_min"), row["metrics"].get(f"{measure}_max")
-        resident = row["bytes"]["resident"]
-        lines.append(
-            [
-                row["title"],
-                name_of(row),
-                _cell(row["metrics"][measure]),
-                "–" if low is None else f"{low:.3f}–{high:.3f}",
-                _cell(row["metrics"][knn]),
-                f"{bytes_per_item(row):,.0f}",
-                "–" if resident is None else f"{resident / 1e6:.2f}",
-                f"{row['latency_ms']['p50']:.2f}",
-                f"{row['qps']:,.0f}",
-            ]
-        )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    aligned = [
-        [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
-        for line in lines
-    ]
-    return "\n".join("  ".join(line).rstrip() for line in aligned)
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
-
-
 def fact(key: str, value: Any) -> str:
     if key == "bytes":
         return f"{sum(value.values()):,} in {len(value)} files"

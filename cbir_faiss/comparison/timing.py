@@ -111,6 +111,6 @@ def busier(loads: Sequence[float | None]) -> dict[str, Any]:
     """What the environment of a run says of other work: the most cores that were busy, and whether that is too many."""
     known = [load for load in loads if load is not None]
     if not known:
-        return {"other_work_cores": None, "busy": None}
+        return {"busy_cores": None, "busy": None}
     most = max(known)
-    return {"other_work_cores": round(most, 2), "busy": most > BUSY_CORES}
+    return {"busy_cores": round(most, 2), "busy": most > BUSY_CORES}
