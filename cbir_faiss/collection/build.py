@@ -140,7 +140,7 @@ class _Job:
         try:
             check_combination(codec, backend, rescore)
         except ConfigError as error:
-            raise ConfigError(error.message, path=error.path, file=self.config.file) from error
+            raise ConfigError(error.message, path=f"{error.path}.0.name", file=self.config.file) from error
         made: Backend = backend.make()
         try:
             made.metric_for(codec.plugin().kind)

@@ -8,6 +8,7 @@ Neighbours, tie histograms and times are stored raw; the measures are computed f
 from __future__ import annotations
 
 import itertools
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,12 +26,14 @@ from cbir_faiss.comparison.resident import ResidentMeter
 from cbir_faiss.comparison.split import Split
 from cbir_faiss.comparison.timing import ROUNDS, Others, Timed
 from cbir_faiss.config import Choice
+from cbir_faiss.errors import ConfigError
 from cbir_faiss.pipeline.fit import Fitted
 from cbir_faiss.pipeline.rules import check_combination
 from cbir_faiss.pipeline.search import Searcher
 from cbir_faiss.report.row import Row
 from cbir_faiss.types import Columns
 
+_log = logging.getLogger(__name__)
 Report = Callable[[str], None]
 
 
@@ -93,7 +96,8 @@ class _Comparison:
         filled = Filled(self._split, coded, choice, options, self._scratch / name, self._plan.threads)
         found: list[_Measured] = []
         try:
-            for rescore, search in itertools.product(self._plan.rescore, choice.searches):
+            rescorers = [rescore for rescore in self._plan.rescore if self._goes(coded.choice, choice, rescore)]
+            for rescore, search in itertools.product(rescorers, choice.searches):
                 with skipping(self._skipped, self._split, describe(coded.choice, choice, rescore)):
                     found.append(self._measured(filled, rescore, search, name))
         finally:
@@ -101,9 +105,21 @@ class _Comparison:
                 filled.close()
         return found
 
+    def _goes(self, codec: Choice, backend: Choice, rescore: Choice) -> bool:
+        """Whether the three go together. Of a product of lists some never do: that is said, and no error."""
+        try:
+            check_combination(codec, backend, rescore)
+        except ConfigError as error:
+            combination = describe(codec, backend, rescore)
+            if self._skipped is None:
+                _log.warning("%s is left out: %s", combination, error)
+            else:
+                self._skipped.append(Skipped(self._split.title, combination, str(error)))
+            return False
+        return True
+
     def _measured(self, filled: Filled, rescore: Choice, search: Mapping[str, Any], name: str) -> _Measured:
         split, coded = self._split, filled.coded
-        check_combination(coded.choice, filled.choice, rescore)
         rescorer = self._sample.fit_rescorer(rescore.make())
         stored = rescorer.pack({**split.items.columns, "embedding": split.items.embedding})
         index = RowIndex(filled, search, stored)
