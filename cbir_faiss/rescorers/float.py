@@ -70,7 +70,8 @@ class FloatRescorer(base.Rescorer):
             distances: Floats = own - 2 * products + others
         else:
             lengths: Floats = np.sqrt(own) * np.sqrt(others)
-            lengths[lengths == 0] = np.inf
+            if not lengths.all():
+                lengths[lengths == 0] = np.inf
             distances = np.float32(1) - products / lengths
         np.maximum(distances, 0, out=distances)
         return distances

@@ -134,6 +134,8 @@ class Segment:
         """The live row of each id, -1 where there is none."""
         if self._first is not None:  # ids without a gap, as a build gives them: no need to look for each
             rows = ids - self._first
+            if self.entry.live is None and rows.size and rows.min() >= 0 and rows.max() < self.entry.rows:
+                return rows
             known = (rows >= 0) & (rows < self.entry.rows)
         else:
             rows = np.minimum(np.searchsorted(self.ids, ids), max(0, self.entry.rows - 1))

@@ -95,9 +95,11 @@ class Store:
     def documents(self, ids: Ids) -> list[dict[str, Any]]:
         """Documents of live items, in the order of ``ids`` ``(n,)``. Raises UnknownId."""
         owners = self._owners(ids)
+        numbers = np.unique(owners).tolist() if len(self.segments) > 1 else [0]
         found: dict[int, dict[str, Any]] = {}
-        for number in np.unique(owners).tolist():
-            found |= self.segments[number].catalogue.documents(ids[owners == number].tolist())
+        for number in numbers:
+            mine = ids if len(numbers) == 1 else ids[owners == number]
+            found |= self.segments[number].catalogue.documents(mine.tolist())
         return [found[i] for i in ids.tolist()]
 
     def require(self, ids: Ids) -> None:
@@ -205,6 +207,11 @@ class Store:
 
     def _owners(self, ids: Ids) -> NDArray[np.int64]:
         """The number of the segment in which each id lives; they come in the order of their ids."""
+        if len(self.segments) == 1:
+            rows = self.segments[0].rows_of(ids)
+            if len(ids) and rows.min() < 0:
+                raise self._unknown(ids, rows)
+            return np.zeros(len(ids), np.int64)
         owners = np.full(len(ids), -1, np.int64)
         for number, segment in enumerate(self.segments):
             owners[segment.rows_of(ids) >= 0] = number
