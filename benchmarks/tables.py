@@ -61,11 +61,12 @@ def main() -> None:
 
 
 def keep(folder: Path, name: str, *, curves: bool = False) -> None:
-    """Store rows and environment of a finished comparison, without raw neighbours."""
+    """Store rows, environment and recommendation of a finished comparison, without raw neighbours."""
     results = json.loads((folder / "results.json").read_text())
     left_out = set(HEAVY) - ({"curves"} if curves else set())
     rows = [{key: value for key, value in row.items() if key not in left_out} for row in results["rows"]]
     kept = {"environment": results["environment"], "rows": rows, "skipped": results["skipped"]}
+    kept["recommendation"] = results.get("recommendation")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"compare-{name}.json").write_text(
         json.dumps(kept, sort_keys=True).replace('{"backend"', '\n{"backend"') + "\n"

@@ -41,7 +41,7 @@ def test_the_smallest_memory_that_is_proven_is_recommended() -> None:
     for part in (
         "Use hog with itq 256 bits",
         "map@5 0.838 against 0.840",
-        "-0.002 (95 % interval -0.002 to -0.002)",
+        "-0.0020 (95 % interval -0.0020 to -0.0020)",
         "32.0 instead of 5,120 bytes an item in memory",
         "32.0 instead of 5,120 on disk",
         "p50 0.50 instead of 1.00 ms a query (10 hits, 1 thread)",
@@ -84,7 +84,7 @@ def test_a_point_estimate_within_the_margin_is_not_enough() -> None:
     assert found.needed is not None
     assert found.needed > 60
     assert "itq 64 bits" in found.sentence
-    assert "-0.002 (95 % interval -0.0" in found.sentence
+    assert "-0.0020 (95 % interval -0.0" in found.sentence
     assert "queries instead of 60 it could be told" in found.sentence
 
 
@@ -122,7 +122,7 @@ def test_codes_that_saw_the_labels_do_not_compete() -> None:
     found = told(rows)
     assert (found.row, found.tested) == (rows[3], 1)
     assert found.supervised is not None
-    assert "hog with ksh 64 bits, faiss-flat: map@5 0.990, a difference of +0.150" in found.supervised
+    assert "hog with ksh 64 bits, faiss-flat: map@5 0.990, a difference of +0.1500" in found.supervised
     assert "8.0 instead of 5,120 bytes" in found.supervised
     trained = [raw(0.84, supervised=True), made_up("itq", 256, 0.84, 32.0, supervised=True)]
     assert recommend(trained) is None

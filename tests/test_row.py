@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,23 @@ def test_every_column_can_be_missing() -> None:
         text, key = column.text(bare, "map@5"), column.key(bare, "map@5")
         assert text
         assert (key is None) == (text == "–" or column.left)
+
+
+def test_tables_of_documents_have_memory_and_disk_where_rows_know_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    tables = importlib.import_module("tables")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    rows = [raw(memory=5120.0, disk=5140.0), made_up(memory=8.26, disk=None)]
+    for row in rows:
+        row.metrics |= {"map@5_min": 0.79, "map@5_max": 0.8, "map@5_observed": 0.8}
+    (tmp_path / "compare-new.json").write_text(json.dumps({"rows": [row.as_json() for row in rows]}))
+    head, _, first, second = tables.table(["new"]).splitlines()
+    assert head.startswith("| combination | memory an item | disk an item | map@5 |")
+    assert first.startswith("| raw, faiss-flat l2 | 5,120 | 5,140 | 0.8000 |")
+    assert second.startswith("| itq 64 bits, faiss-flat | 8.3 | – | 0.8000 |")
+    for row in rows:
+        row.bytes = {"codes": 80}
+    (tmp_path / "compare-old.json").write_text(json.dumps({"rows": [row.as_json() for row in rows]}))
+    assert tables.table(["old"]).splitlines()[2].startswith("| raw, faiss-flat l2 | 8 | 0.8000 |")

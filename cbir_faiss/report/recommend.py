@@ -224,8 +224,12 @@ def _full_name(row: Row) -> str:
 
 
 def _interval(difference: Difference) -> str:
-    low, high = (f"{value:+.3f}" if math.isfinite(value) else "unknown" for value in difference[1:3])
-    return f"{difference.mean:+.3f} (95 % interval {low} to {high})"
+    mean, low, high = (_signed(value) for value in difference[:3])
+    return f"{mean} (95 % interval {low} to {high})"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 4) + 0.0:+.4f}" if math.isfinite(value) else "unknown"  # + 0.0: no -0.0000
 
 
 def _instead(row: Row, raw: Row) -> str:
