@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from cbir_faiss.cli import main
 
 PACKAGE = Path(__file__).parents[1] / "cbir_faiss"
 CONNECTORS = Path(__file__).parents[1] / "connectors" / "cbir_connectors"
@@ -24,7 +27,12 @@ ROOMS = [
     {"comparison", "training"},
     {"cli"},
 ]
-HEAVY = ("torch", "torchvision", "faiss", "onnxruntime", "sklearn", "matplotlib")
+# What plugins and commands need, each when it does its work; naming them, their options and their help needs none.
+HEAVY = {
+    *("torch", "torchvision", "onnxruntime", "onnx", "sklearn", "scipy", "cv2", "imagehash", "matplotlib", "jinja2"),
+    *("faiss", "lancedb", "pyarrow", "qdrant_client", "qdrant_edge", "psycopg", "usearch", "ray", "h5py", "tqdm"),
+}
+LESS_HEAVY = {"numpy", "pydantic", "yaml", "PIL", "threadpoolctl", "sqlite3", "importlib.metadata"}
 
 
 def level(room: str) -> int:
@@ -70,10 +78,44 @@ def test_a_connector_knows_only_the_contract(path: Path) -> None:
     assert text.count("cbir_faiss.backends") == text.count("cbir_faiss.backends.database"), "only its public base class"
 
 
+def loaded_by(code: str) -> set[str]:
+    """The modules that a new Python has loaded after ``code``."""
+    code = f"import sys\n{code}\nprint()\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
 def test_importing_the_package_loads_no_heavy_library() -> None:
-    code = "import sys, cbir_faiss, cbir_faiss.cli, cbir_faiss.config; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not set(HEAVY) & set(loaded)
+    assert not HEAVY & loaded_by("import cbir_faiss, cbir_faiss.cli, cbir_faiss.config")
+
+
+@pytest.mark.parametrize("command", ["", *sorted(main.commands)])
+def test_help_loads_nothing_but_the_command_line(command: str) -> None:
+    words = [*filter(None, [command]), "--help"]
+    code = f"from cbir_faiss.cli import main\nmain({words}, standalone_mode=False)"
+    loaded = loaded_by(code)
+    assert not (HEAVY | LESS_HEAVY) & loaded
+    # The list of commands imports none of them.
+    assert command or {name for name in loaded if name.startswith("cbir_faiss.cli.")} == {"cbir_faiss.cli._group"}
+
+
+def test_listing_plugins_loads_none_of_their_libraries() -> None:
+    loaded = loaded_by("from cbir_faiss.cli import main\nmain(['plugins'], standalone_mode=False)")
+    assert {"cbir_faiss.backends.faiss.flat", "cbir_faiss.nets.backbone", "cbir_faiss.extractors.sift"} <= loaded
+    assert not (HEAVY | {"PIL", "yaml"}) & loaded
+
+
+def test_what_a_search_by_vector_imports_loads_no_heavy_library() -> None:
+    loaded = loaded_by("import cbir_faiss.cli.reading, cbir_faiss.rescorers.float\nfrom cbir_faiss import Collection")
+    assert "cbir_faiss.collection.collection" in loaded
+    assert not HEAVY & loaded
+    assert not {name for name in loaded if name.startswith(("cbir_faiss.training", "cbir_faiss.report"))}
+
+
+def test_only_one_module_of_the_command_line_prints() -> None:
+    for path in (PACKAGE / "cli").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert path.name == "printing.py" or not re.search(r"click\.(echo|secho)|\bprint\(|std(out|err)\.write", text)
 
 
 def test_public_names_are_there() -> None:

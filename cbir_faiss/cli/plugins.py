@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from cbir_faiss.base.registry import GROUPS, load, names
 from cbir_faiss.cli.printing import say
 from cbir_faiss.errors import CbirError
 
@@ -14,6 +13,8 @@ from cbir_faiss.errors import CbirError
 @click.command()
 def plugins() -> None:
     """Every installed plugin and its options."""
+    from cbir_faiss.base.registry import GROUPS, names
+
     for group in GROUPS:
         say(group)
         for name in names(group):
@@ -21,6 +22,8 @@ def plugins() -> None:
 
 
 def _options_of(group: Any, name: str) -> str:
+    from cbir_faiss.base.registry import load
+
     try:
         plugin = load(group, name)
     except CbirError as error:

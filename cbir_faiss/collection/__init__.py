@@ -1,7 +1,20 @@
-"""Collections: built, opened, searched, changed, and kept equal elsewhere."""
+"""Collections: built, opened, searched, changed, and kept equal elsewhere.
+
+Names are loaded when they are first used: the modules of this room do not need each other to be imported.
+"""
 
 from __future__ import annotations
 
-from cbir_faiss.collection.collection import Added, Collection, Match
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cbir_faiss.collection.collection import Added, Collection, Match
 
 __all__ = ["Added", "Collection", "Match"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'cbir_faiss.collection' has no attribute '{name}'")
+    return getattr(importlib.import_module("cbir_faiss.collection.collection"), name)

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field
 
 from cbir_faiss import base
@@ -40,6 +39,8 @@ class Histogram(base.Extractor):
         return {"embedding": (int(np.prod(self.options.bins)) * self.options.grid**2, "float32")}
 
     def _prepare(self, item: Any) -> Floats:
+        from PIL import Image
+
         # The histogram is made here, one image at a time in the decoding threads: images differ in shape.
         side = self.options.size
         if max(item.size) > side:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field, model_validator
 
 from cbir_faiss import base
@@ -53,6 +52,8 @@ class Hog(base.Extractor):
         return {"embedding": (blocks**2 * self.options.block**2 * self.options.orientations, "float32")}
 
     def _prepare(self, item: Any) -> NDArray[np.uint8]:
+        from PIL import Image
+
         size = self.options.size
         return np.asarray(item.resize((size, size), Image.Resampling.BILINEAR))
 

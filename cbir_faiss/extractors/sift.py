@@ -9,11 +9,10 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field, model_validator
 
 from cbir_faiss import base
@@ -24,6 +23,9 @@ from cbir_faiss.errors import BadImage, ConfigError, CorruptCollection, InputErr
 from cbir_faiss.extractors._vocabulary import Vocabulary, learn
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.types import Columns, Floats
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _DIM = 128
 _FILE = "vocabulary.npz"
@@ -186,6 +188,8 @@ def _sample(source: base.Source, rows: list[int], total: int, size: int, seed: i
 
 def _descriptors(image: Image.Image, size: int) -> Floats:
     """SIFT descriptors float32 ``(n, 128)`` of the grey image; none where it has no keypoint."""
+    from PIL import Image
+
     cv2 = need("cv2", "opencv")
     if max(image.size) > size:
         image = image.copy()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import ConfigDict, PlainSerializer, PlainValidator, model_validator
 from typing_extensions import TypedDict
 
 from cbir_faiss.base.options import Options
 from cbir_faiss.errors import BadImage
 from cbir_faiss.types import Floats
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _MAX_SIDE = 8192
 
@@ -81,6 +83,8 @@ class Preprocess(Options):
         Raises:
             BadImage: so long and thin that resizing its shorter side would not fit in memory.
         """
+        from PIL import Image
+
         if self.resize is not None:
             width, height = _resized(image.size, self.resize)
             if width * height > _MAX_RESIZED_PIXELS:

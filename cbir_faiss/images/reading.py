@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cbir_faiss.errors import BadImage
-
-DEFAULT_MAX_MEGAPIXELS = 100.0
+from cbir_faiss.images import DEFAULT_MAX_MEGAPIXELS
 
 # Pillow recognises these by their first bytes, and then has no decoder for them.
 _STUBS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"})

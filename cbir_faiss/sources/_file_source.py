@@ -7,20 +7,23 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from PIL import Image
 from pydantic import Field
 
 from cbir_faiss import base
 from cbir_faiss.base.options import Options
 from cbir_faiss.errors import BadImage
-from cbir_faiss.images import reading as images
+from cbir_faiss.images import DEFAULT_MAX_MEGAPIXELS
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class FileOptions(Options):
     """max_megapixels: larger images are failures; read from the header, so they cost nothing."""
 
-    max_megapixels: float = Field(images.DEFAULT_MAX_MEGAPIXELS, gt=0)
+    max_megapixels: float = Field(DEFAULT_MAX_MEGAPIXELS, gt=0)
 
 
 class Files:
@@ -34,7 +37,9 @@ class Files:
 
     def read(self, index: int, min_side: int | None = None) -> Image.Image:
         """Image ``index``, of at least ``min_side`` pixels a side if it has them; BadImage where it cannot be used."""
-        return images.open_image(self.paths[index], max_megapixels=self.max_megapixels, min_side=min_side)
+        from cbir_faiss.images.reading import open_image
+
+        return open_image(self.paths[index], max_megapixels=self.max_megapixels, min_side=min_side)
 
     def content_key(self, index: int) -> bytes:
         """SHA-256 of the file. BadImage where it cannot be read."""

@@ -7,14 +7,16 @@ import json
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from PIL import Image, ImageEnhance
 from pydantic import Field, model_validator
 
 from cbir_faiss import base
 from cbir_faiss.base.registry import make_section, section
 from cbir_faiss.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Altered(base.Source):
@@ -79,6 +81,8 @@ class Altered(base.Source):
         return hashlib.sha256(self._alteration + self._of.source_digest().encode()).hexdigest()
 
     def _altered(self, image: Image.Image) -> Image.Image:
+        from PIL import Image, ImageEnhance
+
         o = self.options
         if o.rotate is not None:
             image = image.rotate(o.rotate, Image.Resampling.BICUBIC, expand=True)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from cbir_faiss import base
 from cbir_faiss.base.options import need
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Digits(base.Source):
@@ -31,6 +33,8 @@ class Digits(base.Source):
         return self._data[0]
 
     def _read(self, index: int) -> Image.Image:
+        from PIL import Image
+
         return Image.fromarray(self._data[1][index]).convert("RGB")
 
     def _content_key(self, index: int) -> bytes:

@@ -10,7 +10,6 @@ from typing import ClassVar
 from cbir_faiss import base
 from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import InputError
-from cbir_faiss.images.reading import image_suffixes
 from cbir_faiss.sources._file_source import FileOptions, FileSource
 
 
@@ -60,6 +59,8 @@ def shown(path: Path) -> str:
 
 def images_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
     """Image files (by suffix) below ``folder``; ``above`` are the devices and inodes of the folders it lies in."""
+    from cbir_faiss.images.reading import image_suffixes
+
     try:
         status = folder.stat()
         entries = list(os.scandir(folder))

@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
-
-from PIL import Image
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from cbir_faiss import base
 from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import BadImage, InputError
 from cbir_faiss.sources._file_source import FileOptions, FileSource
 from cbir_faiss.sources.folder import existing_folder, images_below, shown
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _LISTS = ("good", "ok", "junk")
 Box = tuple[float, float, float, float]

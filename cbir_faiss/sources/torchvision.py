@@ -9,16 +9,17 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from PIL import Image
 from pydantic import Field, ValidationInfo, field_validator
 
 from cbir_faiss import base
 from cbir_faiss.base.options import RelativePath, need, resolve_path
 from cbir_faiss.errors import BadImage, ConfigError, InputError
-from cbir_faiss.images import reading as images
 from cbir_faiss.sources._file_source import FileOptions, Files
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Where torchvision's classes keep the class number of each item; not one name is common to all.
 _TARGETS = ("targets", "labels", "_labels", "y")
@@ -83,9 +84,11 @@ class _Dataset:
         self.items = [base.Item(f"{row:0{digits}d}", (label,)) for row, label in enumerate(_labels(data))]
 
     def read(self, index: int, min_side: int | None = None) -> Image.Image:
+        from cbir_faiss.images.reading import to_rgb
+
         try:
             image = self._data[index][0]
-            return images.to_rgb(image)
+            return to_rgb(image)
         except Exception as error:  # whatever the data set's own reader meets
             raise BadImage(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 
