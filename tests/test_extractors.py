@@ -28,7 +28,8 @@ from cbir_faiss.sources.folder import Folder
 from cbir_faiss.testing import ExtractorContract
 
 SHARED = Path(__file__).parents[1].parent / "shared"
-SMALL = {"model": "squeezenet1_1", "weights": "none", "preprocess": {"resize": 40, "crop": 32}}
+SMALL = {"model": "squeezenet1_1", "weights": "none", "preprocess": {"resize": 40, "crop": 32}, "runtime": "torch"}
+BY_ONNX = {**SMALL, "runtime": "onnx"}
 
 
 def noise(*size: int, seed: int = 0) -> Image.Image:
@@ -108,7 +109,7 @@ class TestTorchLayersContract(ExtractorContract):
 
 class TestOnnxRuntimeContract(ExtractorContract):
     plugin = Torchvision
-    options = {**SMALL, "runtime": "onnx"}
+    options = BY_ONNX
 
     @pytest.fixture(autouse=True)
     def one_cache(self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,7 +392,7 @@ def test_both_runtimes_equal_torchvision() -> None:
     images = [noise(50, 70, seed=seed) for seed in range(5)]
     expected = torchvisions(SMALL, images)
     through_torch = Torchvision(**SMALL, batch_size=2)
-    through_onnx = Torchvision(**SMALL, runtime="onnx", batch_size=3)
+    through_onnx = Torchvision(**BY_ONNX, batch_size=3)
     for extractor in (through_torch, through_onnx):
         assert extractor.outputs == {"embedding": (512, "float32")}
         assert cosines(extractor(images)["embedding"], expected).min() > 0.9999
@@ -400,7 +401,7 @@ def test_both_runtimes_equal_torchvision() -> None:
 
 
 def test_the_export_is_kept_and_torch_is_not_imported_again(own_cache: Path, tmp_path: Path) -> None:
-    first = Torchvision(**SMALL, runtime="onnx")
+    first = Torchvision(**BY_ONNX)
     expected = first([noise(40, 40)])["embedding"]
     (file,) = (own_cache / "onnx").iterdir()
     assert str(Path(__file__).parents[1]).encode() not in file.read_bytes()
@@ -408,7 +409,7 @@ def test_the_export_is_kept_and_torch_is_not_imported_again(own_cache: Path, tmp
     code = (
         "import sys, numpy as np\nfrom cbir_faiss.extractors.torchvision import Torchvision\n"
         "from cbir_faiss.images.reading import open_image\n"
-        f"x = Torchvision(**{SMALL!r}, runtime='onnx')([open_image({str(tmp_path / 'x.png')!r})])['embedding']\n"
+        f"x = Torchvision(**{BY_ONNX!r})([open_image({str(tmp_path / 'x.png')!r})])['embedding']\n"
         f"np.save({str(tmp_path / 'x.npy')!r}, x); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -416,7 +417,7 @@ def test_the_export_is_kept_and_torch_is_not_imported_again(own_cache: Path, tmp
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected)
     # A damaged export is made again.
     file.write_bytes(file.read_bytes()[:1000])
-    again = Torchvision(**SMALL, runtime="onnx")([noise(40, 40)])["embedding"]
+    again = Torchvision(**BY_ONNX)([noise(40, 40)])["embedding"]
     np.testing.assert_allclose(again, expected, rtol=1e-5)
 
 
@@ -501,7 +502,7 @@ def test_named_weights_bring_their_preprocessing(tmp_path: Path, monkeypatch: py
     url = models.get_model_weights("efficientnet_b1")["IMAGENET1K_V2"].url
     state_file(tmp_path / "hub/checkpoints" / Path(url).name, "efficientnet_b1")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    extractor = Torchvision(model="efficientnet_b1", preprocess={"mean": [0, 0, 0]})
+    extractor = Torchvision(model="efficientnet_b1", preprocess={"mean": [0, 0, 0]}, runtime="torch")
     how = extractor._loaded().preprocess
     assert (how.resize, how.crop, how.mean) == (255, 240, (0.0, 0.0, 0.0))
     assert extractor.prepare(noise(300, 300)).shape == (240, 240, 3)

@@ -80,7 +80,7 @@ def stored_preprocess(model: Model) -> Preprocess:
 
 
 def frozen(
-    file: Path, folder: Path, embeddings: Sequence[str], side: Sequence[str], batch_size: int
+    file: Path, folder: Path, embeddings: Sequence[str], side: Sequence[str], batch_size: int, made_by: str
 ) -> tuple[str, dict[str, Any]]:
     """Copy a model that was exported here to ``folder``; the plugin and its options that run it there."""
     shutil.copyfile(file, folder / "model.onnx")
@@ -91,6 +91,7 @@ def frozen(
         "side": list(side),
         "preprocess": {**how, "layout": "nhwc"},
         "batch_size": batch_size,
+        "made_by": made_by,
     }
 
 
