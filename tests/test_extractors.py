@@ -17,6 +17,7 @@ from PIL import Image
 from cbir_faiss.base import Extractor, registry
 from cbir_faiss.base.options import parse_options
 from cbir_faiss.errors import BadImage, ConfigError, DimensionMismatch, InputError
+from cbir_faiss.extractors import _onnx
 from cbir_faiss.extractors.histogram import Histogram
 from cbir_faiss.extractors.hog import Hog
 from cbir_faiss.extractors.onnx import Onnx
@@ -325,6 +326,26 @@ def test_onnx_fixed_batch(tmp_path: Path, count: int) -> None:
     fixed = Onnx(model=str(tiny_model(tmp_path / "four.onnx", batch=4)), preprocess=PLAIN)
     free = Onnx(model=str(tiny_model(tmp_path / "free.onnx")), preprocess=PLAIN, batch_size=2)
     np.testing.assert_allclose(fixed(images)["embedding"], free(images)["embedding"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 12, 29])
+def test_onnx_shares_a_batch_among_the_cores(
+    count: int, replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image gets its own row, whoever ran it; also where the file is gone since it was loaded."""
+    monkeypatch.setattr(_onnx.threads, "available", lambda: 3)
+    monkeypatch.setattr(_onnx, "_PART", 2)
+    images = [noise(8, 8, seed=seed) for seed in range(count)]
+    extractor = Onnx(model=str(tiny_model(tmp_path / "x.onnx")), preprocess=PLAIN, batch_size=20)
+    extractor.load()
+    if replaced:
+        (tmp_path / "x.onnx").unlink()
+    expected = [np.asarray(image).mean(axis=(0, 1)) / 255 for image in images]
+    np.testing.assert_allclose(extractor(images)["embedding"], expected, rtol=1e-5)
+    with pytest.raises(InputError, match=r"x\.onnx: ") as caught:
+        extractor.extract(np.zeros((count, 9, 9, 3), np.uint8))
+    assert "\n" not in str(caught.value)
 
 
 def test_onnx_scale(tiny: Path) -> None:
