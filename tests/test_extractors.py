@@ -17,6 +17,7 @@ from PIL import Image
 from cbir_faiss.base import Extractor, registry
 from cbir_faiss.base.options import parse_options
 from cbir_faiss.errors import BadImage, ConfigError, DimensionMismatch, InputError
+from cbir_faiss.extractors import _onnx
 from cbir_faiss.extractors.histogram import Histogram
 from cbir_faiss.extractors.hog import Hog
 from cbir_faiss.extractors.onnx import Onnx
@@ -28,7 +29,8 @@ from cbir_faiss.sources.folder import Folder
 from cbir_faiss.testing import ExtractorContract
 
 SHARED = Path(__file__).parents[1].parent / "shared"
-SMALL = {"model": "squeezenet1_1", "weights": "none", "preprocess": {"resize": 40, "crop": 32}}
+SMALL = {"model": "squeezenet1_1", "weights": "none", "preprocess": {"resize": 40, "crop": 32}, "runtime": "torch"}
+BY_ONNX = {**SMALL, "runtime": "onnx"}
 
 
 def noise(*size: int, seed: int = 0) -> Image.Image:
@@ -108,7 +110,7 @@ class TestTorchLayersContract(ExtractorContract):
 
 class TestOnnxRuntimeContract(ExtractorContract):
     plugin = Torchvision
-    options = {**SMALL, "runtime": "onnx"}
+    options = BY_ONNX
 
     @pytest.fixture(autouse=True)
     def one_cache(self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,6 +328,26 @@ def test_onnx_fixed_batch(tmp_path: Path, count: int) -> None:
     np.testing.assert_allclose(fixed(images)["embedding"], free(images)["embedding"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 12, 29])
+def test_onnx_shares_a_batch_among_the_cores(
+    count: int, replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image gets its own row, whoever ran it; also where the file is gone since it was loaded."""
+    monkeypatch.setattr(_onnx.threads, "available", lambda: 3)
+    monkeypatch.setattr(_onnx, "_PART", 2)
+    images = [noise(8, 8, seed=seed) for seed in range(count)]
+    extractor = Onnx(model=str(tiny_model(tmp_path / "x.onnx")), preprocess=PLAIN, batch_size=20)
+    extractor.load()
+    if replaced:
+        (tmp_path / "x.onnx").unlink()
+    expected = [np.asarray(image).mean(axis=(0, 1)) / 255 for image in images]
+    np.testing.assert_allclose(extractor(images)["embedding"], expected, rtol=1e-5)
+    with pytest.raises(InputError, match=r"x\.onnx: ") as caught:
+        extractor.extract(np.zeros((count, 9, 9, 3), np.uint8))
+    assert "\n" not in str(caught.value)
+
+
 def test_onnx_scale(tiny: Path) -> None:
     image = noise(8, 8)
     extractor = Onnx(model=str(tiny), preprocess={**PLAIN, "scale": 1.0})
@@ -391,7 +413,7 @@ def test_both_runtimes_equal_torchvision() -> None:
     images = [noise(50, 70, seed=seed) for seed in range(5)]
     expected = torchvisions(SMALL, images)
     through_torch = Torchvision(**SMALL, batch_size=2)
-    through_onnx = Torchvision(**SMALL, runtime="onnx", batch_size=3)
+    through_onnx = Torchvision(**BY_ONNX, batch_size=3)
     for extractor in (through_torch, through_onnx):
         assert extractor.outputs == {"embedding": (512, "float32")}
         assert cosines(extractor(images)["embedding"], expected).min() > 0.9999
@@ -400,7 +422,7 @@ def test_both_runtimes_equal_torchvision() -> None:
 
 
 def test_the_export_is_kept_and_torch_is_not_imported_again(own_cache: Path, tmp_path: Path) -> None:
-    first = Torchvision(**SMALL, runtime="onnx")
+    first = Torchvision(**BY_ONNX)
     expected = first([noise(40, 40)])["embedding"]
     (file,) = (own_cache / "onnx").iterdir()
     assert str(Path(__file__).parents[1]).encode() not in file.read_bytes()
@@ -408,7 +430,7 @@ def test_the_export_is_kept_and_torch_is_not_imported_again(own_cache: Path, tmp
     code = (
         "import sys, numpy as np\nfrom cbir_faiss.extractors.torchvision import Torchvision\n"
         "from cbir_faiss.images.reading import open_image\n"
-        f"x = Torchvision(**{SMALL!r}, runtime='onnx')([open_image({str(tmp_path / 'x.png')!r})])['embedding']\n"
+        f"x = Torchvision(**{BY_ONNX!r})([open_image({str(tmp_path / 'x.png')!r})])['embedding']\n"
         f"np.save({str(tmp_path / 'x.npy')!r}, x); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -416,7 +438,7 @@ def test_the_export_is_kept_and_torch_is_not_imported_again(own_cache: Path, tmp
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected)
     # A damaged export is made again.
     file.write_bytes(file.read_bytes()[:1000])
-    again = Torchvision(**SMALL, runtime="onnx")([noise(40, 40)])["embedding"]
+    again = Torchvision(**BY_ONNX)([noise(40, 40)])["embedding"]
     np.testing.assert_allclose(again, expected, rtol=1e-5)
 
 
@@ -501,7 +523,7 @@ def test_named_weights_bring_their_preprocessing(tmp_path: Path, monkeypatch: py
     url = models.get_model_weights("efficientnet_b1")["IMAGENET1K_V2"].url
     state_file(tmp_path / "hub/checkpoints" / Path(url).name, "efficientnet_b1")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    extractor = Torchvision(model="efficientnet_b1", preprocess={"mean": [0, 0, 0]})
+    extractor = Torchvision(model="efficientnet_b1", preprocess={"mean": [0, 0, 0]}, runtime="torch")
     how = extractor._loaded().preprocess
     assert (how.resize, how.crop, how.mean) == (255, 240, (0.0, 0.0, 0.0))
     assert extractor.prepare(noise(300, 300)).shape == (240, 240, 3)

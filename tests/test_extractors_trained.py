@@ -106,7 +106,7 @@ class TestBothByOnnxRuntimeContract(ExtractorContract):
     ],
 )
 def test_columns(output: Any, widths: dict[str, int], trained: Path) -> None:
-    extractor = Trained(path=str(trained), output=output)
+    extractor = Trained(path=str(trained), output=output, runtime="torch")
     assert list(extractor.embeddings) == list(widths)
     assert list(extractor.outputs) == [*widths, "probs"]
     assert dict(extractor.outputs) == {name: (w, "float32") for name, w in {**widths, "probs": 3}.items()}
@@ -121,14 +121,14 @@ def test_columns_are_the_models_outputs(trained: Path) -> None:
     with torch.no_grad():
         x = torch.from_numpy(card.preprocess.normalise(np.asarray(image)[None]).transpose(0, 3, 1, 2).copy())
         expected = model(x)
-    columns = Trained(path=str(trained), output=["features", "code"])([image])
+    columns = Trained(path=str(trained), output=["features", "code"], runtime="torch")([image])
     for name in ("features", "code"):
         np.testing.assert_allclose(columns[name], expected[name].numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(columns["probs"], torch.softmax(expected["logits"], 1).numpy(), rtol=1e-4)
 
 
 def test_a_network_without_a_code(plain: Path) -> None:
-    assert Trained(path=str(plain)).outputs == {"embedding": (16, "float32")}
+    assert Trained(path=str(plain), runtime="torch").outputs == {"embedding": (16, "float32")}
     for output in ("code", ["features", "code"]):
         with pytest.raises(ConfigError, match="output: this network was trained without a code: output features"):
             _ = Trained(path=str(plain), output=output).outputs
@@ -266,6 +266,7 @@ def test_probabilities_are_there_for_a_rescorer(trained: Path, pictures: Path, t
             collection.add_vectors(np.ones((1, BITS), np.float32))
 
 
+@pytest.mark.usefixtures("one_cache")
 def test_a_comparison_of_code_and_features(trained: Path, plain: Path, pictures: Path, tmp_path: Path) -> None:
     """Both embeddings of one extractor, and a network without a code, by every codec that takes them."""
     (tmp_path / "c.yaml").write_text(

@@ -31,6 +31,7 @@ NETWORK = {
     "model": "squeezenet1_1",
     "weights": "none",
     "preprocess": {"resize": 40, "crop": 32},
+    "runtime": "torch",
 }
 
 

@@ -70,15 +70,22 @@ class Extractor(Plugin):
         return self.extract(np.stack([self.prepare(item) for item in items]))
 
     def fingerprint(self) -> str:
-        """A digest of all that decides the output: plugin, options, weights. Keys the embedding cache."""
-        options = self.options.model_dump(mode="json", exclude=set(self.free_options))
-        text = json.dumps([self.name, options, self._weights_digest()], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """A digest of all that decides the output: plugin, options, weights. A collection knows its extractor by it."""
+        return self._digest_of(self._weights_digest())
+
+    def cache_key(self) -> str:
+        """What keys the embedding cache: the fingerprint, unless the last digits depend on what is installed."""
+        return self.fingerprint()
 
     def freeze(self, folder: Path) -> tuple[str, dict[str, Any]]:
         """Write what is needed to extract without the original weights; returns plugin name and options that
         reproduce this extractor, with file options relative to ``folder``."""
         return self.name, self.options.model_dump(mode="json")
+
+    def _digest_of(self, weights: str, **changed: Any) -> str:
+        options = self.options.model_dump(mode="json", exclude=set(self.free_options)) | changed
+        text = json.dumps([self.name, options, weights], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def _load(self) -> None:
         """Nothing to load."""

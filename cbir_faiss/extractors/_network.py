@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
+import logging
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,22 +16,24 @@ from pydantic import Field, model_validator
 
 from cbir_faiss import base
 from cbir_faiss.base.options import need
-from cbir_faiss.errors import ConfigError
+from cbir_faiss.errors import CbirError, ConfigError, MissingDependency, one_line
+from cbir_faiss.extractors import _exports
 from cbir_faiss.extractors._onnx import Model, frozen, stored_preprocess
 from cbir_faiss.images.preprocess import Preprocess
-from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.types import Columns
 
 if TYPE_CHECKING:
     from cbir_faiss.extractors._torch import Network
 
-_EXPORT = "1"  # part of the name of cached exports: to be raised when what is exported changes
+_log = logging.getLogger(__name__)
+_AGREES = 1e-3  # largest difference between an export and its network, relative to the largest value
 
 
 class NetworkOptions(base.Options):
-    """runtime: what runs the network; device: where; batch_size: images run at once."""
+    """runtime: what runs the network, ``auto`` ONNX Runtime on a CPU where it is installed and the network can be
+    exported, else torch; device: where; batch_size: images run at once."""
 
-    runtime: Literal["torch", "onnx"] = "torch"
+    runtime: Literal["auto", "torch", "onnx"] = "auto"
     device: Literal["cpu", "cuda", "mps"] = "cpu"
     batch_size: int = Field(32, ge=1)
 
@@ -53,15 +54,19 @@ class _Loaded:
 class NetworkExtractor(base.Extractor):
     """Columns from one forward pass; a subclass says which, and builds the network.
 
-    With ``runtime: onnx`` the network is exported once and kept in the cache folder, so that another run does not
-    import torch; the results are those of torch up to rounding.
+    Through ONNX Runtime the network is exported once and kept in the cache folder, so that another run does not import
+    torch; the results are those of torch up to rounding. With ``runtime: auto`` the options name the runtime that was
+    taken, once the network is loaded.
     """
 
     Options: ClassVar[type[NetworkOptions]] = NetworkOptions
+    options: NetworkOptions
 
     def _setup(self) -> None:
         self._lock = threading.Lock()
         self._ready: _Loaded | None = None
+        self._unexported: CbirError | None = None
+        self._asked = self.options.runtime
         self._known_preprocess = self._preprocess_by_options()
 
     @property
@@ -85,16 +90,42 @@ class NetworkExtractor(base.Extractor):
     def _build(self, device: Any) -> Network:
         """The network with its weights, on ``device``, giving ``columns``."""
 
-    def freeze(self, folder: Path) -> tuple[str, dict[str, Any]]:
-        """Writes ``model.onnx``; extractor ``onnx`` runs it with neither torch nor the weights."""
-        file = self._export_file
-        if not file.is_file():
-            self._export(self._network(), file)
-        return frozen(file, folder, self.embeddings, self.columns[len(self.embeddings) :], self.options.batch_size)
+    @abstractmethod
+    def _freeze_weights(self, folder: Path) -> dict[str, Any]:
+        """Write the weights; the options that run the network with them in torch."""
 
-    @cached_property
-    def _export_file(self) -> Path:
-        return default_cache() / "onnx" / f"{self.fingerprint()}-{_EXPORT}.onnx"
+    def fingerprint(self) -> str:
+        # What ``auto`` takes may differ from machine to machine, but a collection is kept up to date on any: it goes by
+        # the name of torch, which was the default before it.
+        return self._digest_of(self._weights_digest(), runtime="torch" if self._asked == "auto" else self._asked)
+
+    def cache_key(self) -> str:
+        # Rounding differs, and a run that goes on elsewhere is not to mix the results of two runtimes.
+        return self._digest_of(self._weights_digest(), runtime=self._taken)
+
+    def freeze(self, folder: Path) -> tuple[str, dict[str, Any]]:
+        """Writes ``model.onnx``; extractor ``onnx`` runs it with neither torch nor the weights.
+
+        A network that cannot be exported is frozen as it is, with its weights, and goes on needing torch.
+        """
+        taken = self._taken
+        try:
+            file = self._export_file()
+        except CbirError as error:
+            if taken == "onnx":
+                raise
+            _log.warning("%s: what is frozen needs torch: %s", self.name, error)
+            options = self._freeze_weights(folder)
+            return self.name, {**options, "runtime": "torch", "batch_size": self.options.batch_size}
+        side = self.columns[len(self.embeddings) :]
+        return frozen(file, folder, self.embeddings, side, self.options.batch_size, f"{self.name} by {taken}")
+
+    @property
+    def _taken(self) -> Literal["auto", "torch", "onnx"]:
+        """The runtime that runs the network; never ``auto``."""
+        if self.options.runtime == "auto":
+            self._loaded()
+        return self.options.runtime
 
     @property
     def _how(self) -> Preprocess:
@@ -112,50 +143,85 @@ class NetworkExtractor(base.Extractor):
     def _loaded(self) -> _Loaded:
         with self._lock:
             if self._ready is None:
-                preprocess, run = self._load_onnx() if self.options.runtime == "onnx" else self._load_torch()
-                blank = np.zeros((1, *preprocess.size, 3), np.uint8)
-                self._ready = _Loaded(preprocess, run, {column: x.shape[1] for column, x in run(blank).items()})
+                load = {"auto": self._load_auto, "torch": self._load_torch, "onnx": self._load_onnx}
+                self._ready = load[self.options.runtime]()
             return self._ready
 
-    def _load_torch(self) -> tuple[Preprocess, Callable[[NDArray[Any]], dict[str, NDArray[Any]]]]:
-        network = self._network()
-        return network.preprocess, lambda batch: network.run(batch, self.options.batch_size)
+    def _load_auto(self) -> _Loaded:
+        why: Exception | None = None
+        if self.options.device == "cpu":
+            try:
+                return self._took("onnx", self._load_onnx())
+            except (CbirError, ImportError) as error:
+                why = error
+        # What is wrong with the network itself is raised once more.
+        return self._took("torch", self._load_torch(), why)
 
-    def _load_onnx(self) -> tuple[Preprocess, Callable[[NDArray[Any]], dict[str, NDArray[Any]]]]:
-        model = self._exported()
+    def _took(self, runtime: str, loaded: _Loaded, why: Exception | None = None) -> _Loaded:
+        self.options = self.options.model_copy(update={"runtime": runtime})
+        # What is not installed was perhaps not wanted; what does not work should be known.
+        level = logging.INFO if why is None or isinstance(why, MissingDependency) else logging.WARNING
+        reason = why.message if isinstance(why, ConfigError) else one_line(why) if why else ""
+        _log.log(level, "%s: runtime %s%s", self.name, runtime, f", because {reason}" if why else "")
+        return loaded
+
+    def _load_torch(self) -> _Loaded:
+        network = self._network(self.options.device)
+        return self._tried(network.preprocess, lambda batch: network.run(batch, self.options.batch_size))
+
+    def _load_onnx(self) -> _Loaded:
+        need("onnxruntime", "onnx")
+        assert self.options.device != "mps"  # refused with the options
+        model = Model(self._export_file(), outputs=self.columns, device=self.options.device)
 
         def run(batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
             return dict(zip(self.columns, model.run(batch, self.options.batch_size), strict=True))
 
-        return stored_preprocess(model), run
+        return self._tried(stored_preprocess(model), run)
 
-    def _exported(self) -> Model:
-        file, device = self._export_file, self.options.device
-        assert device != "mps"  # refused with the options
-        if file.is_file():
-            try:
-                return Model(file, outputs=self.columns, device=device)
-            except ConfigError:
-                file.unlink()  # a damaged file in the cache is made again
-        self._export(self._network(), file)
-        return Model(file, outputs=self.columns, device=device)
+    def _tried(self, preprocess: Preprocess, run: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]) -> _Loaded:
+        """Run once, to know the widths."""
+        blank = np.zeros((1, *preprocess.size, 3), np.uint8)
+        return _Loaded(preprocess, run, {column: x.shape[1] for column, x in run(blank).items()})
+
+    def _export_file(self) -> Path:
+        """The exported network, from the cache or made now.
+
+        Raises:
+            ConfigError: it cannot be exported, which is not tried twice, or not be kept.
+        """
+        key = self._digest_of(self._weights_digest(), runtime="onnx", device="any")
+        file = _exports.find(key)
+        if file is not None:
+            return file
+        if self._unexported is not None:
+            raise self._unexported
+        network = self._network("cpu")
+        try:
+            return _exports.keep(key, lambda file: self._export(network, file))
+        except CbirError as error:
+            self._unexported = error
+            raise
 
     def _export(self, network: Network, file: Path) -> None:
         from cbir_faiss.extractors import _torch
 
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside and renamed, because several processes may do this at once.
-        with tempfile.TemporaryDirectory(dir=file.parent) as aside:
-            _torch.export(network, Path(aside, "model.onnx"))
-            Path(aside, "model.onnx").replace(file)
+        size = network.preprocess.size
+        pixels = np.random.default_rng(0).integers(0, 256, (3, *size, 3), dtype=np.uint8)
+        expected = network.run(pixels, len(pixels))
+        _torch.export(network, file)
+        got = Model(file, outputs=self.columns).run(pixels, len(pixels))
+        for name, values in zip(self.columns, got, strict=True):
+            slack = _AGREES * float(np.abs(expected[name]).max())
+            if not np.allclose(values, expected[name], rtol=0, atol=slack):
+                raise ConfigError(f"exported to ONNX it gives another '{name}'", path="runtime")
 
-    def _network(self) -> Network:
+    def _network(self, where: str) -> Network:
         """The network in torch, tried on a blank image."""
         need("torch", "torch")
         need("torchvision", "torch")
         from cbir_faiss.nets.weights import device
 
-        o = self.options
-        network = self._build(device(o.device if o.runtime == "torch" else "cpu"))
+        network = self._build(device(where))
         network.check()
         return network

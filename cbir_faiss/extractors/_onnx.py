@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +19,7 @@ from cbir_faiss.errors import ConfigError, InputError
 from cbir_faiss.images.preprocess import Preprocess
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+_PART = 8  # images that a core runs at once; what more of them leave behind does not fit in its caches
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -35,8 +39,8 @@ class Model:
         outputs: Sequence[str] = (),
         device: Literal["cpu", "cuda"] = "cpu",
     ) -> None:
-        self.file = file
-        self._session = _session(file, device)
+        self.file, self._device, self._stamp = file, device, _stamp(file)
+        self._session = _session(file, device, threads.available())
         inputs = {value.name: value for value in self._session.get_inputs()}
         self.feed = feed or next(iter(inputs))
         known = [value.name for value in self._session.get_outputs()]
@@ -59,16 +63,33 @@ class Model:
         Raises:
             InputError: the model refuses the input (its shape, as a rule); the message is one line.
         """
-        step = self._fixed_batch or batch_size
-        parts = [self._run(x[start : start + step]) for start in range(0, len(x), step)]
+        parts = [self._run_batch(part) for part in _slices(x, self._fixed_batch or batch_size)]
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
-    def _run(self, x: NDArray[Any]) -> list[NDArray[Any]]:
+    @cached_property
+    def _one_core(self) -> Any:
+        """A session that runs on the core that calls it; made when it is first needed, which for queries is never."""
+        if threads.available() == 1 or _stamp(self.file) != self._stamp:  # what lies there now may be another model
+            return self._session
+        return _session(self.file, self._device, 1)
+
+    def _run_batch(self, x: NDArray[Any]) -> list[NDArray[Any]]:
+        cores = threads.available()
+        if self._fixed_batch or self._device != "cpu" or len(x) < cores:
+            return self._run(self._session, x)
+        # Cores that each run images of their own do not wait for one another after every layer.
+        rounds = math.ceil(len(x) / (cores * _PART))
+        step = math.ceil(len(x) / (cores * rounds))
+        with ThreadPoolExecutor(cores) as pool:
+            parts = list(pool.map(partial(self._run, self._one_core), _slices(x, step)))
+        return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+    def _run(self, session: Any, x: NDArray[Any]) -> list[NDArray[Any]]:
         count = len(x)
         if self._fixed_batch and count < self._fixed_batch:
             x = np.concatenate([x, np.zeros((self._fixed_batch - count, *x.shape[1:]), x.dtype)])
         try:
-            results = self._session.run(self.outputs, {self.feed: np.ascontiguousarray(x, dtype=self.dtype)})
+            results = session.run(self.outputs, {self.feed: np.ascontiguousarray(x, dtype=self.dtype)})
         except Exception as error:  # ONNX Runtime's errors have no common base but this
             raise InputError(f"{self.file}: {_one_line(error)}") from error
         return [np.asarray(result)[:count] for result in results]
@@ -80,7 +101,7 @@ def stored_preprocess(model: Model) -> Preprocess:
 
 
 def frozen(
-    file: Path, folder: Path, embeddings: Sequence[str], side: Sequence[str], batch_size: int
+    file: Path, folder: Path, embeddings: Sequence[str], side: Sequence[str], batch_size: int, made_by: str
 ) -> tuple[str, dict[str, Any]]:
     """Copy a model that was exported here to ``folder``; the plugin and its options that run it there."""
     shutil.copyfile(file, folder / "model.onnx")
@@ -91,17 +112,30 @@ def frozen(
         "side": list(side),
         "preprocess": {**how, "layout": "nhwc"},
         "batch_size": batch_size,
+        "made_by": made_by,
     }
 
 
-def _session(file: Path, device: Literal["cpu", "cuda"]) -> Any:
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _slices(x: NDArray[Any], step: int) -> list[NDArray[Any]]:
+    return [x[start : start + step] for start in range(0, len(x), step)]
+
+
+def _session(file: Path, device: Literal["cpu", "cuda"], cores: int) -> Any:
     ort = need("onnxruntime", "onnx")
     if not file.is_file():
         raise ConfigError(f"no such file: {file}", path="model")
     if _PROVIDERS[device] not in ort.get_available_providers():
         raise ConfigError(f"this ONNX Runtime has no {_PROVIDERS[device]}: pip install onnxruntime-gpu", path="device")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads.available()
+    options.intra_op_num_threads = cores
     # Threads that spin while they wait take the cores from those that decode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3

@@ -65,14 +65,32 @@ def export(network: Network, file: Path) -> None:
     """Write the network as one ONNX file with a free batch size; outputs are called like the columns.
 
     It carries its preprocessing as metadata, so that using it again needs neither torch nor the weights.
+
+    Raises:
+        ConfigError: the exporter cannot do it, in one line.
     """
     onnx = need("onnx", "torch")
-    network = network.cpu()
+    need("onnxscript", "torch")
+    try:
+        model = _program(network.cpu()).model_proto
+    except Exception as error:  # the exporter passes on what any of its steps raises
+        why = one_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)[:300]
+        raise ConfigError(f"the network cannot be exported to ONNX: {why}", path="runtime") from error
+    # What the exporter notes of each node are lines of source code with the paths of this machine.
+    for part in (*model.graph.node, *model.graph.value_info, model.graph):
+        del part.metadata_props[:]
+    for node in model.graph.node:
+        node.doc_string = ""
+    onnx.helper.set_model_props(model, {"preprocess": json.dumps(network.preprocess.model_dump(mode="json"))})
+    onnx.save_model(model, file)
+
+
+def _program(network: Network) -> Any:
     # A batch of two, because the exporter takes a dimension of one for a constant.
     pixels = torch.zeros((2, *network.preprocess.size, 3), dtype=torch.uint8)
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
+        return torch.onnx.export(
             network,
             (pixels,),
             dynamo=True,
@@ -81,11 +99,3 @@ def export(network: Network, file: Path) -> None:
             output_names=list(network.columns),
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         )
-    model = program.model_proto
-    # What the exporter notes of each node are lines of source code with the paths of this machine.
-    for part in (*model.graph.node, *model.graph.value_info, model.graph):
-        del part.metadata_props[:]
-    for node in model.graph.node:
-        node.doc_string = ""
-    onnx.helper.set_model_props(model, {"preprocess": json.dumps(network.preprocess.model_dump(mode="json"))})
-    onnx.save_model(model, file)

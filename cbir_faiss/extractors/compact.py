@@ -57,7 +57,7 @@ class Compact(base.Extractor):
 
     def freeze(self, folder: Path) -> tuple[str, dict[str, Any]]:
         """Copies the network, because a later release may ship another."""
-        return frozen(FILE, folder, ["embedding"], [], self.options.batch_size)
+        return frozen(FILE, folder, ["embedding"], [], self.options.batch_size, self.name)
 
     def _load(self) -> None:
         _ = self._how

@@ -143,6 +143,9 @@ class Joined(base.Extractor):
         moved = parse_options(load("extractors", name).Options, options, folder=place).model_dump(mode="json")
         return {"name": name, **{key: moved[key] for key in options}}
 
+    def cache_key(self) -> str:
+        return self._digest_of(json.dumps([part.cache_key() for part in self._parts]))
+
     def _load(self) -> None:
         for part in self._parts:
             part.load()

@@ -39,12 +39,13 @@ class Onnx(base.Extractor):
     """
 
     name: ClassVar[str] = "onnx"
-    free_options: ClassVar[frozenset[str]] = frozenset({"model", "batch_size"})
+    free_options: ClassVar[frozenset[str]] = frozenset({"model", "batch_size", "made_by"})
 
     class Options(base.Options):
         """model: the file. input: its image input, the first where left out. outputs: one or several, the first where
         left out. side: outputs that are not embeddings. pool: how maps ``(n, c, h, w)`` and sequences ``(n, t, c)``
-        become vectors. batch_size: images run at once; a model with a fixed batch keeps its own."""
+        become vectors. batch_size: images run at once; a model with a fixed batch keeps its own. made_by:
+        for whoever asks, the extractor that this one was frozen from, and the runtime that it had."""
 
         model: RelativePath
         input: str | None = None
@@ -54,6 +55,7 @@ class Onnx(base.Extractor):
         pool: Literal["avg", "max", "gem", "flatten"] = "avg"
         device: Literal["cpu", "cuda"] = "cpu"
         batch_size: int = Field(32, ge=1)
+        made_by: str | None = None
 
         @model_validator(mode="after")
         def _side_beside(self) -> Onnx.Options:

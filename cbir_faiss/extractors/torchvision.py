@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class Torchvision(NetworkExtractor):
     """Pooled activations of one or several layers, from one forward pass.
 
-    One layer is the column ``embedding``; several are columns by the names of the layers, each an embedding. With
-    ``runtime: onnx`` the model is exported once and kept in the cache folder, so that another run does not import
-    torch; the results are those of torch up to rounding.
+    One layer is the column ``embedding``; several are columns by the names of the layers, each an embedding. ONNX
+    Runtime runs the model where it can: it is then exported once and kept in the cache folder, so that another run does
+    not import torch; the results are those of torch up to rounding.
     """
 
     name: ClassVar[str] = "torchvision"
@@ -111,6 +111,17 @@ class Torchvision(NetworkExtractor):
         network = _torch.Network(layers, self.embeddings, self._preprocess(preset))
         network.to(device)
         return network
+
+    def _freeze_weights(self, folder: Path) -> dict[str, Any]:
+        import torch
+
+        from cbir_faiss.nets import zoo
+
+        o = self.options
+        model, preset = zoo.build_model(o.model, o.weights, o.seed)
+        torch.save(model.state_dict(), folder / "weights.pth")
+        how = self._preprocess(preset).model_dump(mode="json")
+        return {"model": o.model, "weights": "weights.pth", "layer": o.layer, "pool": o.pool, "preprocess": how}
 
     def _preprocess(self, preset: Mapping[str, Any]) -> Preprocess:
         try:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
 from cbir_faiss.base.options import RelativePath
 from cbir_faiss.extractors._network import NetworkExtractor, NetworkOptions
-from cbir_faiss.nets.card import Card, read_card
+from cbir_faiss.nets.card import CARD, WEIGHTS, Card, read_card
 
 if TYPE_CHECKING:
     from cbir_faiss.extractors._torch import Network
@@ -76,3 +78,8 @@ class Trained(NetworkExtractor):
         network = _torch.Network(columns, self.columns, card.preprocess)
         network.to(device)
         return network
+
+    def _freeze_weights(self, folder: Path) -> dict[str, Any]:
+        for name in (CARD, WEIGHTS):
+            shutil.copyfile(self.options.path / name, folder / name)
+        return {"path": ".", "output": self.options.output}

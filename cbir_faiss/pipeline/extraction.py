@@ -1,6 +1,6 @@
 """From a source to embedding columns: read and prepare in parallel, extract in batches, never twice.
 
-Embeddings are cached by content: the digest of an item's bytes and the extractor's fingerprint (plugin, options,
+Embeddings are cached by content: the digest of an item's bytes and the extractor's cache key (plugin, options,
 weights). A second run, another config over the same pictures, or a folder that grew recomputes only what is new, and a
 run that was killed goes on after its last shard. Batches do not depend on where it was killed, so the results do not.
 """
@@ -207,7 +207,7 @@ def _from_items(
 
 def embeddings_of(cache: Path | None, extractor: Extractor) -> EmbeddingCache:
     """The cache of an extractor's embeddings."""
-    return EmbeddingCache(cache and cache / "embeddings" / extractor.fingerprint())
+    return EmbeddingCache(cache and cache / "embeddings" / extractor.cache_key())
 
 
 def assemble(
