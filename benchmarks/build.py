@@ -36,11 +36,12 @@ import numpy as np
 from _report import show, store
 
 from cbir_faiss._lib import threads
+from cbir_faiss._lib.sampling import sample_rows
 from cbir_faiss.collection import Collection
 from cbir_faiss.collection.build import build
 from cbir_faiss.config import Choice, Config, parse_config
 from cbir_faiss.sources.vectors import Vectors
-from cbir_faiss.storage.segment import BLOCK_ROWS, sample_rows
+from cbir_faiss.storage.segment import BLOCK_ROWS
 
 DIM = 512
 WAYS = ("memory", "bare", "mapped")

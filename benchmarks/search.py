@@ -29,10 +29,12 @@ import numpy as np
 from _report import RESULTS, seconds, show, store
 
 from cbir_faiss._lib import threads
+from cbir_faiss._lib.sampling import sample_rows
 from cbir_faiss.base import registry
 from cbir_faiss.base.options import need
 from cbir_faiss.comparison.resident import ResidentMeter
 from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
+from cbir_faiss.pipeline.fill import FILL_ROWS, fill
 from cbir_faiss.types import Codes, Floats, Hits
 
 BLOCK = 50_000
@@ -190,14 +192,14 @@ def _try(
     backend = registry.make("backends", trial.backend[0], **trial.backend[1])
     began = time.perf_counter()
     with threads.phase("fit"):
-        sample = np.array(items[:: max(1, len(items) // 100_000)])
+        sample = np.array(items[sample_rows(len(items))])
         codec.fit(sample)
-        backend.create(codec.width, codec.kind)
-        backend.train(codec.encode(sample))
-        for start in range(0, len(items), BLOCK):
-            block = np.array(items[start : start + BLOCK])
-            backend.upsert(np.arange(start, start + len(block)), codec.encode(block))
-        backend.flush()
+        starts = range(0, len(items), FILL_ROWS)
+        parts = (
+            (np.arange(start, start + len(block)), codec.encode(block), None)
+            for start, block in ((start, np.array(items[start : start + FILL_ROWS])) for start in starts)
+        )
+        fill(backend, parts, kind=codec.kind, width=codec.width, sample=lambda: codec.encode(sample))
     built = time.perf_counter() - began
     resident = _resident(backend, trial, codec, queries, meter, scratch)
     for search in trial.searches:

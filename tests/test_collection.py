@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cbir_faiss.base.registry import make
 from cbir_faiss.collection import Collection
 from cbir_faiss.config import parse_config
 from cbir_faiss.errors import BadImage, CbirError, CorruptCollection, DimensionMismatch, InputError, UnknownId
+from cbir_faiss.images.reading import open_image
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.pipeline.extraction import extract
 from cbir_faiss.storage import changes, manifest
@@ -139,6 +141,49 @@ def test_what_a_search_refuses(build: Build, pictures: Path, tmp_path: Path) -> 
     for error, message, act in cases:
         with pytest.raises(error, match=message):
             act()
+
+
+def test_hits_are_the_matches_without_documents(
+    build: Build, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = build(COMBINATIONS[2])
+    files = sorted((pictures / "blob").iterdir())[:3]
+    found = collection.search(files, k=4, where='label != "checks"')
+    monkeypatch.setattr("cbir_faiss.storage.store.Store.documents", None)  # not even asked
+    hits = collection.search_hits(files, k=4, where='label != "checks"')
+    assert hits.ids.tolist() == [[match.id for match in some] for some in found]
+    assert hits.distances.tolist() == [[match.distance for match in some] for some in found]
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: "-".join(part["name"] for part in c))
+def test_many_threads_find_what_one_finds(build: Build, pictures: Path, combination: Any) -> None:
+    collection = build(combination)
+    files = sorted(pictures.rglob("*.png"))[:12]
+    vectors = np.concatenate([collection.extractor([open_image(file)])["embedding"] for file in files])
+    alone = [collection.search(vector[None], 5) for vector in vectors]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda i: collection.search(vectors[i % 12][None], 5), range(96)))
+    assert together == [alone[i % 12] for i in range(96)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ("17", "whole numbers, not '17'"),
+        ([1.9], "1-d array of integers, got float64"),
+        (["1"], "1-d array of integers"),
+        ([True], "1-d array of integers, got bool"),
+        (1, "whole numbers, not 1"),
+        ([-1], "not negative"),
+        (np.array([[1]]), "1-d array"),
+    ],
+)
+def test_ids_that_are_no_whole_numbers_are_refused(build: Build, ids: Any, message: str) -> None:
+    collection = build()
+    for ask in (collection.delete, collection.search_ids, collection.documents):
+        with pytest.raises(InputError, match=message):
+            ask(ids)
+    assert len(collection) == 36
 
 
 def test_a_collection_of_vectors(build: Build, tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ from split import PER_CLASS, write_split
 from svm_active import active_svm
 
 import cbir_faiss as cf
-from cbir_faiss.comparison.rows import Plan, compare_split
+from cbir_faiss.comparison.combine import Plan
+from cbir_faiss.comparison.rows import compare_split
 from cbir_faiss.comparison.split import Split, splits
 from cbir_faiss.config import Config, Metrics, parse_config
 from cbir_faiss.measures.bootstrap import paired_difference
@@ -252,8 +253,8 @@ def _by_search(split: Split, config: Config) -> Ids:
 
 def _row(split: Split, config: Config, k: int, raw: Path | None) -> dict[str, Any]:
     plan = Plan(config.codecs, config.backends, config.rescore, Metrics(k=(k,)), config.threads, raw)
-    (row,) = compare_split(split, plan)
-    return row
+    (row,), _ = compare_split(split, plan)
+    return row.as_json()
 
 
 def _by_svm(split: Split, relevance: Relevance, seed: int) -> tuple[Ids, Ids, float]:
