@@ -17,8 +17,9 @@ $(VENV)/.demo: $(BIN)/uv pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[cpu,sklearn]'
 	@touch $@
 
+# Compiled now, or every command would do it again wherever PYTHONDONTWRITEBYTECODE is set.
 $(VENV)/.dev: $(BIN)/uv pyproject.toml
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[all,dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[all,dev]'
 	@touch $@
 
 demo: $(VENV)/.demo  ## set up, compare raw and binary indexing on built-in data -> runs/demo/report.html

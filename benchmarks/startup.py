@@ -35,6 +35,7 @@ from cbir_faiss.config import parse_config
 BASELINE = "python -c pass"
 # Seconds that each may take.
 BUDGETS = {"cbir --help": 0.2, "cbir plugins": 1.0, "cbir search": 0.8}
+COLUMNS = ("command", "median_s", "times_baseline", "budget_s", "of_budget")
 DIM = 128
 
 
@@ -48,9 +49,9 @@ def main() -> None:
         commands = _commands(Path(place), items)
         seconds = _measure(commands, Path(place, "bytecode"), rounds)
     rows = [_row(name, seconds[BASELINE], times) for name, times in seconds.items()]
-    show(f"{items:,} items, {rounds} rounds", rows, ("command", "median s", "times baseline", "budget s", "of budget"))
+    show(f"{items:,} items, {rounds} rounds", rows, COLUMNS)
     if not chosen.quick:
-        print(store("startup", {"commands": {"items": items, "rows": rows, "seconds": seconds}}))
+        print(store("startup", {"commands": {"items": items, "baseline": BASELINE, "rows": rows}}))
 
 
 def _commands(place: Path, items: int) -> dict[str, list[str]]:
@@ -99,8 +100,10 @@ def _seconds(command: Sequence[str], environment: dict[str, str]) -> float:
 
 def _row(name: str, baseline: Sequence[float], times: Sequence[float]) -> dict[str, Any]:
     median = statistics.median(times)
-    row: dict[str, Any] = {"command": name, "median s": median, "times baseline": ratio(times, baseline)}
-    return row | ({"budget s": BUDGETS[name], "of budget": median / BUDGETS[name]} if name in BUDGETS else {})
+    row: dict[str, Any] = {"command": name, "median_s": median, "times_baseline": ratio(times, baseline)}
+    if name in BUDGETS:
+        row |= {"budget_s": BUDGETS[name], "of_budget": median / BUDGETS[name]}
+    return row | {"seconds": list(times)}
 
 
 if __name__ == "__main__":
