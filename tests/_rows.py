@@ -60,7 +60,7 @@ def comparison(config: Config, out: Path) -> list[Row]:
         order = np.argsort(distances, axis=1, kind="stable")[:, : evaluate.depth]
         hits = Hits(order, np.take_along_axis(distances, order, axis=1))
         known = {"codes": (items, queries)} if codec.bits else {"floats": (items, queries, "l2")}
-        metrics, curves, _, values = evaluate(Ranking(hits, **known))
+        metrics, curves, _, values = evaluate(Ranking(hits, **known), "cosine")
         np.savez(out / "raw" / f"{i}.npz", ids=hits.ids)
         size = float(items[0].nbytes)
         row = raw(0.0, size) if codec.bits is None else made_up(choice.name, codec.bits, 0.0, size)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cbir_faiss.cli import main
@@ -110,6 +112,21 @@ def test_what_a_search_by_vector_imports_loads_no_heavy_library() -> None:
     assert "cbir_faiss.collection.collection" in loaded
     assert not HEAVY & loaded
     assert not {name for name in loaded if name.startswith(("cbir_faiss.training", "cbir_faiss.report"))}
+
+
+def test_a_search_by_vector_loads_what_it_needs(tmp_path: Path) -> None:
+    np.save(tmp_path / "q.npy", np.ones((1, 256), np.float32))
+    collection = Path(__file__).parent / "fixtures" / "pictures-0.1"
+    shutil.copytree(collection, tmp_path / "x.cbir")
+    code = (
+        "from cbir_faiss import Collection\nimport numpy as np\n"
+        f"with Collection.open({str(tmp_path / 'x.cbir')!r}) as c:\n"
+        f"    assert len(c.search(np.load({str(tmp_path / 'q.npy')!r}), 3)[0]) == 3"
+    )
+    loaded = loaded_by(code)
+    assert "faiss" in loaded
+    needless = {"yaml", "PIL", "jinja2", "torch", "tqdm", "cbir_faiss.config", "cbir_faiss.pipeline.extraction"}
+    assert not needless & loaded
 
 
 def test_only_one_module_of_the_command_line_prints() -> None:

@@ -38,6 +38,19 @@ def cbir(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
+@pytest.fixture(autouse=True)
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else this machine does meanwhile is no matter of these tests."""
+    monkeypatch.setattr("cbir_faiss.comparison.timing.BUSY_CORES", float("inf"))
+
+
+def test_a_busy_machine_is_told(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cbir_faiss.comparison.timing.BUSY_CORES", -1.0)
+    result = cbir("compare", config, "--out", tmp_path / "out")
+    assert "measured beside other work" in result.stderr
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["environment"]["busy"] is True
+
+
 def test_compare_prints_a_table_and_where_the_report_is(config: Path, tmp_path: Path) -> None:
     result = cbir("compare", config, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output

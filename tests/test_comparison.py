@@ -141,6 +141,64 @@ def test_rescoring_all_items_by_l2_equals_raw(data: dict[str, Any]) -> None:
     assert again["bytes"]["rescore"] == len(data["vectors"]) * 16 * 4
 
 
+def test_exact_neighbours_are_those_of_what_is_searched(data: dict[str, Any]) -> None:
+    def truths(**more: Any) -> list[tuple[str, str, str, str]]:
+        rows = cf.compare(
+            **data,
+            codecs=["raw", {"name": "rotate", "normalise": True}, {"name": "lsh", "bits": 16}],
+            backends=[{"name": "faiss-flat", "metric": ["l2", "ip"]}, "faiss-binary-flat"],
+            rescore=["none", {"name": "float", "candidates": 20}],
+            **more,
+        )
+        for row in rows:
+            if row["exact"] and row["rescore"] == "none" and row["codec"] == "raw" and not more:
+                assert row["metrics"]["knn_recall@10"] == 1.0, "it is its own truth"
+        return [(row["codec"], row["metric"], row["rescore"], row["truth"]["metric"]) for row in rows]
+
+    assert truths() == [
+        ("raw", "l2", "none", "l2"),
+        ("raw", "l2", "float", "cosine"),
+        ("raw", "ip", "none", "ip"),
+        ("raw", "ip", "float", "cosine"),
+        ("rotate", "l2", "none", "cosine"),
+        ("rotate", "l2", "float", "cosine"),
+        ("rotate", "ip", "none", "ip"),
+        ("rotate", "ip", "float", "cosine"),
+        ("lsh", "hamming", "none", "cosine"),
+        ("lsh", "hamming", "float", "cosine"),
+    ]
+    assert {metric for *_, metric in truths(truth={"metric": "l2", "k": 10})} == {"l2"}
+
+
+def test_bytes_count_everything_and_say_what_grows(data: dict[str, Any], tmp_path: Path) -> None:
+    rows = cf.compare(
+        **data,
+        codecs=["raw", {"name": "itq", "bits": 16}],
+        backends=["faiss-flat", {"name": "faiss", "factory": "PQ8x4"}, "faiss-binary-flat"],
+        rescore=["none", {"name": "float", "candidates": 20}],
+    )
+    for row in rows:
+        b, n = row["bytes"], row["items"]
+        assert b["memory"] >= b["codes"]
+        assert b["disk"] >= b["memory"] - b["codec_state"]
+        assert b["memory_per_item"] == pytest.approx(b["memory"] / n)
+        assert b["memory_per_item_at_million"] < b["memory_per_item"], "what does not grow is shared by more"
+    by = {(row["codec"], row["backend"], row["rescore"]): row["bytes"] for row in rows}
+    floats = 4 * 16
+    assert by["raw", "faiss-flat", "none"]["memory_per_item_at_million"] == pytest.approx(floats, abs=1)
+    kept = by["itq", "faiss-binary-flat", "float"]["disk"] - by["itq", "faiss-binary-flat", "none"]["disk"]
+    assert floats * 300 <= kept < floats * 300 + 2000, "the floats, and what the rescorer learnt"
+
+
+def test_latency_is_of_one_thread_and_the_best_of_rounds(data: dict[str, Any]) -> None:
+    (row,) = cf.compare(**data, threads=2)
+    latency = row["latency_ms"]
+    assert (latency["k"], latency["threads"], row["qps_threads"]) == (10, 1, 2)
+    assert len(latency["rounds"]) == 3
+    assert latency["p50"] == min(latency["rounds"])
+    assert latency["p50"] <= latency["p95"] <= latency["p99"]
+
+
 def test_without_labels_only_neighbours_are_measured(data: dict[str, Any]) -> None:
     (row,) = cf.compare(vectors=data["vectors"], queries=data["queries"])
     assert row["metrics"] == {"knn_recall@10": pytest.approx(row["metrics"]["knn_recall@10"])}

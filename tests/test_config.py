@@ -48,7 +48,7 @@ def test_what_may_be_left_out(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, GOOD))
     assert config.every == 5
     assert config.metrics.k == (1, 5, 10, 50)
-    assert config.metrics.truth.metric == "cosine"
+    assert config.metrics.truth.metric is None
     assert [c.name for c in config.rescore] == ["none"]
     assert len(config.extractors) == 1
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbir_faiss.comparison.rows import Plan, compare_split
+from cbir_faiss.comparison.combine import Plan
+from cbir_faiss.comparison.rows import compare_split
 from cbir_faiss.comparison.split import Side, Split
 from cbir_faiss.config import Metrics, parse_choices
 from cbir_faiss.errors import InputError
@@ -84,7 +85,7 @@ def rows_of(split: Split, rescore: Any = ({"name": "none"},)) -> list[dict[str, 
         parse_choices("rescorers", rescore, "rescore"),
         Metrics(k=(1, 5, 20, 60)),
     )
-    return list(compare_split(split, plan))
+    return [row.as_json() for row in compare_split(split, plan)[0]]
 
 
 def test_every_measure_is_as_if_they_were_not_there(split: Split) -> None:

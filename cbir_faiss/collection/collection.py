@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss._lib import threads
-from cbir_faiss.base import Extractor, Source
-from cbir_faiss.base.checks import check_floats, check_ids, check_payload
-from cbir_faiss.base.filters import parse_where
-from cbir_faiss.base.registry import make
-from cbir_faiss.collection.blocks import Clock, encoded_blocks
-from cbir_faiss.collection.build import BuildReport, build
-from cbir_faiss.collection.source_changes import Seen, changes_of
-from cbir_faiss.config import Config, load_config
+from cbir_faiss.base import Extractor
+from cbir_faiss.base.checks import check_ids
 from cbir_faiss.errors import CbirError, InputError
-from cbir_faiss.images.reading import open_image, to_rgb
-from cbir_faiss.pipeline.cache import default_cache
-from cbir_faiss.pipeline.extraction import Extraction, Failure, Progress, extract
-from cbir_faiss.pipeline.fit import Fitted
 from cbir_faiss.pipeline.search import Filter, Searcher
-from cbir_faiss.sources._given import Given
-from cbir_faiss.sources._paths import Paths
-from cbir_faiss.storage.changes import change, open_replayed
-from cbir_faiss.storage.files import writing_to
-from cbir_faiss.storage.lock import writer_lock
 from cbir_faiss.storage.manifest import Manifest, damaged_files
-from cbir_faiss.storage.segment import Block
 from cbir_faiss.storage.store import Store
 from cbir_faiss.types import Columns, Hits, Ids
+
+if TYPE_CHECKING:  # imported where they are needed: a search by vector must not wait for YAML, Pillow or a build
+    from cbir_faiss.collection.build import BuildReport
+    from cbir_faiss.collection.writing import Added, Writer
+    from cbir_faiss.config import Config
+    from cbir_faiss.pipeline.extraction import Progress
 
 
 @dataclass(frozen=True)
@@ -50,17 +40,6 @@ class Match:
 
     def as_dict(self) -> dict[str, Any]:
         return {"id": self.id, "path": self.path, "label": self.label, "distance": self.distance}
-
-
-@dataclass(frozen=True)
-class Added:
-    """What ``Collection.add`` did: how many items are new, how many of these replaced one of the same path (which got
-    a new id), how many were there already, and what could not be used."""
-
-    added: int
-    replaced: int
-    unchanged: int
-    failed: tuple[Failure, ...] = ()
 
 
 class Collection:
@@ -90,7 +69,11 @@ class Collection:
 
         ``cache`` is the folder of the embedding cache (default: the user's).
         """
-        parsed = config if isinstance(config, Config) else load_config(config)
+        from cbir_faiss.collection.build import build
+        from cbir_faiss.config import load_config
+        from cbir_faiss.pipeline.cache import default_cache
+
+        parsed = load_config(config) if isinstance(config, str | Path) else config
         report = build(parsed, Path(out), cache=cache or default_cache(), progress=progress)
         collection = cls.open(out)
         collection.report = report
@@ -105,6 +88,9 @@ class Collection:
         """
         store = Store.open(Path(folder))
         if store.manifest.pending is not None:
+            from cbir_faiss.storage.changes import open_replayed
+            from cbir_faiss.storage.lock import writer_lock
+
             with suppress(CbirError), writer_lock(store.folder):  # else whoever has the lock is doing it
                 store.close()
                 store = open_replayed(store.folder)
@@ -170,24 +156,10 @@ class Collection:
         Raises:
             InputError: a path that does not exist, or not one file that can be used. CbirError: another writer.
         """
-        extractor = self.extractor
-        limit = self.manifest.config.get("source", {}).get("max_megapixels")  # the one that it was built with
-        limits = {} if limit is None else {"max_megapixels": limit}
-        source = Paths(paths=[str(path) for path in paths], below=self.manifest.root, **limits)
-        source.items()
-        with writer_lock(self.folder), writing_to(self.folder):
-            self._reopen()
-            differs = changes_of(self._store, source, Seen(), whole=False)
-            rows = np.array(differs.rows, np.int64)
-            found = extract(source, extractor, cache=cache or default_cache(), progress=progress, rows=rows)
-            if len(rows) == len(source.items()) == len(found.failed):
-                raise InputError(f"nothing was added; {found.failed[0].path}: {found.failed[0].reason}")
-            failed, before = list(found.failed), self.manifest.next_id
-            old = [differs.replaced[row] for row in found.rows.tolist() if row in differs.replaced]
-            if len(found):
-                self._change(old, self._blocks(self._store.fitted, source, found, failed))
-        unchanged = len(source.items()) - len(rows)
-        return Added(self.manifest.next_id - before, len(old), unchanged, tuple(failed))
+        from cbir_faiss.pipeline.cache import default_cache
+
+        with self._writer() as writer:
+            return writer.add_files(self.extractor, paths, cache or default_cache(), progress)
 
     def add_vectors(self, vectors: NDArray[Any], documents: Sequence[Mapping[str, Any]] | None = None) -> Ids:
         """Add embeddings float ``(n, dim)`` as they are, with a document each (path, label, anything else of JSON).
@@ -198,21 +170,8 @@ class Collection:
         Raises:
             InputError, DimensionMismatch: NaN, another width, or documents that do not fit. CbirError: another writer.
         """
-        x = check_floats(vectors, "add_vectors", self.manifest.dim)
-        documents = [{} for _ in x] if documents is None else documents
-        check_payload(documents)
-        if len(documents) != len(x):
-            raise InputError(f"{len(documents)} documents for {len(x)} vectors")
-        source = Given(x, documents)
-        extractor: Extractor = make("extractors", "vectors")
-        found = extract(source, extractor, cache=None)
-        with writer_lock(self.folder), writing_to(self.folder):
-            self._reopen()
-            first = self.manifest.next_id
-            # Vectors come in a column of their own extractor's, whatever the collection's calls the embedding.
-            fitted = replace(self._store.fitted, embedding=extractor.embeddings[0])
-            self._change([], self._blocks(fitted, source, found, []))
-        return np.arange(first, self.manifest.next_id)
+        with self._writer() as writer:
+            return writer.add_vectors(vectors, documents)
 
     def delete(self, ids: Iterable[int] = (), *, where: Filter | None = None) -> int:
         """Delete items by id, or all that a filter matches, in one transaction; returns how many.
@@ -222,15 +181,8 @@ class Collection:
         Raises:
             UnknownId: an id that is not there; nothing is deleted then. CbirError: another writer.
         """
-        with writer_lock(self.folder), writing_to(self.folder):
-            self._reopen()
-            wanted = np.unique(_as_ids(ids))
-            self._store.require(wanted)
-            if where is not None:
-                wanted = np.union1d(wanted, self._store.select(parse_where(where)))
-            if len(wanted):
-                self._change(wanted.tolist(), ())
-        return len(wanted)
+        with self._writer() as writer:
+            return writer.delete(_as_ids(ids), where)
 
     # -- what it holds
 
@@ -293,15 +245,16 @@ class Collection:
 
     # -- how
 
-    def _reopen(self) -> None:
-        """For a writer, who must start from the current generation."""
-        self._store.close()
-        self._store = open_replayed(self.folder)
+    @contextmanager
+    def _writer(self) -> Iterator[Writer]:
+        """What makes changes; afterwards this collection is the generation that they made."""
+        from cbir_faiss.collection.writing import Writer
 
-    def _change(self, delete: Sequence[int], blocks: Iterable[Block]) -> None:
-        with threads.phase("fit"):
-            change(self._store, delete=np.array(delete, np.int64), blocks=blocks)
-        self._reopen()
+        writer = Writer(self._store)
+        try:
+            yield writer
+        finally:
+            self._store = writer.store
 
     def _columns(self, queries: Sequence[Any] | NDArray[Any]) -> Columns:
         if isinstance(queries, np.ndarray):
@@ -310,6 +263,8 @@ class Collection:
             raise InputError("queries are a list of paths, images or vectors, with at least one")
         if isinstance(queries[0], np.ndarray):
             return {"embedding": np.stack(list(queries))}
+        from cbir_faiss.images.reading import open_image, to_rgb
+
         extractor = self.extractor
         images = [
             open_image(Path(query), min_side=extractor.min_side) if isinstance(query, str | Path) else to_rgb(query)
@@ -317,12 +272,6 @@ class Collection:
         ]
         with threads.phase("extract"):
             return extractor(images)
-
-    def _blocks(self, fitted: Fitted, source: Source, found: Extraction, failed: list[Failure]) -> Iterator[Block]:
-        metric, first_id = self.manifest.metric, self.manifest.next_id
-        return encoded_blocks(
-            fitted, source, found, metric=metric, first_id=first_id, failed=failed, clock=Clock(), added=True
-        )
 
     def _matches(self, hits: Hits) -> list[list[Match]]:
         wanted = list({i for row in hits.ids.tolist() for i in row if i >= 0})

@@ -120,7 +120,8 @@ def _options_of(choice: Choice, extractor: Extractor, column: str) -> dict[str, 
     options: dict[str, Any] = extractor.options.model_dump(mode="json")
     if isinstance(options.get("layer"), list):
         options["layer"] = column
-    return options | {key: value for key, value in choice.options.items() if key != "layer"}
+    # As they were written, but the layer that this embedding is of, and the runtime that was taken.
+    return options | {key: value for key, value in choice.options.items() if key not in ("layer", "runtime")}
 
 
 def _title(choice: Choice, column: str, several: bool) -> str:

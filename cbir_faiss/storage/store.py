@@ -95,7 +95,7 @@ class Store:
     def documents(self, ids: Ids) -> list[dict[str, Any]]:
         """Documents of live items, in the order of ``ids`` ``(n,)``. Raises UnknownId."""
         owners = self._owners(ids)
-        numbers = np.unique(owners).tolist() if len(self.segments) > 1 else [0]
+        numbers = np.flatnonzero(np.bincount(owners)).tolist()
         found: dict[int, dict[str, Any]] = {}
         for number in numbers:
             mine = ids if len(numbers) == 1 else ids[owners == number]
@@ -115,7 +115,7 @@ class Store:
                 raise self._unknown(ids, rows)
             return np.asarray(segment.column(column)[rows])
         owners = self._owners(ids)
-        parts = {int(number): self.segments[number].column(column) for number in np.unique(owners)}
+        parts = {int(number): self.segments[number].column(column) for number in np.flatnonzero(np.bincount(owners))}
         if not parts:
             raise UnknownId(f"no ids given to {self.folder}")
         first = next(iter(parts.values()))
