@@ -20,6 +20,7 @@ $(VENV)/.demo: $(BIN)/uv pyproject.toml
 # Compiled now, or every command would do it again wherever PYTHONDONTWRITEBYTECODE is set.
 $(VENV)/.dev: $(BIN)/uv pyproject.toml
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[all,dev]'
+	@$(BIN)/python -m compileall -q cbir_faiss connectors
 	@touch $@
 
 demo: $(VENV)/.demo  ## set up, compare raw and binary indexing on built-in data -> runs/demo/report.html

@@ -10,12 +10,13 @@ there before. That is once a call with all its queries, and a few microseconds.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal
 
 Phase = Literal["extract", "fit", "search"]
@@ -32,21 +33,76 @@ def available() -> int:
     return int(wanted) if wanted.isdigit() and int(wanted) > 0 else len(os.sched_getaffinity(0))
 
 
-@contextmanager
-def phase(name: Phase, threads: int | None = None) -> Iterator[int]:
-    """Within the block, BLAS and FAISS (where it is loaded) have the threads that ``name`` gives them."""
-    entered = _Entered(name, threads or available())
-    _process.enter(entered)
-    faiss = sys.modules.get("faiss") if name != "search" else None
-    before = faiss.omp_get_max_threads() if faiss else 0
-    if faiss:  # OpenMP's limit is the calling thread's own
-        faiss.omp_set_num_threads(entered.threads if name == "fit" else 1)
-    try:
-        yield entered.threads
-    finally:
-        if faiss:
-            faiss.omp_set_num_threads(before)
-        _process.leave(entered)
+class phase:  # it is used like a function, and a search has no microseconds for a generator's frame
+    """Within the block, BLAS and FAISS (where it is loaded) have the threads that ``name`` gives them.
+
+    ``threads``: how many there are; None: ``available()``. The block is given their number.
+    """
+
+    __slots__ = ("_before", "_faiss", "_threads", "name")
+
+    def __init__(self, name: Phase, threads: int | None = None) -> None:
+        self.name, self._threads = name, threads
+
+    @property
+    def threads(self) -> int:
+        return self._threads or available()
+
+    @property
+    def blas(self) -> int:
+        return self.threads if self.name == "fit" else 1
+
+    def __enter__(self) -> int:
+        _process.enter(self)
+        self._faiss = sys.modules.get("faiss") if self.name != "search" else None
+        if self._faiss:  # OpenMP's limit is the calling thread's own
+            self._before = self._faiss.omp_get_max_threads()
+            self._faiss.omp_set_num_threads(self.threads if self.name == "fit" else 1)
+        return self.threads if self.name != "search" else 1
+
+    def __exit__(self, *_: object) -> None:
+        if self._faiss:
+            self._faiss.omp_set_num_threads(self._before)
+        _process.leave(self)
+
+
+class openmp:
+    """Within the block, FAISS has the threads of ``for_search``; then the caller's again, who may use FAISS too."""
+
+    __slots__ = ("_before", "_functions", "_wanted")
+
+    def __init__(self, faiss: Any, scanned: float) -> None:
+        self._functions, self._wanted = _openmp_of(faiss), for_search(scanned)
+
+    def __enter__(self) -> None:
+        threads, limit = self._functions
+        self._before = threads()
+        if self._wanted != self._before:
+            limit(self._wanted)
+
+    def __exit__(self, *_: object) -> None:
+        if self._wanted != self._before:
+            self._functions[1](self._before)
+
+
+@cache
+def _openmp_of(faiss: Any) -> tuple[Callable[[], int], Callable[[int], Any]]:
+    """What says and sets OpenMP's limit for FAISS in the calling thread.
+
+    FAISS's own functions let other Python threads in at each call, which costs more than the call; so OpenMP's are
+    called, where the library that FAISS runs on is found.
+    """
+    from threadpoolctl import ThreadpoolController
+
+    own = faiss.omp_get_max_threads()
+    for library in ThreadpoolController().select(user_api="openmp").lib_controllers:
+        direct = ctypes.PyDLL(library.filepath)
+        direct.omp_set_num_threads(own + 1)
+        is_its = faiss.omp_get_max_threads() == own + 1
+        direct.omp_set_num_threads(own)
+        if is_its:
+            return direct.omp_get_max_threads, direct.omp_set_num_threads
+    return faiss.omp_get_max_threads, faiss.omp_set_num_threads
 
 
 def for_search(scanned: float) -> int:
@@ -58,67 +114,60 @@ def for_search(scanned: float) -> int:
     return max(1, min(threads // max(1, len(searches)), int(scanned // ONE_THREAD_BYTES)))
 
 
-class _Entered:
-    """One phase that is going on."""
-
-    __slots__ = ("name", "threads")
-
-    def __init__(self, name: Phase, threads: int) -> None:
-        self.name, self.threads = name, threads
-
-    @property
-    def blas(self) -> int:
-        return self.threads if self.name == "fit" else 1
-
-
 class _Process:
     """The phases that are going on in this process, and BLAS as it was before the first of them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.going_on: tuple[_Entered, ...] = ()
-        self._users: tuple[bool, ...] = ()
+        self.going_on: list[phase] = []
+        self._modules = 0
+        self._users: list[bool] = []
         self._libraries: list[_Blas] = []
         self._before: list[tuple[_Blas, int]] = []
-        self._limit = 0
 
-    def enter(self, entered: _Entered) -> None:
+    def enter(self, entered: phase) -> None:
         with self._lock:
-            self.going_on = (*self.going_on, entered)
-            self._apply()
+            self.going_on.append(entered)
+            # A search inside another, or beside one, changes nothing: this stands in the path of every query.
+            if len(self.going_on) == 1 or entered.name == "fit" or len(sys.modules) != self._modules:
+                self._apply(max([other.blas for other in self.going_on]))
 
-    def leave(self, entered: _Entered) -> None:
+    def leave(self, entered: phase) -> None:
         with self._lock:
-            self.going_on = tuple(other for other in self.going_on if other is not entered)
-            self._apply()
+            self.going_on.remove(entered)
+            if not self.going_on:
+                self._give_back()
+            elif entered.name == "fit":
+                self._apply(max([other.blas for other in self.going_on]))
 
-    def _apply(self) -> None:
-        limit = max((entered.blas for entered in self.going_on), default=0)
-        if not limit:
-            for library, threads in self._before:
-                library.limit(threads)
-            self._before = []
-        else:
-            unlimited = self._unlimited()
-            self._before += [(library, library.threads()) for library in unlimited]
-            for library in unlimited if limit == self._limit else self._libraries:
-                library.limit(limit)
-        self._limit = limit
+    def _apply(self, limit: int) -> None:
+        if len(sys.modules) != self._modules:
+            self._find()
+        if not self._before:
+            self._before = [(library, library.threads()) for library in self._libraries]
+        elif len(self._before) < len(self._libraries):
+            met = {library.path for library, _ in self._before}
+            self._before += [(lib, lib.threads()) for lib in self._libraries if lib.path not in met]
+        for library, _ in self._before:
+            library.limit(limit)
 
-    def _unlimited(self) -> list[_Blas]:
-        """The libraries that no phase going on has met: all of them at first, later those loaded since."""
-        users = tuple(name in sys.modules for name in _BLAS_USERS)
-        if users != self._users:  # to look through everything that is loaded takes most of a millisecond
+    def _give_back(self) -> None:
+        for library, threads in self._before:
+            library.limit(threads)
+        self._before = []
+
+    def _find(self) -> None:
+        """The libraries that are loaded now. To look through all that is loaded takes most of a millisecond, so that is
+        done only when one that brings a BLAS has come since."""
+        self._modules = len(sys.modules)
+        users = [name in sys.modules for name in _BLAS_USERS]
+        if users != self._users:
             from threadpoolctl import ThreadpoolController
 
             found = ThreadpoolController().select(user_api="blas").lib_controllers
             # One that runs on OpenMP (FAISS brings such) follows OpenMP's limit, and would set it.
             pools = [library for library in found if getattr(library, "threading_layer", "") != "openmp"]
             self._libraries, self._users = [_Blas(library) for library in pools], users
-        elif self._before:
-            return []
-        met = {library.path for library, _ in self._before}
-        return [library for library in self._libraries if library.path not in met]
 
 
 class _Blas:

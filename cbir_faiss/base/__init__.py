@@ -13,7 +13,7 @@ from cbir_faiss.base.codec import Codec
 from cbir_faiss.base.extractor import Extractor
 from cbir_faiss.base.options import Options
 from cbir_faiss.base.plugin import Plugin
-from cbir_faiss.base.rescorer import Fetch, FirstStage, Rescorer
+from cbir_faiss.base.rescorer import Fetch, FirstStage, Rescorer, located
 from cbir_faiss.base.source import Item, Source, Stamp
 
 __all__ = [
@@ -30,4 +30,5 @@ __all__ = [
     "Source",
     "Stamp",
     "Support",
+    "located",
 ]

@@ -17,6 +17,15 @@ from cbir_faiss.types import Codes, Columns, Hits, Ids, missing_hits
 
 Fetch = Callable[[Ids, str], NDArray[Any]]
 """``fetch(ids, column)``: stored rows ``(len(ids), width)`` of a column, in the order of ``ids``."""
+
+
+def located(fetch: Fetch, ids: Ids, column: str) -> tuple[NDArray[Any], Ids] | None:
+    """The matrix in which a column of stored items lies, mapped or not, and the row of each of ``ids`` (of any shape;
+    -1 for -1), where whoever fetches has it so; None where rows must be fetched."""
+    find = getattr(fetch, "located", None)
+    return None if find is None else find(ids, column)
+
+
 FirstStage = Callable[[Codes, int], Hits]
 """``first(codes, depth)``: the ``depth`` nearest in the index of each of ``codes``."""
 _HITS_AT_ONCE = 1 << 24

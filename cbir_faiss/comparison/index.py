@@ -188,6 +188,9 @@ class RowIndex:
     def search(self, codes: Codes, k: int, where: Where | None) -> Hits:
         return self.filled.backend.search(codes, k, where, self.options)
 
+    def located(self, ids: Ids, column: str) -> tuple[NDArray[Any], Ids] | None:
+        return (self.filled.coded.items if column == "code" else np.asarray(self.stored[column])), ids
+
     def fetch(self, ids: Ids, column: str) -> NDArray[Any]:
         return np.asarray(self.filled.coded.items[ids] if column == "code" else self.stored[column][ids])
 

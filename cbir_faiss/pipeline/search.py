@@ -27,12 +27,16 @@ class Index(Protocol):
     def fetch(self, ids: Ids, column: str) -> NDArray[Any]:
         """Stored rows of a column (or ``code``), in the order of ``ids``."""
 
+    def located(self, ids: Ids, column: str) -> tuple[NDArray[Any], Ids] | None:
+        """Where they lie, if it is one matrix; see ``base.located``."""
+
 
 class Searcher:
     """A fitted codec and rescorer over an index. Safe to use from several threads."""
 
     def __init__(self, fitted: Fitted, index: Index, threads: int | None = None) -> None:
         self.fitted, self._index, self._threads = fitted, index, threads
+        self._fetch = _Fetch(index)
 
     def hits(self, columns: Columns, k: int, where: Filter | None = None) -> Hits:
         """The ``k`` nearest of queries whose ``columns`` the extractor made; fewer where there are fewer items.
@@ -63,7 +67,17 @@ class Searcher:
         def first(codes: Codes, depth: int) -> Hits:
             return self._index.search(codes, depth, tree)
 
-        return self.fitted.rescorer.search(queries, min(k, items), items, first, self._index.fetch)
+        return self.fitted.rescorer.search(queries, min(k, items), items, first, self._fetch)
+
+
+class _Fetch:
+    """What a rescorer is given: rows on demand, or where they lie."""
+
+    def __init__(self, index: Index) -> None:
+        self._fetch, self.located = index.fetch, index.located
+
+    def __call__(self, ids: Ids, column: str) -> NDArray[Any]:
+        return self._fetch(ids, column)
 
 
 def _without(hits: Hits, own: Ids, k: int) -> Hits:

@@ -31,6 +31,14 @@ def rerank(queries: NDArray[Any], hits: Hits, fetch: Callable[[Ids], NDArray[Any
             continue
         for row in range(rows.start, rows.stop):
             distances[row] = _alone(queries[row : row + 1], ids[row], fetch, score)
+    return in_order(ids, distances)
+
+
+def in_order(ids: Ids, distances: Floats) -> Hits:
+    """Hits ``(n, c)`` by their distances; equals keep their order."""
+    if len(ids) == 1:  # one query: no need to say which line
+        order = distances[0].argsort(kind="stable")
+        return Hits(ids[:, order], distances[:, order])
     order = np.argsort(distances, axis=1, kind="stable")
     line = np.arange(len(ids))[:, None]
     return Hits(ids[line, order], distances[line, order])

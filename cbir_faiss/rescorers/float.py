@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from cbir_faiss import base
 from cbir_faiss.base.checks import check_floats
 from cbir_faiss.errors import InputError
-from cbir_faiss.rescorers._rerank import Candidates, rerank
-from cbir_faiss.types import Columns, Floats, Hits
+from cbir_faiss.rescorers._rerank import Candidates, in_order, rerank
+from cbir_faiss.rescorers._scan import can_scan, products, squared_distances
+from cbir_faiss.types import Columns, Floats, Hits, Ids
 
 
 class FloatRescorer(base.Rescorer):
@@ -56,8 +57,29 @@ class FloatRescorer(base.Rescorer):
         return {"embedding": np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled).astype(np.uint8)}
 
     def _rescore(self, queries: Columns, hits: Hits, fetch: base.Fetch) -> Hits:
-        centred = self._checked(queries["embedding"]) - self.state["mean"]
-        return rerank(centred, hits, lambda ids: fetch(ids, "embedding"), self._distances)
+        x = self._checked(queries["embedding"])
+        place = base.located(fetch, hits.ids, "embedding") if self.options.store == "float32" else None
+        if place is not None and can_scan(place[0]):
+            return in_order(hits.ids, self._scanned(x, *place))
+        return rerank(x - self.state["mean"], hits, lambda ids: fetch(ids, "embedding"), self._distances)
+
+    def _scanned(self, queries: Floats, matrix: Floats, rows: Ids) -> Floats:
+        """float32 ``(n, c)`` of queries ``(n, dim)`` and their ``rows`` ``(n, c)``, read where they lie; inf for -1."""
+        if self.options.metric == "ip":
+            return -products(queries, matrix, rows)
+        apart = squared_distances(queries, matrix, rows)
+        if self.options.metric == "l2":
+            return apart
+        mean = np.broadcast_to(self.state["mean"], queries.shape)
+        own, others = _squares(queries - mean)[:, None], squared_distances(mean, matrix, rows)
+        # By the law of cosines |q - x|² = (|q| - |x|)² + 2|q||x|(1 - cos): no large numbers that nearly cancel.
+        lengths, missing = np.sqrt(own * others), rows < 0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            distances: Floats = (apart - (np.sqrt(own) - np.sqrt(others)) ** 2) / (2 * lengths)
+        distances[lengths == 0] = 1
+        np.maximum(distances, 0, out=distances)
+        distances[missing] = np.inf
+        return distances
 
     def _distances(self, queries: Floats, stored: NDArray[Any]) -> Floats:
         """float32 ``(n, m)`` of centred queries ``(n, dim)`` and rows ``(m, dim)`` as they are stored."""

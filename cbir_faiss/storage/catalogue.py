@@ -65,12 +65,12 @@ def write_catalogue(path: Path, rows: Iterable[tuple[int, Record]]) -> None:
         connection.execute("COMMIT")
 
 
-_as_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for every row
+as_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for every row
 
 
 def _row(item: int, record: Record) -> tuple[Any, ...]:
     size, changed = record.stamp or (None, None)
-    return item, record.path, _as_json(record.document), size, changed, record.digest, record.added
+    return item, record.path, as_json(record.document), size, changed, record.digest, record.added
 
 
 def _record(row: tuple[Any, ...]) -> tuple[int, Record]:

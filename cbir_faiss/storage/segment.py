@@ -4,7 +4,8 @@ segments/<name>/ids.npy            int64 (rows,), ascending
                 codes.npy          uint8 (rows, bits / 8) or float32 (rows, dim)
                 column-<name>.npy  what the rescorer keeps of the extractor's columns
                 backend/           the index, as its backend saves it (none where the engine keeps its own storage)
-                items.sqlite       id, path, document, and what the item was made of
+                items.sqlite       id, path, document, and what the item was made of: for filters, and to know it again
+                documents.jsonl    the documents again, by row, and documents.npy, where each ends; none in 0.1
                 live-<gen>.npy     bits of the rows that live; written by a delete, none while all do
 """
 
@@ -22,7 +23,9 @@ from numpy.typing import NDArray
 from cbir_faiss.base import Backend
 from cbir_faiss.errors import CorruptCollection, Unsupported
 from cbir_faiss.pipeline.fill import FILL_ROWS, Part, fill, training_codes
-from cbir_faiss.storage.catalogue import Catalogue, Record, write_catalogue
+from cbir_faiss.storage.catalogue import Catalogue, Record, as_json, write_catalogue
+from cbir_faiss.storage.documents import LINES as DOCUMENTS
+from cbir_faiss.storage.documents import Documents, DocumentWriter
 from cbir_faiss.storage.files import ArrayFile, save_array
 from cbir_faiss.storage.manifest import SegmentEntry
 from cbir_faiss.types import Codes, Ids, Kind
@@ -43,6 +46,7 @@ def write_segment(folder: Path, blocks: Iterable[Block]) -> int:
     """Write the items of ``blocks`` to a new folder, all but the index; returns how many there are."""
     folder.mkdir(parents=True)
     arrays: dict[str, ArrayFile] = {}
+    documents = DocumentWriter(folder)
 
     def stored() -> Iterator[tuple[int, Record]]:
         for ids, codes, columns, records in blocks:
@@ -50,11 +54,13 @@ def write_segment(folder: Path, blocks: Iterable[Block]) -> int:
                 if name not in arrays:
                     arrays[name] = ArrayFile(folder / f"{name}.npy")
                 arrays[name].append(values)
+            documents.append([as_json(record.document) for record in records])
             yield from zip(ids.tolist(), records, strict=True)
 
     try:
         write_catalogue(folder / "items.sqlite", stored())
     finally:
+        documents.close()
         for array in arrays.values():
             array.close()
     return arrays["ids"].rows if arrays else 0
@@ -70,7 +76,7 @@ class Segment:
 
     def open(self) -> None:
         """Open every file now, so that a later generation may remove them."""
-        _ = self.ids, self.live, self.catalogue
+        _ = self.ids, self.live, self.catalogue, self.documents
         for name in ("code", *self.column_names):
             self.column(name)
         if (self.folder / "backend").is_dir():
@@ -93,6 +99,11 @@ class Segment:
     @cached_property
     def catalogue(self) -> Catalogue:
         return Catalogue(self.folder / "items.sqlite")
+
+    @cached_property
+    def documents(self) -> Documents | None:
+        """The documents by row; None in a segment of 0.1, where the catalogue has to be asked."""
+        return Documents(self.folder) if (self.folder / DOCUMENTS).exists() else None
 
     @cached_property
     def column_names(self) -> list[str]:
@@ -150,6 +161,13 @@ class Segment:
         first = int(self.ids[0])
         return first if int(self.ids[-1]) - first + 1 == self.entry.rows else None
 
+    def documents_of(self, ids: Ids, rows: Ids) -> list[dict[str, Any]]:
+        """Documents of items that live in ``rows``, in their order."""
+        if self.documents is not None:
+            return self.documents.read(rows.tolist())
+        found = self.catalogue.documents(ids.tolist())
+        return [found[i] for i in ids.tolist()]
+
     def records(self, paths: Sequence[str] | None = None) -> Iterator[tuple[int, Record]]:
         """Live items with their ids: all, by id, or those of some paths."""
         found = self.catalogue.records() if paths is None else iter(self.catalogue.records_of(paths))
@@ -194,9 +212,10 @@ class Segment:
 
     def close(self) -> None:
         """Give back what was opened."""
-        for name in ("backend", "catalogue"):
-            if name in self.__dict__:
-                self.__dict__.pop(name).close()
+        for name in ("backend", "catalogue", "documents"):
+            opened = self.__dict__.pop(name, None)
+            if opened is not None:
+                opened.close()
 
     def _file_of(self, column: str) -> Path:
         return self.folder / ("codes.npy" if column == "code" else f"column-{column}.npy")

@@ -94,12 +94,16 @@ class Store:
 
     def documents(self, ids: Ids) -> list[dict[str, Any]]:
         """Documents of live items, in the order of ``ids`` ``(n,)``. Raises UnknownId."""
+        if len(self.segments) == 1:
+            segment, rows = self.segments[0], self.segments[0].rows_of(ids)
+            if len(ids) and rows.min() < 0:
+                raise self._unknown(ids, rows)
+            return segment.documents_of(ids, rows)
         owners = self._owners(ids)
-        numbers = np.flatnonzero(np.bincount(owners)).tolist()
         found: dict[int, dict[str, Any]] = {}
-        for number in numbers:
-            mine = ids if len(numbers) == 1 else ids[owners == number]
-            found |= self.segments[number].catalogue.documents(mine.tolist())
+        for number in np.flatnonzero(np.bincount(owners)).tolist():
+            segment, mine = self.segments[number], ids[owners == number]
+            found |= zip(mine.tolist(), segment.documents_of(mine, segment.rows_of(mine)), strict=True)
         return [found[i] for i in ids.tolist()]
 
     def require(self, ids: Ids) -> None:
@@ -124,6 +128,18 @@ class Store:
             mine = owners == number
             out[mine] = part[self.segments[number].rows_of(ids[mine])]
         return out
+
+    def located(self, ids: Ids, column: str) -> tuple[NDArray[Any], Ids] | None:
+        """A column of live items where it lies, and the row of each of ``ids`` (of any shape; -1 for -1).
+
+        None where there are several segments. Raises UnknownId.
+        """
+        if len(self.segments) != 1:
+            return None
+        rows = self.segments[0].rows_of(ids)
+        if rows.size and rows.min() < 0 and (unknown := (rows < 0) & (ids >= 0)).any():
+            raise self._unknown(ids[unknown], rows[unknown])
+        return self.segments[0].column(column), rows
 
     def holds(self, ids: Ids) -> NDArray[np.bool_]:
         """Which of ``ids`` (of any shape) are live items."""
@@ -207,11 +223,6 @@ class Store:
 
     def _owners(self, ids: Ids) -> NDArray[np.int64]:
         """The number of the segment in which each id lives; they come in the order of their ids."""
-        if len(self.segments) == 1:
-            rows = self.segments[0].rows_of(ids)
-            if len(ids) and rows.min() < 0:
-                raise self._unknown(ids, rows)
-            return np.zeros(len(ids), np.int64)
         owners = np.full(len(ids), -1, np.int64)
         for number, segment in enumerate(self.segments):
             owners[segment.rows_of(ids) >= 0] = number

@@ -207,16 +207,8 @@ class FaissBackend(base.Backend):
     # -- search
 
     def _search(self, vectors: Codes, k: int, where: Where | Ids | None, options: Any) -> Hits:
-        faiss = self._faiss
-        # OpenMP's limit is the calling thread's own; it is given back, for the caller may use FAISS too.
-        before, wanted = faiss.omp_get_max_threads(), threads.for_search(self._scanned(len(vectors), options))
-        if wanted != before:
-            faiss.omp_set_num_threads(wanted)
-        try:
+        with threads.openmp(self._faiss, self._scanned(len(vectors), options)):
             return self._search_rows(vectors, k, where, options)
-        finally:
-            if wanted != before:
-                faiss.omp_set_num_threads(before)
 
     def _search_rows(self, vectors: Codes, k: int, where: Where | Ids | None, options: Any) -> Hits:
         self._lock.acquire()
