@@ -38,13 +38,13 @@ def everything():
     return hits_of(np.stack([RNG.permutation(len(ITEMS)) for _ in QUERIES]))
 
 
-def expected(metric, center):
-    mean = ITEMS.astype(np.float64).mean(axis=0) if center else 0
-    x, q = ITEMS - mean, QUERIES - mean
+def expected(metric, center, items=ITEMS, queries=QUERIES):
+    mean = items.astype(np.float64).mean(axis=0) if center else 0
+    x, q = items.astype(np.float64) - mean, queries.astype(np.float64) - mean
     if metric == "l2":
         return ((q[:, None] - x[None]) ** 2).sum(axis=2)
     if metric == "ip":
-        return -(QUERIES.astype(np.float64) @ ITEMS.T)
+        return -(queries.astype(np.float64) @ items.T)
     return 1 - (q @ x.T) / (np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(x, axis=1))
 
 
@@ -223,3 +223,58 @@ def test_bad_input_is_one_clear_error():
 def test_bad_options_are_config_errors(options):
     with pytest.raises(ConfigError):
         registry.make("rescorers", "float", **options)
+
+
+class Lying:
+    """``fetch`` of whoever has a column in one matrix and says where its rows lie."""
+
+    def __init__(self, rescorer, items):
+        self.packed = rescorer.pack({"embedding": items})
+
+    def __call__(self, ids, column):
+        raise AssertionError("what lies in one matrix is not fetched")
+
+    def located(self, ids, column):
+        return self.packed[column], ids
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    metric=st.sampled_from(["cosine", "l2", "ip"]),
+    center=st.booleans(),
+    queries=st.integers(1, 5),
+    candidates=st.integers(0, 12),
+    offset=st.sampled_from([0.0, 3.0, 100.0]),
+    seed=st.integers(0, 50),
+)
+def test_rows_are_scored_where_they_lie(metric, center, queries, candidates, offset, seed):
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(seed)
+    items = (rng.standard_normal((30, 16)) + offset).astype(np.float32)
+    asked = (rng.standard_normal((queries, 16)) + offset).astype(np.float32)
+    ids = rng.integers(-1, 30, (queries, candidates))
+    ids = np.take_along_axis(ids, np.argsort(ids < 0, axis=1, kind="stable"), 1)
+    rescorer = registry.make("rescorers", "float", metric=metric, center=center).fit({"embedding": items})
+    hits = rescorer.rescore({"embedding": asked}, hits_of(ids), Lying(rescorer, items), k=12)
+    np.testing.assert_array_equal(np.sort(hits.ids, axis=1), np.sort(ids, axis=1))
+    assert (np.diff(hits.distances[np.isfinite(hits.distances).all(axis=1)], axis=1) >= 0).all()
+    exact = np.take_along_axis(expected(metric, center, items, asked), np.maximum(hits.ids, 0), axis=1)
+    exact[hits.ids < 0] = np.inf
+    np.testing.assert_allclose(hits.distances, exact, rtol=2e-5, atol=2e-6)
+
+
+def test_what_lies_and_has_no_direction_is_at_one():
+    pytest.importorskip("faiss")
+    items = np.zeros((4, 8), np.float32)
+    rescorer = registry.make("rescorers", "float").fit({"embedding": items})
+    hits = rescorer.rescore({"embedding": items[:1]}, hits_of([[2, 0, 3, -1]]), Lying(rescorer, items), k=4)
+    assert hits.ids[0].tolist() == [2, 0, 3, -1]
+    assert hits.distances[0].tolist() == [1, 1, 1, np.inf]
+
+
+def test_what_is_kept_in_fewer_bytes_is_fetched():
+    rescorer = registry.make("rescorers", "float", store="int8").fit({"embedding": ITEMS})
+    fetch = store(rescorer)
+    fetch.located = None  # not even asked
+    rescorer.rescore({"embedding": QUERIES[:2]}, hits_of([[1, 2], [3, 4]]), fetch, k=2)
+    assert fetch.asked

@@ -70,15 +70,23 @@ class FloatRescorer(base.Rescorer):
         apart = squared_distances(queries, matrix, rows)
         if self.options.metric == "l2":
             return apart
-        mean = np.broadcast_to(self.state["mean"], queries.shape)
-        own, others = _squares(queries - mean)[:, None], squared_distances(mean, matrix, rows)
+        mean = self.state["mean"][None]
+        own = _squares(queries - mean)[:, None]
+        others = squared_distances(mean if len(queries) == 1 else np.repeat(mean, len(queries), 0), matrix, rows)
+        missing = rows < 0 if rows.size and rows.min() < 0 else None
+        if missing is not None:
+            apart[missing] = others[missing] = 0
         # By the law of cosines |q - x|² = (|q| - |x|)² + 2|q||x|(1 - cos): no large numbers that nearly cancel.
-        lengths, missing = np.sqrt(own * others), rows < 0
-        with np.errstate(divide="ignore", invalid="ignore"):
-            distances: Floats = (apart - (np.sqrt(own) - np.sqrt(others)) ** 2) / (2 * lengths)
-        distances[lengths == 0] = 1
+        lengths: Floats = np.sqrt(own * others)
+        without = None if lengths.all() else lengths == 0
+        if without is not None:
+            lengths[without] = 1
+        distances: Floats = (apart - np.square(np.sqrt(own) - np.sqrt(others))) / (2 * lengths)
         np.maximum(distances, 0, out=distances)
-        distances[missing] = np.inf
+        if without is not None:
+            distances[without] = 1
+        if missing is not None:
+            distances[missing] = np.inf
         return distances
 
     def _distances(self, queries: Floats, stored: NDArray[Any]) -> Floats:
