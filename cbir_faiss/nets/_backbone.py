@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +12,6 @@ from cbir_faiss.errors import ConfigError, one_line
 from cbir_faiss.nets.cbam import CBAM
 from cbir_faiss.nets.layers import pooled
 from cbir_faiss.nets.zoo import check_layers, default_layer
-
-if TYPE_CHECKING:
-    from cbir_faiss.nets.backbone import Backbone
 
 
 def cut(model: Any, layer: str | None) -> Any:
@@ -38,7 +35,7 @@ def shape_of(maps: Any, height: int, width: int) -> tuple[int, ...]:
 class Cut(nn.Module):  # type: ignore[misc]
     """Maps of ``shape`` (channels, height, width): weighted by attention, pooled, fully connected, as ``o`` has it."""
 
-    def __init__(self, maps: Any, o: Backbone.Options, shape: tuple[int, ...]) -> None:
+    def __init__(self, maps: Any, o: Any, shape: tuple[int, ...]) -> None:
         super().__init__()
         if o.attention == "cbam" and len(shape) != 3:
             raise ConfigError(f"attention needs maps, and layer '{o.layer}' gives vectors", path="attention")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from cbir_faiss.nets.multipool import Pooling
-
 LAYERS = 3
 
 
-def multipool(pooling: tuple[Pooling, ...], width: int, joint: int, features: int) -> Any:
+def multipool(pooling: Sequence[str], width: int, joint: int, features: int) -> Any:
     """Normalised images ``(n, 3, h, w)`` to ``(n, features)``; the options are those of the plugin."""
     widths = [width * 2**layer for layer in range(LAYERS)]
     layers: list[Any] = [
@@ -32,7 +30,7 @@ def _joint(before: int, after: int) -> list[Any]:
 class _Layer(nn.Module):  # type: ignore[misc]
     """``streams`` maps of ``before`` channels side by side, to ``streams * len(pooling)`` of ``after`` channels."""
 
-    def __init__(self, before: int, after: int, streams: int, pooling: tuple[Pooling, ...]) -> None:
+    def __init__(self, before: int, after: int, streams: int, pooling: Sequence[str]) -> None:
         super().__init__()
         self.streams, self.pooling = streams, pooling
         self.norm = nn.BatchNorm2d(streams * before)
