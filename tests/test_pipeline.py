@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,6 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "usearch": {"threads": 1},
 }
 ENGINES = ("qdrant", "pgvector", "lancedb")
-RESCORERS = [{"name": name, **({} if name == "none" else {"candidates": 15})} for name in registry.names("rescorers")]
 
 
 @pytest.fixture
@@ -91,11 +91,17 @@ def asked(tmp_path: Path) -> Path:
     return root
 
 
+def rescorers(backend: str) -> list[dict[str, Any]]:
+    """Of what ties with the last candidate an engine may name any; so they are asked for all."""
+    candidates = {"candidates": 36 if backend in ENGINES else 15}
+    return [{"name": name, **({} if name == "none" else candidates)} for name in registry.names("rescorers")]
+
+
 def sections(codecs: list[str], backend: str) -> dict[str, Any]:
     return {
         "codecs": [{"name": name, **CODECS.get(name, {})} for name in codecs],
         "backends": [{"name": backend, **BACKENDS.get(backend, {})}],
-        "rescore": RESCORERS,
+        "rescore": rescorers(backend),
     }
 
 
@@ -108,7 +114,8 @@ def same_kind(codec: str, backend: str) -> bool:
 def placed(backend: dict[str, Any], folder: Path, name: str, postgres: Path) -> dict[str, Any]:
     """An engine's own place for one build."""
     if backend["name"] == "pgvector":
-        return {**backend, "path": str(postgres), "table": name.replace("-", "_")}
+        table = f"{name}_{zlib.crc32(str(folder).encode())}".replace("-", "_")  # one server for all tests
+        return {**backend, "path": str(postgres), "table": table}
     if backend["name"] in ENGINES:
         return {**backend, "path": str(folder / name)}
     return backend
@@ -133,7 +140,7 @@ def check(codecs: list[str], backend: str, pictures: Path, asked: Path, tmp_path
     queries = sorted(asked.glob("*.png"))
     for number, row in enumerate(results["rows"]):
         codec = next(c for c in chosen["codecs"] if c["name"] == row["codec"])
-        rescore = next(r for r in RESCORERS if r["name"] == row["rescore"])
+        rescore = next(r for r in chosen["rescore"] if r["name"] == row["rescore"])
         place = placed(chosen["backends"][0], tmp_path, f"built-{backend}-{number}", postgres)
         document = {**common, "codecs": [codec], "backends": [place], "rescore": [rescore]}
         with Collection.build(parse_config(document), tmp_path / f"{number}.cbir") as collection:

@@ -226,16 +226,17 @@ def test_bad_options_are_config_errors(options):
 
 
 class Lying:
-    """``fetch`` of whoever has a column in one matrix and says where its rows lie."""
+    """``fetch`` of whoever says where rows lie: those of even ids in one matrix, of odd ones in another."""
 
     def __init__(self, rescorer, items):
-        self.packed = rescorer.pack({"embedding": items})
+        packed = rescorer.pack({"embedding": items})["embedding"]
+        self.parts = [np.ascontiguousarray(packed[::2]), np.ascontiguousarray(packed[1::2])]
 
     def __call__(self, ids, column):
-        raise AssertionError("what lies in one matrix is not fetched")
+        raise AssertionError("what lies in matrices is not fetched")
 
     def located(self, ids, column):
-        return self.packed[column], ids
+        return [(x, np.where((ids >= 0) & (ids % 2 == odd), ids // 2, -1)) for odd, x in enumerate(self.parts)]
 
 
 @settings(deadline=None, max_examples=40)

@@ -13,7 +13,7 @@ from cbir_faiss.base.codec import Codec
 from cbir_faiss.base.extractor import Extractor
 from cbir_faiss.base.options import Options
 from cbir_faiss.base.plugin import Plugin
-from cbir_faiss.base.rescorer import Fetch, FirstStage, Rescorer, located
+from cbir_faiss.base.rescorer import Fetch, FirstStage, Places, Rescorer, located
 from cbir_faiss.base.source import Item, Source, Stamp
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "FirstStage",
     "Item",
     "Options",
+    "Places",
     "Plugin",
     "Rescorer",
     "Source",

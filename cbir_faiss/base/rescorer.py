@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -19,9 +19,13 @@ Fetch = Callable[[Ids, str], NDArray[Any]]
 """``fetch(ids, column)``: stored rows ``(len(ids), width)`` of a column, in the order of ``ids``."""
 
 
-def located(fetch: Fetch, ids: Ids, column: str) -> tuple[NDArray[Any], Ids] | None:
-    """The matrix in which a column of stored items lies, mapped or not, and the row of each of ``ids`` (of any shape;
-    -1 for -1), where whoever fetches has it so; None where rows must be fetched."""
+Places = Sequence[tuple[NDArray[Any], Ids]]
+"""Matrices, mapped or not, in which rows of a column lie; for each the row of every id, -1 where it is in another."""
+
+
+def located(fetch: Fetch, ids: Ids, column: str) -> Places | None:
+    """Where a column of stored items ``ids`` (of any shape; -1 is nowhere) lies, if whoever fetches has it in matrices;
+    None where rows must be fetched."""
     find = getattr(fetch, "located", None)
     return None if find is None else find(ids, column)
 

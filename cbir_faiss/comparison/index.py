@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cbir_faiss._lib import threads
 from cbir_faiss._lib.sampling import sample_rows
-from cbir_faiss.base import Backend, Codec, Options, Rescorer
+from cbir_faiss.base import Backend, Codec, Options, Places, Rescorer
 from cbir_faiss.base.filters import Where
 from cbir_faiss.comparison.resident import ResidentMeter
 from cbir_faiss.comparison.split import Split
@@ -188,8 +188,8 @@ class RowIndex:
     def search(self, codes: Codes, k: int, where: Where | None) -> Hits:
         return self.filled.backend.search(codes, k, where, self.options)
 
-    def located(self, ids: Ids, column: str) -> tuple[NDArray[Any], Ids] | None:
-        return (self.filled.coded.items if column == "code" else np.asarray(self.stored[column])), ids
+    def located(self, ids: Ids, column: str) -> Places:
+        return [(self.filled.coded.items if column == "code" else np.asarray(self.stored[column]), ids)]
 
     def fetch(self, ids: Ids, column: str) -> NDArray[Any]:
         return np.asarray(self.filled.coded.items[ids] if column == "code" else self.stored[column][ids])

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss._lib import threads
+from cbir_faiss.base import Places
 from cbir_faiss.base.filters import Where, parse_where
 from cbir_faiss.errors import InputError
 from cbir_faiss.pipeline.fit import Fitted
@@ -27,8 +28,8 @@ class Index(Protocol):
     def fetch(self, ids: Ids, column: str) -> NDArray[Any]:
         """Stored rows of a column (or ``code``), in the order of ``ids``."""
 
-    def located(self, ids: Ids, column: str) -> tuple[NDArray[Any], Ids] | None:
-        """Where they lie, if it is one matrix; see ``base.located``."""
+    def located(self, ids: Ids, column: str) -> Places:
+        """Where they lie; see ``base.located``."""
 
 
 class Searcher:

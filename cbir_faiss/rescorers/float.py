@@ -12,7 +12,7 @@ from cbir_faiss.base.checks import check_floats
 from cbir_faiss.errors import InputError
 from cbir_faiss.rescorers._rerank import Candidates, in_order, rerank
 from cbir_faiss.rescorers._scan import can_scan, products, squared_distances
-from cbir_faiss.types import Columns, Floats, Hits, Ids
+from cbir_faiss.types import Columns, Floats, Hits
 
 
 class FloatRescorer(base.Rescorer):
@@ -58,22 +58,22 @@ class FloatRescorer(base.Rescorer):
 
     def _rescore(self, queries: Columns, hits: Hits, fetch: base.Fetch) -> Hits:
         x = self._checked(queries["embedding"])
-        place = base.located(fetch, hits.ids, "embedding") if self.options.store == "float32" else None
-        if place is not None and can_scan(place[0]):
-            return in_order(hits.ids, self._scanned(x, *place))
+        places = base.located(fetch, hits.ids, "embedding") if self.options.store == "float32" else None
+        if places is not None and can_scan(places):
+            return in_order(hits.ids, self._scanned(x, places))
         return rerank(x - self.state["mean"], hits, lambda ids: fetch(ids, "embedding"), self._distances)
 
-    def _scanned(self, queries: Floats, matrix: Floats, rows: Ids) -> Floats:
-        """float32 ``(n, c)`` of queries ``(n, dim)`` and their ``rows`` ``(n, c)``, read where they lie; inf for -1."""
+    def _scanned(self, queries: Floats, places: base.Places) -> Floats:
+        """float32 ``(n, c)`` of queries ``(n, dim)`` and candidates, read where they lie; inf for what is nowhere."""
         if self.options.metric == "ip":
-            return -products(queries, matrix, rows)
-        apart = squared_distances(queries, matrix, rows)
+            return -products(queries, places)
+        apart = squared_distances(queries, places)
         if self.options.metric == "l2":
             return apart
         mean = self.state["mean"][None]
         own = _squares(queries - mean)[:, None]
-        others = squared_distances(mean if len(queries) == 1 else np.repeat(mean, len(queries), 0), matrix, rows)
-        missing = rows < 0 if rows.size and rows.min() < 0 else None
+        others = squared_distances(mean if len(queries) == 1 else np.repeat(mean, len(queries), 0), places)
+        missing = np.isinf(apart) if apart.size and np.isinf(apart.max()) else None
         if missing is not None:
             apart[missing] = others[missing] = 0
         # By the law of cosines |q - x|² = (|q| - |x|)² + 2|q||x|(1 - cos): no large numbers that nearly cancel.

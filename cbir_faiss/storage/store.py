@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbir_faiss.base import Backend, Codec, Options, Rescorer
+from cbir_faiss.base import Backend, Codec, Options, Places, Rescorer
 from cbir_faiss.base.filters import Where
 from cbir_faiss.base.options import parse_options
 from cbir_faiss.base.registry import load
@@ -129,17 +129,16 @@ class Store:
             out[mine] = part[self.segments[number].rows_of(ids[mine])]
         return out
 
-    def located(self, ids: Ids, column: str) -> tuple[NDArray[Any], Ids] | None:
-        """A column of live items where it lies, and the row of each of ``ids`` (of any shape; -1 for -1).
+    def located(self, ids: Ids, column: str) -> Places:
+        """Where a column of live items lies, segment by segment; ``ids`` of any shape, -1 is nowhere.
 
-        None where there are several segments. Raises UnknownId.
+        Raises UnknownId.
         """
-        if len(self.segments) != 1:
-            return None
-        rows = self.segments[0].rows_of(ids)
-        if rows.size and rows.min() < 0 and (unknown := (rows < 0) & (ids >= 0)).any():
-            raise self._unknown(ids[unknown], rows[unknown])
-        return self.segments[0].column(column), rows
+        places = [(segment.column(column), segment.rows_of(ids)) for segment in self.segments]
+        found = np.maximum.reduce([rows for _, rows in places]) if places else np.full(ids.shape, -1)
+        if found.size and found.min() < 0 and (unknown := (found < 0) & (ids >= 0)).any():
+            raise self._unknown(ids[unknown], found[unknown])
+        return places
 
     def holds(self, ids: Ids) -> NDArray[np.bool_]:
         """Which of ``ids`` (of any shape) are live items."""
