@@ -35,6 +35,8 @@ from cbir_faiss.base.options import need
 from cbir_faiss.comparison.resident import ResidentMeter
 from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
 from cbir_faiss.pipeline.fill import FILL_ROWS, fill
+from cbir_faiss.pipeline.fit import Fitted
+from cbir_faiss.pipeline.search import Searcher
 from cbir_faiss.types import Codes, Floats, Hits
 
 BLOCK = 50_000
@@ -229,13 +231,35 @@ def _try(
 
 def _stages(codec: Any, backend: Any, options: Any, candidates: int) -> Callable[[Floats, Floats], Hits]:
     rescorer = registry.make("rescorers", "float", candidates=candidates, metric="l2", center=False)
+    rescorer.fit({"embedding": np.zeros((1, codec.dim), np.float32)})  # L2 needs nothing of the database but its width
+    fitted = Fitted(codec, rescorer, "embedding")
 
     def run(query: Floats, stored: Floats) -> Hits:
-        hits: Hits = backend.search(codec.encode(query), candidates, options=options)
-        return rescorer.rescore({"embedding": query}, hits, lambda ids, _: stored[ids], K)
+        return Searcher(fitted, _Stored(backend, options, stored), 1).hits({"embedding": query}, K)
 
-    rescorer.fit({"embedding": np.zeros((1, codec.dim), np.float32)})  # L2 needs nothing of the database but its width
     return run
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A first stage and the mapped floats behind it, as ``Searcher`` searches them."""
+
+    backend: Any
+    options: Any
+    floats: Floats
+
+    def __len__(self) -> int:
+        return len(self.floats)
+
+    def search(self, codes: Codes, k: int, where: Any) -> Hits:
+        hits: Hits = self.backend.search(codes, k, where, self.options)
+        return hits
+
+    def fetch(self, ids: Any, column: str) -> Any:
+        return self.floats[ids]
+
+    def located(self, ids: Any, column: str) -> Any:
+        return [(self.floats, ids)]
 
 
 def _resident(backend: Any, trial: Trial, codec: Any, queries: Floats, meter: ResidentMeter, scratch: Path) -> float:
@@ -262,8 +286,7 @@ def _mapped(path: Path) -> Floats:
     """The floats of a file, without read-ahead: rows are wanted here and there."""
     stored: Any = np.load(path, mmap_mode="r")
     stored._mmap.madvise(mmap.MADV_RANDOM)
-    floats: Floats = stored
-    return floats
+    return np.asarray(stored)
 
 
 def _cold_times(path: Path, items: Any, run: Callable[[Floats, Floats], Hits], queries: Floats) -> list[float]:

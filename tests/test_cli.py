@@ -64,6 +64,14 @@ def test_compare_prints_a_table_and_where_the_report_is(config: Path, tmp_path: 
     assert again.stdout.strip() == str(tmp_path / "out" / "report.html")
 
 
+def test_margin_and_time_decide_what_is_recommended(config: Path, tmp_path: Path) -> None:
+    result = cbir("compare", config, "--out", tmp_path / "out", "--margin", "0.9", "--max-ms", "10000")
+    assert any(line.startswith("Use ") for line in result.stdout.splitlines()), "with so wide a margin codes will do"
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["recommendation"]["margin"] == 0.9
+    for wrong in (("--margin", "2"), ("--max-ms", "0")):
+        assert cbir("compare", config, *wrong).exit_code == 2
+
+
 def test_failures_go_to_stderr_with_reasons(config: Path, pictures: Path, tmp_path: Path) -> None:
     for i in range(7):
         (pictures / "blob" / f"bad{i}.png").write_bytes(b"")

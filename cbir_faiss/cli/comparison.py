@@ -15,11 +15,20 @@ from cbir_faiss.cli.printing import Bar, aside, say, say_failures
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the results. [runs/<config's name>]"
 )
-def compare(config: Path, out: Path | None) -> None:
-    """Run every combination of CONFIG; write results.json and report.html, print a table.
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="How much of the measure the recommended row may lose against raw floats, proven over the same queries.",
+)
+@click.option("--max-ms", type=click.FloatRange(0, min_open=True), help="Recommend no row that takes longer a query.")
+def compare(config: Path, out: Path | None, margin: float, max_ms: float | None) -> None:
+    """Run every combination of CONFIG; write results.json and report.html, print a table and the row to use.
 
     \b
     cbir compare configs/demo.yaml --out runs/demo
+    cbir compare configs/demo.yaml --out runs/demo --margin 0.02 --max-ms 1
     """
     from cbir_faiss.comparison.run import run
     from cbir_faiss.config import load_config
@@ -28,7 +37,7 @@ def compare(config: Path, out: Path | None) -> None:
 
     out = out or Path("runs", config.stem)
     with Bar("extracting") as bar:
-        results = run(load_config(config), out, progress=bar.progress, report=bar.note)
+        results = run(load_config(config), out, progress=bar.progress, report=bar.note, margin=margin, max_ms=max_ms)
     say(text_table([Row.from_json(row) for row in results["rows"]]))
     for skipped in results["skipped"]:
         aside(f"skipped: {skipped['title']} {skipped['combination']}: {skipped['reason']}")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # imported where they are needed: a search by vector must not
     from cbir_faiss.pipeline.extraction import Progress
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: that makes a match several times as dear
 class Match:
     """One found item: its id, path and label (None, a text, or a list of them), how far it is, and its payload."""
 
@@ -275,9 +275,10 @@ class Collection:
 
     def _matches(self, hits: Hits) -> list[list[Match]]:
         wanted = list({i for row in hits.ids.tolist() for i in row if i >= 0})
-        documents = dict(zip(wanted, self._store.documents(np.array(wanted, np.int64)), strict=True))
+        found = map(_described, self._store.documents(np.array(wanted, np.int64)))
+        told = dict(zip(wanted, found, strict=True))
         return [
-            [_match(i, distance, documents[i]) for i, distance in zip(ids, distances, strict=True) if i >= 0]
+            [_match(i, distance, *told[i]) for i, distance in zip(ids, distances, strict=True) if i >= 0]
             for ids, distances in zip(hits.ids.tolist(), hits.distances.tolist(), strict=True)
         ]
 
@@ -289,6 +290,10 @@ def _as_ids(ids: Iterable[int]) -> Ids:
     return check_ids(ids if isinstance(ids, np.ndarray) else list(ids))
 
 
-def _match(item: int, distance: float, document: dict[str, Any]) -> Match:
-    payload = {key: value for key, value in document.items() if key not in ("path", "label")}
-    return Match(item, str(document.get("path", "")), document.get("label"), distance, payload)
+def _described(document: dict[str, Any]) -> tuple[str, Any, dict[str, Any]]:
+    """Path, label, and the rest, which is the payload."""
+    return str(document.pop("path", "")), document.pop("label", None), document
+
+
+def _match(item: int, distance: float, path: str, label: Any, payload: dict[str, Any]) -> Match:
+    return Match(item, path, label, distance, payload.copy())  # each its own: one item may be found by many queries

@@ -215,7 +215,9 @@ def sizes(
     codec_file, codec_state = _state(coded.codec, scratch / "codec.npz")
     rescore_file, rescore_state = _state(rescorer, scratch / "rescore.npz")
     columns = sum(values.nbytes for values in stored.values())
-    index = resident if filled.own_storage else filled.file_bytes
+    index = filled.file_bytes
+    if filled.own_storage:  # which may map its files: what it searches is needed in memory all the same
+        index = None if resident is None else max(resident, n * -(-bits // 8))
     growing_index = None if index is None else index - (0 if filled.own_storage else filled.state_bytes)
     memory = None if index is None else index + codec_state + rescore_state
     state = codec_file + rescore_file + filled.state_bytes

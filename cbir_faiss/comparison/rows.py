@@ -11,6 +11,7 @@ import itertools
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,9 +161,12 @@ class _Comparison:
                 self._report(f"{self._split.title} timing, round {number + 1} of {ROUNDS}: {filled.choice.name}")
                 if filled.reopens:
                     filled.reopen()
+                # An engine in a process of its own is no other work.
+                outside = filled.own_storage and not filled.in_process
                 try:
-                    for one in group:
-                        one.timed.round()
+                    with nullcontext() if outside else others.watching():
+                        for one in group:
+                            one.timed.round()
                 finally:
                     if filled.reopens:
                         filled.close()

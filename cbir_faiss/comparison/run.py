@@ -18,6 +18,7 @@ from cbir_faiss.comparison.split import Split, split_of_vectors, splits
 from cbir_faiss.comparison.timing import busier
 from cbir_faiss.config import Config, Metrics, parse_choices
 from cbir_faiss.errors import InputError
+from cbir_faiss.measures.paired import MARGIN
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.pipeline.extraction import Progress
 from cbir_faiss.report.recommend import recommend
@@ -34,15 +35,18 @@ def run(
     cache: Path | None = None,
     progress: Progress | None = None,
     report: Report | None = None,
+    margin: float = MARGIN,
+    max_ms: float | None = None,
 ) -> dict[str, Any]:
     """Run ``config`` into ``out``: ``results.json``, ``report.html``, ``raw/``. Returns what ``results.json`` holds.
 
+    ``margin``: how much of the measure the recommended row may lose. ``max_ms``: how long it may take for a query.
     Embeddings come from the cache (default: the user's) where they were computed before.
     """
     plan = Plan(config.codecs, config.backends, config.rescore, config.metrics, config.threads, out / "raw")
     pairs(plan)  # a config that cannot work fails before hours of extraction
     out.mkdir(parents=True, exist_ok=True)
-    done = _Done(environment(config.threads), out)
+    done = _Done(environment(config.threads), out, margin, max_ms)
     for split in splits(config, cache or default_cache(), progress):
         done.add(split, *compare_split(split, plan, report, done.skipped))
     if not done.rows:
@@ -55,8 +59,8 @@ def run(
 class _Done:
     """What is measured so far, on the disk after each split."""
 
-    def __init__(self, where: dict[str, Any], out: Path) -> None:
-        self._environment, self._out = where, out
+    def __init__(self, where: dict[str, Any], out: Path, margin: float, max_ms: float | None) -> None:
+        self._environment, self._out, self._margin, self._max_ms = where, out, margin, max_ms
         self.rows: list[Row] = []
         self.skipped: list[Skipped] = []
         self.results: dict[str, Any] = {}
@@ -67,7 +71,7 @@ class _Done:
         """The rows of one more split, and the cores that others kept busy while it was timed."""
         self.rows += rows
         self._loads.append(others)
-        advice = recommend(self.rows) if self.rows else None
+        advice = recommend(self.rows, self._margin, max_ms=self._max_ms) if self.rows else None
         self.results = {
             "environment": {**self._environment, **busier(self._loads)},
             "recommendation": advice.as_json() if advice else None,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,17 +83,24 @@ class Timed:
 
 
 class Others:
-    """How many cores other processes (and a machine's other guests) keep busy, from its making to ``cores``."""
+    """How many cores other processes (and a machine's other guests) keep busy while ``watching``."""
 
     def __init__(self) -> None:
-        self._began, self._before = time.perf_counter(), self._busy()
+        self._worked, self._elapsed = 0.0, 0.0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Counts what happens within the block."""
+        began, before = time.perf_counter(), self._busy()
+        yield
+        now = self._busy()
+        if now is not None and before is not None:
+            self._worked += now - before
+            self._elapsed += time.perf_counter() - began
 
     def cores(self) -> float | None:
-        """None where the system does not say."""
-        now, elapsed = self._busy(), time.perf_counter() - self._began
-        if now is None or self._before is None or elapsed <= 0:
-            return None
-        return max(0.0, (now - self._before) / elapsed)
+        """None where the system does not say, or nothing was watched."""
+        return max(0.0, self._worked / self._elapsed) if self._elapsed else None
 
     @staticmethod
     def _busy() -> float | None:
