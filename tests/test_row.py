@@ -34,6 +34,7 @@ def test_a_row_is_stored_without_its_values_and_read_again() -> None:
     assert Row.from_json(again.as_json()).as_json() == again.as_json()
 
 
+OLD_BYTES = ("codes", "backend_file", "codec_state", "rescore", "resident")
 NEW = ("supervised", "truth", "qps_threads")  # keys that rows of 0.1 do not have
 
 

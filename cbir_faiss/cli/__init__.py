@@ -12,7 +12,7 @@ from cbir_faiss.cli._group import Commands, Later
 # The list of `cbir --help`, which imports none of these modules; a test compares it with what the commands say.
 _COMMANDS = {
     "comparison": {
-        "compare": "Run every combination of CONFIG; write results.json and report.html, print a table and the row to use.",
+        "compare": "Run every combination of CONFIG; write results and report, print a table and the row to use.",
         "report": "Write report.html again from the results stored in FOLDER.",
     },
     "training": {

@@ -24,7 +24,7 @@ from cbir_faiss.cli.printing import Bar, aside, say, say_failures
 )
 @click.option("--max-ms", type=click.FloatRange(0, min_open=True), help="Recommend no row that takes longer a query.")
 def compare(config: Path, out: Path | None, margin: float, max_ms: float | None) -> None:
-    """Run every combination of CONFIG; write results.json and report.html, print a table and the row to use.
+    """Run every combination of CONFIG; write results and report, print a table and the row to use.
 
     \b
     cbir compare configs/demo.yaml --out runs/demo
