@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 
 import cbir_faiss as cf
 from cbir_faiss.comparison.run import run
-from cbir_faiss.config import load_config
+from cbir_faiss.config import load_config, parse_config
 from cbir_faiss.errors import ConfigError, DimensionMismatch, InputError
 
 ROW = {"source", "extractor", "codec", "bits", "backend", "metric", "rescore", "options", "items", "queries", "metrics"}
@@ -188,6 +188,25 @@ def test_bytes_count_everything_and_say_what_grows(data: dict[str, Any], tmp_pat
     assert by["raw", "faiss-flat", "none"]["memory_per_item_at_million"] == pytest.approx(floats, abs=1)
     kept = by["itq", "faiss-binary-flat", "float"]["disk"] - by["itq", "faiss-binary-flat", "none"]["disk"]
     assert floats * 300 <= kept < floats * 300 + 2000, "the floats, and what the rescorer learnt"
+
+
+def test_disk_is_what_a_build_of_the_row_takes(config: Path, pictures: Path, tmp_path: Path) -> None:
+    text = config.read_text().replace("every: 4", "source: {name: folder, root: pictures}")
+    config.write_text(text.replace("[16, 64]", "64"))
+    rows = run(load_config(config), tmp_path / "out")["rows"]
+    row = next(row for row in rows if (row["backend"], row["rescore"]) == ("faiss-binary-flat", "float"))
+    document = {
+        "source": {"name": "folder", "root": str(pictures)},
+        "extractors": [{"name": "hog", "size": 32}],
+        "codecs": [{"name": "lsh", "bits": 64}],
+        "backends": [{"name": "faiss-binary-flat"}],
+        "rescore": [{"name": "float", "candidates": 10}],
+    }
+    with cf.Collection.build(parse_config(document), tmp_path / "x.cbir") as collection:
+        kept = collection.info()["bytes"]
+    built = sum(size for name, size in kept.items() if not name.startswith("extractor"))
+    heads = 128 * sum(name.endswith(".npy") for name in kept)  # of array files
+    assert abs(row["bytes"]["disk"] - built) <= heads
 
 
 def test_latency_is_of_one_thread_and_the_best_of_rounds(data: dict[str, Any]) -> None:

@@ -24,10 +24,10 @@ from cbir_faiss.errors import CbirError, Unsupported
 from cbir_faiss.measures.code_statistics import code_health
 from cbir_faiss.pipeline.fill import FILL_ROWS, Part, fill, training_codes
 from cbir_faiss.pipeline.fit import Sample, with_direction
-from cbir_faiss.storage.catalogue import Record, write_catalogue
+from cbir_faiss.storage.catalogue import Record
+from cbir_faiss.storage.segment import Block, write_segment
 from cbir_faiss.types import Codes, Columns, Floats, Hits, Ids
 
-_ID_BYTES = 8
 _DOCUMENTS = 5_000  # written to see what one takes
 
 
@@ -76,8 +76,8 @@ def _blockwise(codec: Codec, x: Floats) -> Codes:
 class Filled:
     """One backend, filled with codes as a build fills it.
 
-    seconds: of making, training and filling it. sizes: bytes of its files, and of those the part that does not grow
-    with the items (codebooks, rotations, centroids); None where its engine does not say.
+    seconds: of making, training and filling it. file_bytes: of its files; None where its engine does not say.
+    state_bytes: of those the part that does not grow with the items (codebooks, rotations, centroids).
     """
 
     def __init__(
@@ -196,13 +196,15 @@ class RowIndex:
 
 
 def document_bytes(split: Split) -> int:
-    """Bytes that the documents of a split's items take in a collection, from a part of them."""
+    """Bytes that a collection keeps of a split's items beside codes, columns and index: their ids, and their documents
+    as often as a segment has them. Of a part of the items, as a segment is written."""
     n = len(split.items)
     some = min(n, _DOCUMENTS)
-    records = ((i, Record(split.items.document(i), (0, 0), b"\0" * 32)) for i in range(some))
-    with tempfile.TemporaryDirectory(prefix="cbir-") as folder:
-        write_catalogue(Path(folder, "items.sqlite"), records)
-        return round(Path(folder, "items.sqlite").stat().st_size * n / some)
+    records = [Record(split.items.document(i), (0, 0), b"\0" * 32) for i in range(some)]
+    with tempfile.TemporaryDirectory(prefix="cbir-") as scratch:
+        folder = Path(scratch, "segment")
+        write_segment(folder, [Block(np.arange(some), np.empty((some, 0), np.uint8), {}, records)])
+        return round(sum(file.stat().st_size for file in folder.iterdir()) * n / some)
 
 
 def sizes(
@@ -223,7 +225,7 @@ def sizes(
     state = codec_file + rescore_file + filled.state_bytes
     disk = None
     if filled.file_bytes is not None:
-        kept = coded.items.nbytes + columns + documents + _ID_BYTES * n
+        kept = coded.items.nbytes + columns + documents
         disk = filled.file_bytes + kept + codec_file + rescore_file
     widths = {name: values.nbytes // max(1, n) for name, values in stored.items()}
     return {
