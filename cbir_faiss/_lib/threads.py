@@ -36,7 +36,7 @@ def available() -> int:
 class phase:  # it is used like a function, and a search has no microseconds for a generator's frame
     """Within the block, BLAS and FAISS (where it is loaded) have the threads that ``name`` gives them.
 
-    ``threads``: how many there are; None: ``available()``. The block is given their number.
+    ``threads``: how many there are; None: ``available()``.
     """
 
     __slots__ = ("_before", "_faiss", "_threads", "name")
@@ -52,13 +52,12 @@ class phase:  # it is used like a function, and a search has no microseconds for
     def blas(self) -> int:
         return self.threads if self.name == "fit" else 1
 
-    def __enter__(self) -> int:
+    def __enter__(self) -> None:
         _process.enter(self)
         self._faiss = sys.modules.get("faiss") if self.name != "search" else None
         if self._faiss:  # OpenMP's limit is the calling thread's own
             self._before = self._faiss.omp_get_max_threads()
-            self._faiss.omp_set_num_threads(self.threads if self.name == "fit" else 1)
-        return self.threads if self.name != "search" else 1
+            self._faiss.omp_set_num_threads(self.blas)
 
     def __exit__(self, *_: object) -> None:
         if self._faiss:
