@@ -65,8 +65,8 @@ def test_results_have_the_documented_shape(config: Path, tmp_path: Path) -> None
         for name in ("map@5", "map@5_min", "map@5_max", "map@5_observed", "map@5_ci95", "map_full@5", "precision@5"):
             assert name in row["metrics"]
         assert {"hit@5", "recall@5", "knn_recall@10"} <= set(row["metrics"])
-        neighbours = np.load(out / row["raw"])
-        assert neighbours["ids"].shape == (9, 10)
+        with np.load(out / row["raw"]) as neighbours:
+            assert neighbours["ids"].shape == (9, 10)
     by_backend = {(row["codec"], row["backend"], row["rescore"]): row for row in stored["rows"]}
     assert by_backend["raw", "faiss-flat", "none"]["bits"] is None
     assert by_backend["raw", "faiss-lsh", "none"]["bits"] == 32

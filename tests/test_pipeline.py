@@ -19,6 +19,7 @@ from cbir_faiss.comparison.run import run
 from cbir_faiss.config import parse_config
 from cbir_faiss.errors import ConfigError
 from cbir_faiss.pipeline.fill import FILL_ROWS
+from tests._plugins import installed
 from tests._postgres import running_postgres
 
 K = 10
@@ -59,20 +60,13 @@ ENGINES = ("qdrant", "pgvector", "lancedb")
 
 @pytest.fixture
 def several(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    place = tmp_path_factory.mktemp("several")
-    (place / "several_plugin.py").write_text(PLUGIN)
-    (place / "several-1.dist-info").mkdir()
-    (place / "several-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: several\nVersion: 1\n")
-    entry = "[cbir_faiss.extractors]\nseveral = several_plugin:Several\n"
-    (place / "several-1.dist-info" / "entry_points.txt").write_text(entry)
-    monkeypatch.syspath_prepend(str(place))
     for name, value in {"QUERIES": 2, "WARM_UP": 0, "BATCH": 2}.items():  # times are no matter of these tests
         monkeypatch.setattr(timing, name, value)
     monkeypatch.setattr("cbir_faiss.comparison.rows.ROUNDS", 1)
     monkeypatch.setattr("cbir_faiss.comparison.resident.ResidentMeter.measure", lambda *_: None)
-    registry._entries.cache_clear()
-    yield
-    registry._entries.cache_clear()
+    entry = "[cbir_faiss.extractors]\nseveral = several_plugin:Several\n"
+    with installed(tmp_path_factory.mktemp("several"), "several", PLUGIN, entry, monkeypatch):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +140,9 @@ def check(codecs: list[str], backend: str, pictures: Path, asked: Path, tmp_path
         with Collection.build(parse_config(document), tmp_path / f"{number}.cbir") as collection:
             hits = collection.search_hits(queries, K)
             found = collection.search(queries, K)
-        stored = np.load(tmp_path / "out" / row["raw"])
-        same_hits(hits.ids, hits.distances, stored["ids"][:, :K], stored["distances"][:, :K], f"{codec} {rescore}")
+        with np.load(tmp_path / "out" / row["raw"]) as stored:
+            ids, distances = stored["ids"][:, :K], stored["distances"][:, :K]
+        same_hits(hits.ids, hits.distances, ids, distances, f"{codec} {rescore}")
         assert [[match.id for match in some] for some in found] == [[i for i in ids if i >= 0] for ids in hits.ids]
     return len(results["rows"])
 
@@ -200,9 +195,9 @@ def test_above_the_sample_a_row_is_still_what_is_built(tmp_path: Path, monkeypat
     (row,) = run(parse_config(compared), tmp_path / "out")["rows"]
     with Collection.build(parse_config(document), tmp_path / "x.cbir") as collection:
         hits = collection.search_hits(q, K)
-    stored = np.load(tmp_path / "out" / row["raw"])
-    np.testing.assert_array_equal(hits.ids, stored["ids"][:, :K])
-    np.testing.assert_array_equal(hits.distances, stored["distances"][:, :K])
+    with np.load(tmp_path / "out" / row["raw"]) as stored:
+        np.testing.assert_array_equal(hits.ids, stored["ids"][:, :K])
+        np.testing.assert_array_equal(hits.distances, stored["distances"][:, :K])
 
 
 # -- what does not go together

@@ -18,6 +18,7 @@ from cbir_faiss.config import load_config
 from cbir_faiss.errors import ConfigError, DimensionMismatch, InputError
 from cbir_faiss.report.row import Row, name_of
 from cbir_faiss.types import Hits
+from tests._plugins import installed
 
 
 def relevance(**options: Any) -> Any:
@@ -181,15 +182,9 @@ class Tiny(base.Extractor):
 @pytest.fixture
 def tiny(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An extractor of embedding, real-valued code and probabilities, installed as a stranger's plugin is."""
-    place = tmp_path_factory.mktemp("tiny")
-    (place / "tiny_plugin.py").write_text(TINY)
-    (place / "tiny-1.dist-info").mkdir()
-    (place / "tiny-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny\nVersion: 1\n")
-    (place / "tiny-1.dist-info" / "entry_points.txt").write_text("[cbir_faiss.extractors]\ntiny = tiny_plugin:Tiny\n")
-    monkeypatch.syspath_prepend(str(place))
-    registry._entries.cache_clear()
-    yield
-    registry._entries.cache_clear()
+    entry = "[cbir_faiss.extractors]\ntiny = tiny_plugin:Tiny\n"
+    with installed(tmp_path_factory.mktemp("tiny"), "tiny", TINY, entry, monkeypatch):
+        yield
 
 
 CONFIG = """\

@@ -32,7 +32,7 @@ def make_gallery(
     binary = [row for row in stored if row.codec != "raw" and row.bits]
     if raw is None or not binary or not split.queries.places or split.queries.places[0][0].yields != "image":
         return None
-    sides = [(name_of(row), np.load(folder / str(row.raw))["ids"]) for row in (raw, _binary(binary, recommended))]
+    sides = [(name_of(row), _ids(folder / str(row.raw))) for row in (raw, _binary(binary, recommended))]
     picked = np.unique(np.linspace(0, len(split.queries) - 1, QUERIES + 2).astype(int)[1:-1])
     return {
         "title": split.title,
@@ -42,6 +42,12 @@ def make_gallery(
             for q in picked
         ],
     }
+
+
+def _ids(file: Path) -> NDArray[np.int64]:
+    with np.load(file) as stored:
+        ids: NDArray[np.int64] = stored["ids"]
+    return ids
 
 
 def _binary(rows: Sequence[Row], recommended: Row | None) -> Row:
