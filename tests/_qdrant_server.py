@@ -116,7 +116,12 @@ def _json(value: Any) -> Any:
 
 def _create(engine: QdrantClient, name: str, body: bytes) -> bool:
     asked = models.CreateCollection.model_validate_json(body)
-    return engine.create_collection(name, vectors_config=asked.vectors)
+    return engine.create_collection(name, vectors_config=asked.vectors, metadata=asked.metadata)
+
+
+def _update(engine: QdrantClient, name: str, body: bytes) -> bool:
+    asked = models.UpdateCollection.model_validate_json(body)
+    return engine.update_collection(name, metadata=asked.metadata)
 
 
 def _upsert(engine: QdrantClient, name: str, body: bytes) -> Any:
@@ -149,7 +154,7 @@ _CALLS: dict[str, Any] = {
     "GET/exists": lambda engine, name, _: {"exists": engine.collection_exists(name)},
     "GET": lambda engine, name, _: _json(engine.get_collection(name)),
     "PUT": _create,
-    "PATCH": lambda engine, name, _: True,
+    "PATCH": _update,
     "DELETE": lambda engine, name, _: engine.delete_collection(name),
     "PUT/index": lambda engine, name, _: {"operation_id": 0, "status": "completed"},
     "PUT/points": _upsert,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cbir_faiss.cli._arguments import engine_options, folder_argument, key_values
+from cbir_faiss.cli._arguments import adopt_option, engine_options, folder_argument, key_values
 from cbir_faiss.cli.printing import Bar, aside, say, say_failures
 
 
@@ -15,8 +15,9 @@ from cbir_faiss.cli.printing import Bar, aside, say, say_failures
 @click.option(
     "--to", "name", required=True, metavar="BACKEND", help="The engine to push to; key=value… are its options."
 )
+@adopt_option
 @engine_options
-def push(folder: Path, name: str, options: tuple[str, ...]) -> None:
+def push(folder: Path, name: str, adopt: bool, options: tuple[str, ...]) -> None:
     """Store the collection FOLDER in an engine: codes (or floats), ids and payload. Interrupted, it goes on.
 
     \b
@@ -27,7 +28,7 @@ def push(folder: Path, name: str, options: tuple[str, ...]) -> None:
     from cbir_faiss.collection.transfer import ONE_SIGN
 
     with Bar("pushing", unit="item") as bar:
-        done = push(folder, Target(name, key_values(options)), progress=bar.progress)
+        done = push(folder, Target(name, key_values(options)), progress=bar.progress, adopt=adopt)
     say(f"{name}: {done.items:,} items, {done.resumed:,} of them stored before")
     if done.one_sign is not None and done.one_sign > ONE_SIGN:
         aside(

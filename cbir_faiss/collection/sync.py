@@ -21,6 +21,7 @@ from cbir_faiss.config import parse_config
 from cbir_faiss.errors import CbirError, InputError, Unsupported
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.storage.files import writing_to
+from cbir_faiss.storage.manifest import name_of
 from cbir_faiss.storage.store import Store
 from cbir_faiss.types import Batch, Codes, Hits, Kind, Metric
 
@@ -65,10 +66,12 @@ class Target:
     name: str
     options: Mapping[str, Any]
 
-    def open(self, metric: Metric | None = None) -> Backend:
-        """The backend; ``metric`` is what it is asked for where it takes one and the options do not say."""
-        options = dict(self.options)
-        if metric is not None and "metric" in load("backends", self.name).Options.model_fields:
+    def open(self, metric: Metric | None = None, name: str | None = None) -> Backend:
+        """The backend; ``metric`` is what it is asked for where it takes one and the options do not say, and ``name``
+        what its table is called then."""
+        plugin: Any = load("backends", self.name)
+        options = dict(self.options) if name is None else plugin.named(self.options, name)
+        if metric is not None and "metric" in plugin.Options.model_fields:
             options.setdefault("metric", metric)
         return load_backend(self.name, **options)
 
@@ -77,18 +80,21 @@ class Target:
         return hashlib.sha256(json.dumps([self.name, dict(self.options)], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def push(folder: Path, target: Target, *, progress: Progress | None = None) -> Transferred:
+def push(folder: Path, target: Target, *, progress: Progress | None = None, adopt: bool = False) -> Transferred:
     """Store the whole collection at ``folder`` in an engine, under the same ids, documents as payload.
 
-    Interrupted and started again it goes on: a journal beside the collection remembers how far it came.
+    Interrupted and started again it goes on: a journal beside the collection remembers how far it came. ``adopt`` takes
+    over a table that belongs to no collection.
 
     Raises:
-        ConfigError: the engine holds vectors of another dimension, kind or metric. BackendError: it failed.
+        ConfigError: the engine holds vectors of another dimension, kind or metric, or the table is not this
+            collection's. BackendError: it failed.
     """
     with Store.open(folder) as store:
         local = Local(store)
-        backend = target.open(local.metric)
+        backend = target.open(local.metric, store.manifest.name or name_of(folder))
         try:
+            backend.claim(store.manifest.owner, adopt=adopt)
             journal = folder.with_name(f"{folder.name}.push-{target.digest}.json")
             return transfer(local, backend, journal=journal, progress=progress)
         finally:
@@ -99,7 +105,7 @@ def difference(folder: Path, target: Target, *, progress: Progress | None = None
     """Where a deployed copy differs from the collection at ``folder``: ids, vectors, payload, nearest neighbours."""
     with Store.open(folder) as store:
         local = Local(store)
-        backend = target.open(local.metric)
+        backend = target.open(local.metric, store.manifest.name or name_of(folder))
         try:
             return compare(local, backend, progress=progress)
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Annotated, Any, Literal, cast
 
@@ -21,7 +21,6 @@ from cbir_faiss.backends.database import (
     folder_bytes,
     need_version,
     present,
-    scoped_name,
 )
 from cbir_faiss.base import Capabilities
 from cbir_faiss.base.checks import normalise, within
@@ -32,6 +31,7 @@ from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits
 
 _DISTANCES: dict[Metric, str] = {"l2": "l2", "ip": "dot", "cosine": "cosine", "hamming": "hamming"}
 _IDS_A_CALL = 5000
+_OWNER = b"cbir:owner"  # in the metadata of the column of ids
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
@@ -44,6 +44,8 @@ class Lancedb(Database):
 
     name = "lancedb"
     capabilities = Capabilities(filter="emulated", range="emulated")
+    name_option = "table"
+    longest_name = 200
 
     class Options(base.Options):
         path: RelativePath = Field(description="folder of the database")
@@ -63,10 +65,6 @@ class Lancedb(Database):
 
     options: Options
 
-    @classmethod
-    def scoped(cls, options: Mapping[str, Any], scope: str) -> dict[str, Any]:
-        return {**options, "table": scoped_name(options.get("table", "cbir"), scope, 200), "overwrite": True}
-
     # -- life
 
     def _connect(self) -> None:
@@ -76,7 +74,8 @@ class Lancedb(Database):
         self._table: Any = None
         self._ours, self._indexed = True, False
         with self._errors("cannot be opened"):
-            self._db: Any = lancedb.connect(self.options.path)
+            # Without the interval, a table is read as it was when it was opened, whoever writes to it since.
+            self._db: Any = lancedb.connect(self.options.path, read_consistency_interval=timedelta(0))
 
     def _stored(self) -> Shape | None:
         with self._errors("cannot be opened"):
@@ -91,28 +90,38 @@ class Lancedb(Database):
                 raise ConfigError(f"{self._place()} has no such column; it has {', '.join(schema.names)}", path=option)
         marked = json.loads((schema.metadata or {}).get(b"cbir", b"null"))
         self._ours = marked is not None
+        owner = (schema.field(chosen.id_column).metadata or {}).get(_OWNER, b"").decode() or None
         vector = schema.field(chosen.vector_column).type
         if not self._arrow.types.is_fixed_size_list(vector):
             raise ConfigError(f"{self._place()}: '{chosen.vector_column}' is a {vector}, not a fixed-size list")
         if vector.value_type == self._arrow.uint8():
-            return Shape(vector.list_size * 8, "binary", "hamming")
-        return Shape(vector.list_size, "float", marked["metric"] if marked else self.options.metric or "cosine")
+            return Shape(vector.list_size * 8, "binary", "hamming", owner)
+        return Shape(vector.list_size, "float", marked["metric"] if marked else self.options.metric or "cosine", owner)
 
-    def _make(self, shape: Shape) -> None:
+    def _make(self, shape: Shape, mode: str = "create") -> None:
         arrow, chosen = self._arrow, self.options
         width = shape.dim // 8 if shape.kind == "binary" else shape.dim
         item = arrow.uint8() if shape.kind == "binary" else getattr(arrow, chosen.datatype)()
         schema = arrow.schema(
             [
-                (chosen.id_column, arrow.int64()),
+                arrow.field(chosen.id_column, arrow.int64(), metadata={_OWNER: shape.owner} if shape.owner else None),
                 (chosen.vector_column, arrow.list_(item, width)),
                 (chosen.payload_column, arrow.string()),
             ],
             metadata={"cbir": json.dumps({"metric": shape.metric})},
         )
         with self._errors("cannot be made"):
-            self._table = self._db.create_table(chosen.table, schema=schema)
+            self._table = self._db.create_table(chosen.table, schema=schema, mode=mode)
         self._ours, self._indexed = True, False
+
+    def _replace(self, shape: Shape) -> None:
+        self._make(shape, mode="overwrite")
+
+    def _adopt(self, owner: str) -> None:
+        if not self._ours:
+            raise self._foreign()
+        with self._errors("cannot be taken over"):
+            self._live.update_field_metadata({"path": self.options.id_column, "metadata": {_OWNER.decode(): owner}})
 
     def _drop(self) -> None:
         with self._errors("cannot be dropped"):
@@ -128,7 +137,7 @@ class Lancedb(Database):
 
     def _upsert(self, ids: Ids, vectors: Codes, payload: Sequence[Payload] | None) -> None:
         if not self._ours:
-            raise Unsupported(f"{self._place()} was made by another program: it can be read, not written")
+            raise self._foreign()
         arrow, schema = self._arrow, self._live.schema
         texts = ["{}"] * len(ids) if payload is None else [json.dumps(dict(value)) for value in payload]
         values = arrow.array(vectors.astype(self._dtype, copy=False).ravel())
@@ -158,7 +167,7 @@ class Lancedb(Database):
 
     def _delete(self, ids: Ids) -> None:
         if not self._ours:
-            raise Unsupported(f"{self._place()} was made by another program: it can be read, not written")
+            raise self._foreign()
         for some in batches(len(ids), _IDS_A_CALL):
             with self._errors("deleting failed"):
                 self._live.delete(self._among(ids[some]))
@@ -305,6 +314,9 @@ class Lancedb(Database):
         if self._table is None:
             raise BackendError(f"{self._place()} is closed")
         return self._table
+
+    def _foreign(self) -> Unsupported:
+        return Unsupported(f"{self._place()} was made by another program: it can be read, not written")
 
     def _errors(self, doing: str) -> Any:
         return engine_errors(f"{self._place()}: {doing}")

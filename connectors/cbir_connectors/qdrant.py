@@ -28,7 +28,6 @@ from cbir_faiss.backends.database import (
     batches,
     payload_of,
     present,
-    scoped_name,
     search_filtered,
     to_hits,
     to_range,
@@ -66,6 +65,8 @@ class Qdrant(Database):
 
     name = "qdrant"
     capabilities = Capabilities()
+    name_option = "collection"
+    longest_name = 255
 
     class Options(base.Options):
         url: str | None = Field(None, description="a server, any node of a cluster, or ':memory:'")
@@ -97,7 +98,7 @@ class Qdrant(Database):
         batch_size: int = Field(1000, ge=1, description="items a request, fewer where they are long")
         parallel: int = Field(2, ge=1, le=64, description="requests under way at once while storing")
         timeout: float = Field(60, gt=0, description="seconds a request may take")
-        retries: int = Field(4, ge=0, description="times a failed write is tried again, with growing pauses")
+        retries: int = Field(4, ge=0, description="times a failed request is tried again, with growing pauses")
 
         @field_validator("url")
         @classmethod
@@ -124,10 +125,13 @@ class Qdrant(Database):
 
     @classmethod
     def scoped(cls, options: Mapping[str, Any], scope: str) -> dict[str, Any]:
-        own = {**options, "overwrite": True}
-        if options.get("path") is not None:
-            return {**own, "path": str(Path(options["path"], scope))}
-        return {**own, "collection": scoped_name(options.get("collection", "cbir"), scope, 255)}
+        if options.get("path") is None:
+            return super().scoped(options, scope)
+        return {**options, "path": str(Path(options["path"], scope)), "overwrite": True}
+
+    @classmethod
+    def named(cls, options: Mapping[str, Any], name: str) -> dict[str, Any]:
+        return super().named(options, name) if options.get("path") is None else dict(options)
 
     # -- life
 
@@ -146,17 +150,28 @@ class Qdrant(Database):
         if found is None:
             return None
         if found.distance == "Manhattan" and found.datatype == "uint8" and found.size % 8 == 0:
-            return Shape(found.size, "binary", "hamming")
+            return Shape(found.size, "binary", "hamming", found.owner)
         metric = next((m for m, d in _DISTANCES.items() if d == found.distance and m != "hamming"), None)
         if metric is None:
             raise Unsupported(f"{self._place()}: vectors under {found.distance} distance cannot be used")
-        return Shape(found.size, "float", metric)
+        return Shape(found.size, "float", metric, found.owner)
 
     def _make(self, shape: Shape) -> None:
+        self._target.make(*self._plan(shape))
+
+    def _replace(self, shape: Shape) -> None:
+        self._target.rehearse(*self._plan(shape))
+        super()._replace(shape)
+
+    def _adopt(self, owner: str) -> None:
+        self._target.adopt(owner)
+
+    def _plan(self, shape: Shape) -> tuple[Vectors, int]:
+        """The vectors of such a collection, and how many links a node of its graph keeps."""
         datatype = "uint8" if shape.kind == "binary" else self.options.datatype
         # Codes are searched exactly unless the search asks otherwise, and building a graph takes most of a push.
         graph = self.options.hnsw_m if self.options.hnsw_m is not None else 0 if shape.kind == "binary" else 16
-        self._target.make(Vectors(shape.dim, _DISTANCES[shape.metric], datatype), graph)
+        return Vectors(shape.dim, _DISTANCES[shape.metric], datatype, shape.owner), graph
 
     def _drop(self) -> None:
         self._target.drop()
