@@ -7,6 +7,7 @@ from typing import Any
 from cbir_faiss.base.filters import And, In, Not, Or, Range, Scalar, Where
 
 _EXACT_FLOAT = 2**53
+_MOST_NUMBERS = 500
 _DEEPEST = 50  # a server reads JSON of 128 levels, two of which a filter in a filter takes
 
 
@@ -46,6 +47,8 @@ class Dialect:
         if not where.values:  # an empty `should` would match everything
             return self.nothing()
         key, texts = path(where.key), [value for value in where.values if isinstance(value, str)]
+        if len(where.values) - len(texts) > _MOST_NUMBERS:
+            raise Untranslatable("each number is a condition of its own, which every item is tested with")
         others = [self._equal(key, value) for value in where.values if not isinstance(value, str)]
         if texts:
             others.append(self.match(key, self.models.MatchAny(any=texts)))

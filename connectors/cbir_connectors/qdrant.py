@@ -35,10 +35,11 @@ from cbir_faiss.backends.database import (
 from cbir_faiss.base import Capabilities
 from cbir_faiss.base.filters import Where
 from cbir_faiss.base.options import RelativePath
-from cbir_faiss.errors import Unsupported
+from cbir_faiss.errors import ConfigError, Unsupported
 from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits
 
 SET_BIT = 255
+_LONGEST = 65_536
 _REQUEST_BYTES = 16_000_000
 """Target size of one upload request; a server refuses more than 32 MB unless it is told otherwise."""
 _JSON_BYTES = {"float": 20, "binary": 6}
@@ -156,6 +157,10 @@ class Qdrant(Database):
             raise Unsupported(f"{self._place()}: vectors under {found.distance} distance cannot be used")
         return Shape(found.size, "float", metric, found.owner)
 
+    def _check_shape(self, shape: Shape) -> None:
+        if shape.dim > _LONGEST:
+            raise ConfigError(f"Qdrant stores vectors of at most {_LONGEST} values, not {shape.dim}")
+
     def _make(self, shape: Shape) -> None:
         self._target.make(*self._plan(shape))
 
@@ -185,6 +190,11 @@ class Qdrant(Database):
     # -- content
 
     def _upsert(self, ids: Ids, vectors: Codes, payload: Sequence[Payload] | None) -> None:
+        for i, value in zip(ids.tolist(), payload or (), strict=False):
+            if _beyond_64_bits(value):
+                raise Unsupported(
+                    f"{self._place()}: the payload of id {i} holds an integer beyond 64 bits; give it as text"
+                )
         size = min(self.options.batch_size, self._rows_a_request())
         self._target.upsert(
             len(ids),
@@ -317,3 +327,12 @@ class Qdrant(Database):
 
     def disk_bytes(self) -> int | None:
         return self._target.disk_bytes()
+
+
+def _beyond_64_bits(value: Any) -> bool:
+    """Whether a payload holds an integer of which Qdrant would make a float."""
+    if isinstance(value, Mapping):
+        return any(map(_beyond_64_bits, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_beyond_64_bits, value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**64
