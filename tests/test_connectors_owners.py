@@ -22,6 +22,7 @@ from cbir_faiss.base import Backend
 from cbir_faiss.base.registry import load
 from cbir_faiss.cli import main
 from cbir_faiss.collection.sync import Target, difference, push
+from cbir_faiss.comparison.run import run
 from cbir_faiss.config import parse_config
 from cbir_faiss.errors import ConfigError
 from cbir_faiss.storage.manifest import commit, read_manifest
@@ -312,3 +313,24 @@ def test_a_collection_of_an_earlier_version_writes_to_its_table(tmp_path: Path) 
         collection.delete([3])
         assert collection._store.engine is not None
         assert collection._store.engine.count() == 39
+
+
+def test_a_comparison_leaves_nothing_in_the_engines(postgres: Path, tmp_path: Path) -> None:
+    mine = cf.load_backend("pgvector", path=str(postgres), table="cbir")
+    mine.upsert(np.arange(3), codes(3))
+    tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
+    before = mine._rows(tables)  # type: ignore[attr-defined]
+    backends = [
+        {"name": "pgvector", "path": str(postgres)},
+        {"name": "lancedb", "path": str(tmp_path / "lance")},
+        {"name": "qdrant", "path": str(tmp_path / "edge")},
+    ]
+    config = {**document(tmp_path, {}), "backends": backends, "metrics": {"k": [1]}}
+    assert len(run(parse_config(config), tmp_path / "out")["rows"]) == 3
+    assert mine._rows(tables) == before  # type: ignore[attr-defined]
+    assert mine.count() == 3
+    mine.remove()
+    assert (mine.dim, mine.count()) == (None, 0)
+    mine.remove()
+    mine.close()
+    assert [*(tmp_path / "lance").glob("*.lance"), *(tmp_path / "edge").iterdir()] == []

@@ -135,6 +135,12 @@ class Database(Backend):
         self._take_over()
         super().delete(ids)
 
+    def remove(self) -> None:
+        self._check_owner()
+        if self._stored() is not None:
+            self._drop()
+        self.dim = self.kind = self.metric = self._owner = None
+
     def _check_owner(self) -> None:
         """Raises ConfigError where what is there is not for this instance to write to."""
         keeps_owner = type(self)._adopt is not Database._adopt

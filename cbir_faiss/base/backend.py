@@ -134,6 +134,9 @@ class Backend(Plugin):
         self._require("persist")
         self._restore(folder, mmap)
 
+    def remove(self) -> None:
+        """Remove the table that an engine keeps for this backend, if it is there; where there is none, do nothing."""
+
     def close(self) -> None:
         """Give back connections and files. Closing twice is no error."""
 

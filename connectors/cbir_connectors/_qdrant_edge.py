@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,8 @@ class EdgeTarget:
             shutil.rmtree(self.path / part, ignore_errors=True)
         for name in (_CONFIG, _OWNER):
             (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it
+            self.path.rmdir()
 
     def upsert(self, items: int, uploads: Iterable[Upload]) -> None:
         edge, name, done = self.edge, self.options.vector, 0
