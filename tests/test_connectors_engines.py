@@ -129,6 +129,26 @@ def test_a_second_handle_of_lancedb_sees_what_the_first_writes(tmp_path: Path) -
     two.close()
 
 
+@pytest.mark.parametrize("engine", ["lancedb", "pgvector"])
+def test_a_table_that_another_handle_makes_is_found(engine: str, tmp_path: Path, postgres: Path) -> None:
+    def opened() -> Backend:
+        if engine == "lancedb":
+            return Lancedb(path=str(tmp_path))
+        return Pgvector(path=str(postgres), table="found")
+
+    first, *others = (opened() for _ in range(5))
+    assert [other.count() for other in others] == [0] * 4
+    first.claim("me")
+    first.upsert(np.arange(5), codes(5))
+    assert others[0].count() == 5
+    assert others[1].search(codes(1), 1).ids[0, 0] == 0
+    assert [batch.ids.tolist() for batch in others[2].scroll()] == [[0, 1, 2, 3, 4]]
+    with pytest.raises(ConfigError, match="belongs to a collection"):
+        others[3].upsert(np.arange(5), codes(5, seed=1))
+    for backend in (first, *others):
+        backend.close()
+
+
 def test_writers_at_once_store_an_id_once(tmp_path: Path, postgres: Path) -> None:
     for opened in (
         lambda: Lancedb(path=str(tmp_path / "lance")),

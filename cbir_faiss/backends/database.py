@@ -19,7 +19,7 @@ from cbir_faiss.base import Backend
 from cbir_faiss.base.filters import Where
 from cbir_faiss.base.options import need
 from cbir_faiss.errors import BackendError, CbirError, ConfigError, MissingDependency, UnknownId
-from cbir_faiss.types import MISSING_ID, Codes, Hits, Ids, Kind, Metric, Payload, RangeHits, missing_hits
+from cbir_faiss.types import MISSING_ID, Batch, Codes, Hits, Ids, Kind, Metric, Payload, RangeHits, missing_hits
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
 """Seconds before a call is tried again: at first, and at most unless the engine asks for more."""
@@ -125,6 +125,7 @@ class Database(Backend):
 
     def claim(self, owner: str | None, *, adopt: bool = False) -> None:
         self._claimed, self._adopting = owner, adopt
+        self._look()
         self._check_owner()
 
     def upsert(self, ids: Ids, vectors: Codes, payload: Sequence[Payload] | None = None) -> None:
@@ -157,12 +158,30 @@ class Database(Backend):
 
     def _take_over(self) -> None:
         """Before a write: check, and make a table that is to be adopted the owner's."""
+        self._look()
         self._check_owner()
         if self.dim is not None and self._claimed is not None and self._owner is None:
             self._adopt(self._claimed)
             self._owner = self._claimed
 
     # -- how
+
+    def _look(self) -> None:
+        """Open what somebody else has made since there was nothing to open."""
+        if self.dim is None:
+            self._open()
+
+    def _made(self) -> None:
+        self._look()
+        super()._made()
+
+    def count(self) -> int:
+        self._look()
+        return super().count()
+
+    def scroll(self, batch_size: int = 1000) -> Iterator[Batch]:
+        self._look()
+        return super().scroll(batch_size)
 
     def _exact_by_default(self) -> bool:
         """Whether a search without options compares with everything."""
