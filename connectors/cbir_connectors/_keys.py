@@ -36,6 +36,13 @@ class Keys:
             raise BackendError(f"keys {key!r} and {self._met[number]!r} get the same id {number}")
         return number
 
+    @staticmethod
+    def unusable(key: Any) -> str:
+        """Why ``key`` cannot be an id here; '' where it can."""
+        if isinstance(key, int) and not 0 <= key < 2**63:
+            return "its id is negative" if key < 0 else "its id is beyond 2^63 - 1"
+        return ""
+
     def key(self, number: int) -> Any:
         """The key of an id: the one that was met, else the id itself."""
         return self._met.get(number, number)
