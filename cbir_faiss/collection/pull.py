@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,7 @@ def pull(target: Target, out: Path, *, batch_size: int = 10_000, progress: Progr
         with writing_to(out):
             folder.mkdir(parents=True, exist_ok=True)
         with writer_lock(folder), writing_to(out):
-            spool = Spool(folder, _key(target, backend), backend.dim)
+            spool = Spool(folder, _key(target, backend), backend)
             try:
                 resumed = _read(backend, spool, batch_size, progress)
             finally:
@@ -132,14 +132,14 @@ def _build(spool: Spool, out: Path, metric: str) -> None:
         "codecs": [{"name": "raw"}],
         "backends": [{"name": "faiss-flat", "metric": metric}],
     }
-    _Pull(parse_config(document).single(), out, None, None, Clock(), spool).make()
+    _Pull(parse_config(document).single(), out, None, None, Clock(), spool=spool).make()
 
 
 @dataclass
 class _Pull(Job):
     """A build of spooled vectors, of which each has an id and a document already."""
 
-    spool: Spool
+    spool: Spool = field(kw_only=True)
 
     def _is_done(self, aside: Path) -> bool:
         self._clear(aside)  # it may be of another engine

@@ -1,6 +1,6 @@
-"""What has been read from an engine so far, on disk, so that a pull that was killed goes on.
+"""What has been read from an engine so far, on disk, so that a pull that was killed goes on, and by id.
 
-    vectors.npy      float32 (n, dim); its head says n when all is read
+    vectors.npy      float32 (n, dim), or codes; its head says n when all is read
     ids, ends        int64 (n,): the id of each row, and where its document ends
     documents        JSON, one after the other
     state.json       how much of these files counts, and where the engine is to go on
@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -21,7 +21,8 @@ from typing import IO, Any
 import numpy as np
 
 from cbir_faiss._lib.files import write_durably
-from cbir_faiss.types import Batch, Floats, Ids
+from cbir_faiss.base import Backend
+from cbir_faiss.types import Batch, Codes, Ids
 
 _EXAMPLES = 5
 
@@ -52,8 +53,12 @@ class _State:
 class Spool:
     """Rows in ``folder``: those of an earlier run if they have the same ``key``, else none."""
 
-    def __init__(self, folder: Path, key: str, dim: int) -> None:
-        self.folder, self._dim = folder, dim
+    def __init__(self, folder: Path, key: str, backend: Backend) -> None:
+        """For what ``backend`` holds, which is there: its floats or codes."""
+        binary, dim = backend.kind == "binary", int(backend.dim or 0)
+        self.folder, self._dtype = folder, np.dtype(np.uint8 if binary else np.float32)
+        self._width = dim // 8 if binary else dim
+        self._head = len(self._head_of(0))
         folder.mkdir(parents=True, exist_ok=True)
         self._state = self._stored(key) or _State(key)
         self._files: dict[str, IO[bytes]] = {}
@@ -87,9 +92,9 @@ class Spool:
         """The rows of ``batch``, durably, and what it left out."""
         texts = [json.dumps(payload).encode() for payload in batch.payload]
         ends = self._state.text + np.cumsum([len(text) for text in texts], dtype=np.int64)
-        self._write("vectors.npy", np.ascontiguousarray(batch.vectors, "<f4").tobytes())
-        self._write("ids", batch.ids.astype("<i8").tobytes())
-        self._write("ends", ends.astype("<i8").tobytes())
+        self._write("vectors.npy", np.ascontiguousarray(batch.vectors, self._dtype).tobytes())
+        self._write("ids", batch.ids.tobytes())
+        self._write("ends", ends.tobytes())
         self._write("documents", b"".join(texts))
         for key, reason in batch.left_out:
             self._leave_out(reason, [key])
@@ -98,10 +103,10 @@ class Spool:
         self._state.cursor = batch.cursor if batch.cursor is not None else int(batch.ids[-1])
         write_durably(self.folder / "state.json", json.dumps(asdict(self._state)).encode())
 
-    def read(self, rows: Ids) -> tuple[Ids, Floats, list[dict[str, Any]]]:
+    def read(self, rows: Ids) -> tuple[Ids, Codes, list[dict[str, Any]]]:
         """Ids, vectors and documents of some rows."""
         ids, ends = self._map("ids", np.int64), self._map("ends", np.int64)
-        vectors = self._map("vectors.npy", np.float32, len(_head(0, self._dim))).reshape(self.rows, self._dim)
+        vectors = self._map("vectors.npy", self._dtype, self._head).reshape(self.rows, self._width)
         text = self._map("documents", np.uint8)
         spans = zip(np.where(rows > 0, ends[rows - 1], 0).tolist(), ends[rows].tolist(), strict=True)
         return ids[rows], vectors[rows], [json.loads(bytes(text[start:end])) for start, end in spans]
@@ -119,7 +124,7 @@ class Spool:
         for name, file in self._files.items():
             if name == "vectors.npy":
                 file.seek(0)
-                file.write(_head(self.rows, self._dim))
+                file.write(self._head_of(self.rows))
             file.close()
         self._files = {}
 
@@ -136,7 +141,7 @@ class Spool:
 
     def _sizes(self, state: _State) -> dict[str, int]:
         rows = 8 * state.rows
-        vectors = len(_head(0, self._dim)) + 4 * self._dim * state.rows
+        vectors = self._head + self._dtype.itemsize * self._width * state.rows
         return {"vectors.npy": vectors, "ids": rows, "ends": rows, "documents": state.text}
 
     def _open(self) -> None:
@@ -145,7 +150,7 @@ class Spool:
             path.touch()
             self._files[name] = file = path.open("r+b")
             if name == "vectors.npy":
-                file.write(_head(0, self._dim))
+                file.write(self._head_of(0))
             file.truncate(size)
             file.seek(size)
 
@@ -161,9 +166,27 @@ class Spool:
     def _leave_out(self, reason: str, keys: Sequence[object]) -> None:
         self.left_out.setdefault(reason, LeftOut()).add([str(key) for key in keys])
 
+    def _head_of(self, rows: int) -> bytes:
+        """The head of the ``.npy`` file, as long for one number of rows as for another."""
+        head, descr = io.BytesIO(), np.lib.format.dtype_to_descr(self._dtype)
+        shape = (rows, self._width)
+        np.lib.format.write_array_header_1_0(head, {"descr": descr, "fortran_order": False, "shape": shape})
+        return head.getvalue()
 
-def _head(rows: int, dim: int) -> bytes:
-    """The head of an ``.npy`` file, as long for one number of rows as for another."""
-    head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)})
-    return head.getvalue()
+
+class InOrder:
+    """A backend that is read in the order of ids where it does not scroll so: its keys are texts. Uses ``folder``."""
+
+    def __init__(self, backend: Backend, folder: Path) -> None:
+        self._backend, self._folder = backend, folder
+        self.dim, self.kind, self.metric = backend.dim, backend.kind, backend.metric
+        self.count, self.search = backend.count, backend.search
+
+    def scroll(self, batch_size: int = 1000) -> Iterator[Batch]:
+        spool = Spool(self._folder, "", self._backend)
+        for batch in self._backend.scroll(batch_size):
+            spool.append(batch)
+        spool.close()
+        order = spool.order()
+        for start in range(0, len(order), batch_size):
+            yield Batch(*spool.read(order[start : start + batch_size]))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,16 @@ from cbir_faiss.backends import load_backend
 from cbir_faiss.backends.database import Database
 from cbir_faiss.base import Backend
 from cbir_faiss.base.registry import load
-from cbir_faiss.collection.transfer import Difference, Progress, Transferred, check_removal, compare, transfer
+from cbir_faiss.collection.spool import InOrder
+from cbir_faiss.collection.transfer import (
+    Difference,
+    OutOfOrder,
+    Progress,
+    Transferred,
+    check_removal,
+    compare,
+    transfer,
+)
 from cbir_faiss.errors import CbirError, Unsupported
 from cbir_faiss.storage.lock import writer_lock
 from cbir_faiss.storage.manifest import read_manifest
@@ -146,7 +156,11 @@ def difference(folder: Path, target: Target, *, progress: Progress | None = None
     with Store.open(folder) as store:
         local = Local(store)
         with target.opened(local.metric) as backend:
-            return compare(local, backend, progress=progress)
+            try:
+                return compare(local, backend, progress=progress)
+            except OutOfOrder:
+                with TemporaryDirectory(prefix="cbir-verify-") as place:
+                    return compare(local, InOrder(backend, Path(place)), progress=progress)
 
 
 def engine_difference(store: Store, *, progress: Progress | None = None) -> Difference | None:

@@ -30,8 +30,12 @@ _NO_POINT = 1e16
 """From here on JSON writes a float as it writes an integer, without a point."""
 
 
+class OutOfOrder(InputError):
+    """A side that does not scroll in the order of its ids."""
+
+
 class Stored(Protocol):
-    """What is read from: a ``Backend``, or a collection that is dressed as one. Scrolls in the order of ids."""
+    """What is read: a ``Backend``, or a collection that is dressed as one. Scrolls in the order of ids."""
 
     dim: int | None
     kind: Kind | None
@@ -39,9 +43,14 @@ class Stored(Protocol):
 
     def count(self) -> int: ...
     def scroll(self, batch_size: int = 1000) -> Iterator[Batch]: ...
+    def search(self, vectors: Codes, k: int = 10) -> Hits: ...
+
+
+class Source(Stored, Protocol):
+    """What is sent from."""
+
     def fetch(self, ids: Ids) -> Codes: ...
     def payload(self, ids: Ids) -> list[dict[str, Any]]: ...
-    def search(self, vectors: Codes, k: int = 10) -> Hits: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +101,7 @@ class Difference:
 
 
 def transfer(
-    source: Stored,
+    source: Source,
     target: Backend,
     *,
     keep_extra: bool = False,
@@ -147,10 +156,10 @@ class _Plan:
     extra: Ids
 
     @classmethod
-    def of_everything(cls, source: Stored) -> _Plan:
+    def of_everything(cls, source: Source) -> _Plan:
         return cls(source.count(), 0, None, np.empty(0, np.int64))
 
-    def parts(self, source: Stored, batch_size: int) -> Iterator[Part]:
+    def parts(self, source: Source, batch_size: int) -> Iterator[Part]:
         if self.send is None:
             for batch in _ordered(source.scroll(batch_size)):
                 yield batch.ids, batch.vectors, batch.payload
@@ -160,14 +169,14 @@ class _Plan:
             yield ids, source.fetch(ids), source.payload(ids)
 
 
-def _planned(source: Stored, target: Backend, progress: Progress | None) -> _Plan:
+def _planned(source: Source, target: Backend, progress: Progress | None) -> _Plan:
     found = compare(source, target, queries=0, progress=progress)
     changed = np.union1d(found.vectors, found.payload)
     return _Plan(len(found.missing), len(changed), np.union1d(found.missing, changed), found.extra)
 
 
 def _carried_out(
-    plan: _Plan, done: Transferred, source: Stored, target: Backend, batch_size: int, progress: Progress | None
+    plan: _Plan, done: Transferred, source: Source, target: Backend, batch_size: int, progress: Progress | None
 ) -> Transferred:
     assert source.dim is not None
     assert source.kind is not None
@@ -220,7 +229,7 @@ def compare(
 
     Raises:
         ConfigError: they hold vectors of different dimension, kind or metric.
-        InputError: one of them does not scroll in the order of its ids.
+        OutOfOrder: one of them does not scroll in the order of its ids.
     """
     if first.dim is not None and second.dim is not None:
         _same_shape(first, second)
@@ -273,7 +282,10 @@ def _ordered(batches: Iterator[Batch]) -> Iterator[Batch]:
     last = -1
     for batch in batches:
         if len(batch.ids) and (batch.ids[0] <= last or not bool((np.diff(batch.ids) > 0).all())):
-            raise InputError("one side does not scroll in the order of its ids")
+            raise OutOfOrder(
+                "one side does not scroll in the order of its ids, as a table with keys of text does not, or one with "
+                "an id twice: name a table of this package's own"
+            )
         if len(batch.ids):
             last = int(batch.ids[-1])
             yield batch

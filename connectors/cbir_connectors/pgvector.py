@@ -354,13 +354,12 @@ class Pgvector(Database):
             else self._rows(query, [str(last)], after=behind, n=limit)
         ):
             last = rows[-1][0]
-            reasons = [(str(key), "it has no vector" if v is None else self._keys.unusable(key)) for key, v, _ in rows]
-            usable = [row for row, (_, reason) in zip(rows, reasons, strict=True) if not reason]
+            filled = [row for row in rows if row[1] is not None]
             yield Batch(
-                np.array([self._keys.id(key) for key, _, _ in usable], np.int64),
-                self._vectors([vector for _, vector, _ in usable]),
-                [self._keys.labelled(key, parse_payload(text)) for key, _, text in usable],
-                [(key, reason) for key, reason in reasons if reason],
+                np.array([self._keys.id(key) for key, _, _ in filled], np.int64),
+                self._vectors([vector for _, vector, _ in filled]),
+                [self._keys.labelled(key, parse_payload(text)) for key, _, text in filled],
+                [(str(key), "it has no vector") for key, vector, _ in rows if vector is None],
                 last if isinstance(last, int) else str(last),
             )
 

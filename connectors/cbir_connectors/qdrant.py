@@ -218,21 +218,15 @@ class Qdrant(Database):
     def _pages(self, batch_size: int, last: Any) -> Iterator[Batch]:
         for page in self._target.scroll(batch_size, last):
             page = [point for point in page if str(point[0]) != str(last)]  # an offset is a key, and its point is read
-            reasons = [(str(key), self._unusable(key, vector)) for key, vector, _ in page]
-            points = [point for point, (_, reason) in zip(page, reasons, strict=True) if not reason]
+            points = [point for point in page if point[1] is not None]  # not every point has every named vector
             if page:
                 yield Batch(
                     np.array([self._keys.id(key) for key, _, _ in points], np.int64),
                     self._from_engine([vector for _, vector, _ in points]),
                     [self._keys.labelled(key, value) for key, _, value in points],
-                    [(key, reason) for key, reason in reasons if reason],
+                    [(str(k), f"it has no vector '{self.options.vector}'") for k, vector, _ in page if vector is None],
                     page[-1][0] if isinstance(page[-1][0], int) else str(page[-1][0]),
                 )
-
-    def _unusable(self, key: Any, vector: Any) -> str:
-        if vector is None:  # not every point has every named vector
-            return f"it has no vector '{self.options.vector}'"
-        return self._keys.unusable(key)
 
     def _retrieve(self, ids: Ids, *, vectors: bool = False, payload: bool = False) -> list[tuple[int, Any, Any]]:
         # np.unique: a point that is asked for twice comes back once
