@@ -15,6 +15,7 @@ from cbir_connectors.lancedb import Lancedb
 from cbir_connectors.pgvector import Pgvector
 from click.testing import CliRunner, Result
 
+from cbir_faiss.base.registry import make
 from cbir_faiss.cli import main
 from cbir_faiss.collection import Collection
 from cbir_faiss.collection.pull import pull
