@@ -85,7 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
         else:
-            self._answer(*self._served(parts[1], "/".join([self.command, *parts[2:]]), body))
+            name, rest = (parts[1], parts[2:]) if parts[0] == "collections" else ("", parts)
+            self._answer(*self._served(name, "/".join([self.command, *rest]), body))
 
     do_GET = do_PUT = do_POST = do_DELETE = do_PATCH = _handle
 
@@ -145,7 +146,13 @@ def _delete(engine: QdrantClient, name: str, body: bytes) -> Any:
     return _json(engine.delete(name, models.PointIdsList.model_validate_json(body)))
 
 
+def _switch(engine: QdrantClient, _: str, body: bytes) -> bool:
+    return engine.update_collection_aliases(models.ChangeAliasesOperation.model_validate_json(body).actions)
+
+
 _CALLS: dict[str, Any] = {
+    "GET/aliases": lambda engine, *_: _json(engine.get_aliases()),
+    "POST": _switch,
     "GET/exists": lambda engine, name, _: {"exists": engine.collection_exists(name)},
     "GET": lambda engine, name, _: _json(engine.get_collection(name)),
     "PUT": _create,

@@ -17,7 +17,7 @@ import numpy as np
 from cbir_faiss.base import Backend
 from cbir_faiss.base.filters import Where
 from cbir_faiss.base.options import need
-from cbir_faiss.errors import BackendError, CbirError, ConfigError, MissingDependency, UnknownId
+from cbir_faiss.errors import BackendError, CbirError, ConfigError, MissingDependency, UnknownId, Unsupported
 from cbir_faiss.types import MISSING_ID, Codes, Hits, Ids, Kind, Metric, Payload, RangeHits, missing_hits
 
 _LONGEST_REASON = 300
@@ -85,6 +85,20 @@ class Database(Backend):
         if stored is not None:
             self._drop()
         self._make(wanted)
+
+    # -- exchanged for another
+
+    def standby(self) -> dict[str, Any]:
+        """Options of the place beside this one that ``swap`` brings here. Nobody else reads or writes there.
+
+        Raises:
+            Unsupported: the engine cannot exchange two names in one step.
+        """
+        raise Unsupported(f"{self._place()}: backend '{self.name}' cannot switch names in one step: leave --swap out")
+
+    def swap(self) -> None:
+        """In one step, what is at ``standby`` is found here, and what was here is at ``standby``."""
+        raise Unsupported(f"{self._place()}: backend '{self.name}' cannot switch names in one step: leave --swap out")
 
     def _exact_by_default(self) -> bool:
         """Whether a search without options compares with everything."""

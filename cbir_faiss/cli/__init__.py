@@ -33,8 +33,8 @@ _COMMANDS = {
         "verify": "Read every byte of the collection FOLDER and say which files are not as they were written.",
     },
     "engines": {
-        "push": "Store the collection FOLDER in an engine: codes (or floats), ids and payload.",
-        "pull": "Copy the vectors and payload that an engine holds into a local collection.",
+        "push": "Make an engine hold what the collection FOLDER holds: codes (or floats), ids and payload.",
+        "pull": "Copy the vectors and payload that an engine holds into a local collection, under the same ids.",
     },
     "plugins": {"plugins": "Every installed plugin and its options."},
 }

@@ -69,7 +69,7 @@ def build(config: Config, out: Path, *, cache: Path | None, progress: Progress |
         CbirError: ``out`` exists and is something else, another build is writing it, or it cannot be written.
     """
     config, clock = config.single(), Clock()
-    job = _Job(config, out, cache, progress, clock)
+    job = Job(config, out, cache, progress, clock)
     exists = out.exists() and not (out.is_dir() and not any(out.iterdir()))
     report = job.update() if exists else job.make()
     report.seconds = clock.total()
@@ -79,7 +79,7 @@ def build(config: Config, out: Path, *, cache: Path | None, progress: Progress |
 
 
 @dataclass
-class _Job:
+class Job:
     """One call of ``build``."""
 
     config: Config
@@ -110,10 +110,13 @@ class _Job:
         """Whether a build that was killed had only to be renamed. What else it left is removed."""
         if (aside / CURRENT).exists() and read_manifest(aside).config == _plain(self.config):
             return True
+        self._clear(aside)
+        return False
+
+    def _clear(self, aside: Path) -> None:
         for left in aside.iterdir():
             if left.name != "LOCK":
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-        return False
 
     def _make_into(self, folder: Path) -> BuildReport:
         self._check()  # fails now where the parts do not go together, not hours later
