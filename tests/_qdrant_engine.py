@@ -39,8 +39,7 @@ class Engine:
         self.aliases: dict[str, str] = {}
 
     def close(self) -> None:
-        for collection in self.collections.values():
-            collection.shard.close()
+        self.collections = {}  # let go, not closed: that would flush what is removed now
         self._folder.cleanup()
 
     def find(self, name: str) -> Collection | None:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import FunctionType
 
 import numpy as np
 import pytest
 from _plugins import installed
 from _readme import blocks, run_pytest
+from cbir_connectors.lancedb import Lancedb
+from cbir_connectors.pgvector import Pgvector
+from cbir_connectors.qdrant import Qdrant
+from cbir_connectors.usearch import Usearch
 from click.testing import CliRunner
 
 from cbir_faiss.backends.database import Database
+from cbir_faiss.base import Backend
+from cbir_faiss.base.plugin import Plugin
 from cbir_faiss.cli import main
 
 CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -58,4 +65,12 @@ def test_the_connector_in_the_readme_is_compared(tmp_path: Path, monkeypatch: py
 def test_contributing_names_everything_to_write() -> None:
     (step,) = re.findall(r"1\. \*\*The module\*\*(.*?)2\. \*\*The entry point", CONTRIBUTING, re.DOTALL)
     named = set(re.findall(r"`(\w+)`", step))
-    assert {*Database.__abstractmethods__, "scoped"} <= named
+    assert Database.__abstractmethods__ <= named
+    written = {name for plugin in (Lancedb, Pgvector, Qdrant, Usearch) for name in vars(plugin)}
+    assert {
+        name for base in (Database, Backend, Plugin) for name in vars(base) if _is_hook(base, name)
+    } & written <= named
+
+
+def _is_hook(base: type, name: str) -> bool:
+    return not name.startswith("__") and isinstance(vars(base)[name], FunctionType | classmethod | property)
