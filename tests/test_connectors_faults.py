@@ -330,6 +330,15 @@ def test_whatever_qdrant_answers_is_one_line(
     assert caught.value.__cause__ is not None
 
 
+@pytest.mark.parametrize("status", [401, 500, "hang up"])
+def test_opening_what_qdrant_does_not_let_be_opened(status: Any) -> None:
+    with QdrantServer() as server:
+        server.faults = [Fault(status, on="read", times=100)]
+        with pytest.raises(BackendError, match="cannot be opened") as caught:
+            Qdrant(url=server.url, retries=0)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize("call", ["search", "upsert"])
 def test_qdrant_says_nothing(call: str, served: tuple[QdrantServer, Qdrant]) -> None:
     server, backend = served

@@ -128,6 +128,22 @@ class Searching(BackendTests):
                 except AssertionError as error:
                     raise AssertionError(f"filter {where!r}, k={k}: {error}") from error
 
+    def test_large_filters(self, filled: Backend, case: Case) -> None:
+        """Troubleshooting: bind values, never paste them; what an engine cannot take goes by ``search_filtered``."""
+        if filled.capabilities.filter == "refused":
+            pytest.skip("no filters")
+        deep: dict[str, Any] = {"label": "cat"}
+        for _ in range(70):
+            deep = {"not": deep}
+        wheres: list[tuple[Any, set[int]]] = [
+            (deep, {0, 2}),
+            ({"year": {"in": list(range(1200, 2400))}}, {0, 1, 3, 4}),
+            ({"label": {"in": [f"no {n}" for n in range(1200)] + ["cat"]}}, {0, 2}),
+        ]
+        for where, rows in wheres:
+            hits = self.find(filled, self.data(case)[:2], 9, where)
+            assert ids_of(hits) == set(self.ids()[list(rows)].tolist())
+
     def test_filter_after_changes(self, filled: Backend, case: Case) -> None:
         """Troubleshooting: whatever a filter remembers must learn of every upsert and delete."""
         if filled.capabilities.filter == "refused":
