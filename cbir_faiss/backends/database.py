@@ -102,7 +102,7 @@ class Database(Backend):
 
     def _exact_by_default(self) -> bool:
         """Whether a search without options compares with everything."""
-        return False
+        return type(self).exact
 
     def _declare(self, **attributes: Any) -> None:
         """Set what only this instance knows of ``exact``, ``capabilities``, …, which the class declares for all."""

@@ -30,6 +30,8 @@ class Capabilities:
     range: Support = "native"
     persist: Support = "native"
     vectors: Support = "native"
+    shared: Support = "native"
+    """An engine's own storage, open in several places at once, each of which finds what the others have flushed."""
 
 
 class Backend(Plugin):

@@ -290,6 +290,8 @@ def explain(error: BaseException) -> str:
     name = getattr(code(), "name", "") if callable(code) else ""
     if status in {401, 403} or name in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
         return f"the server refused the API key; it is read from {API_KEY}"
+    if status == 413:
+        return "the server refuses requests of this size; lower 'batch_size', or raise its limit"
     source = type(getattr(error, "source", error)).__name__
     if source in {"ConnectError"} or name == "UNAVAILABLE":
         return "no server answers at this address"

@@ -137,6 +137,8 @@ class Qdrant(Database):
         self._target: Target = EdgeTarget(chosen) if chosen.path is not None else ClientTarget(chosen)
         if chosen.url == MEMORY:
             self._declare(capabilities=Capabilities(persist="refused"))
+        if chosen.path is not None:
+            self._declare(capabilities=Capabilities(shared="refused"))
 
     def _exact_by_default(self) -> bool:
         return self.kind == "binary" or self.options.url == MEMORY
