@@ -502,7 +502,7 @@ def test_a_postgres_connection_is_cut_in_the_middle_of_a_push(postgres: Path, mo
     with psycopg.connect(admin._dsn, autocommit=True) as connection:
         allow(connection, postgres, "host all all 127.0.0.1/32 trust")
     monkeypatch.setenv("CBIR_PG_DSN", f"postgresql://postgres@127.0.0.1:{cable.port}/postgres")
-    backend = Pgvector(table="cut")
+    backend = Pgvector(table="cut", retries=0)
     data, ids = codes(5000, 256), np.arange(5000)
     backend.upsert(ids[:1000], data[:1000])
     cable.budget = 50_000

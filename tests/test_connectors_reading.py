@@ -76,6 +76,7 @@ def engines(postgres: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         Qdrant(path=str(folder / "edge")),
         Qdrant(url=":memory:"),
         Pgvector(path=str(postgres), table="filters"),
+        Lancedb(path=str(folder / "lance")),
         Usearch(),
     ]
     yield opened

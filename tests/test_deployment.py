@@ -24,6 +24,7 @@ from cbir_faiss.collection.sync import Target
 from cbir_faiss.comparison.run import run
 from cbir_faiss.config import load_config
 from cbir_faiss.errors import CbirError
+from cbir_faiss.storage.manifest import read_manifest
 
 
 def cbir(*arguments: object) -> Result:
@@ -89,6 +90,7 @@ def test_push_then_verify_against(place: list[str], codec: str, backend: str, ve
     assert "100.0%" in same.stdout
     assert "0 new, 0 changed" in cbir("push", collection, "--to", *place).stdout  # again: nothing is sent
     deployed = opened(place)
+    deployed.claim(read_manifest(collection).owner)
     assert deployed.count() == 300
     assert deployed.payload(np.array([7]))[0]["price"] == 7
     deployed.delete(np.array([3, 4]))
@@ -134,7 +136,7 @@ def test_a_faiss_file_is_pulled(vectors: Path, tmp_path: Path) -> None:
 def test_pull_refuses_what_it_cannot_take(vectors: Path, tmp_path: Path) -> None:
     collection = built(vectors, tmp_path / "c.cbir", "{name: lsh, bits: 64}", "{name: faiss-binary-flat}")
     assert cbir("push", collection, "--to", "lancedb", f"path={tmp_path}/lance").exit_code == 0
-    codes = cbir("pull", "lancedb", f"path={tmp_path}/lance", "--out", tmp_path / "p.cbir")
+    codes = cbir("pull", "lancedb", f"path={tmp_path}/lance", "table=c", "--out", tmp_path / "p.cbir")
     assert codes.exit_code == 1
     assert "binary codes" in codes.stderr
     assert cbir("pull", "lancedb", f"path={tmp_path}/none", "--out", tmp_path / "p.cbir").exit_code == 1
@@ -145,10 +147,11 @@ def test_pull_refuses_what_it_cannot_take(vectors: Path, tmp_path: Path) -> None
 
 
 def test_push_to_a_collection_of_another_width_is_refused(vectors: Path, tmp_path: Path) -> None:
-    short = built(vectors, tmp_path / "a.cbir", "{name: lsh, bits: 64}", "{name: faiss-binary-flat}")
+    short = cf.load_backend("lancedb", path=f"{tmp_path}/lance", table="t")
+    short.create(64, "binary")
+    short.close()
     long = built(vectors, tmp_path / "b.cbir", "{name: lsh, bits: 128}", "{name: faiss-binary-flat}")
-    assert cbir("push", short, "--to", "lancedb", f"path={tmp_path}/lance").exit_code == 0
-    refused = cbir("push", long, "--to", "lancedb", f"path={tmp_path}/lance")
+    refused = cbir("push", long, "--to", "lancedb", "--adopt", f"path={tmp_path}/lance", "table=t")
     assert refused.exit_code == 2
     assert len(refused.stderr.splitlines()) == 1
     assert "64" in refused.stderr

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 
@@ -20,16 +21,21 @@ from cbir_faiss.base.options import need
 from cbir_faiss.errors import BackendError, CbirError, ConfigError, MissingDependency, UnknownId, Unsupported
 from cbir_faiss.types import MISSING_ID, Codes, Hits, Ids, Kind, Metric, Payload, RangeHits, missing_hits
 
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
+"""Seconds before a call is tried again: at first, and at most unless the engine asks for more."""
 _LONGEST_REASON = 300
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What vectors a collection is made for."""
+    """What vectors a table is made for, and the id of the collection that it belongs to (None: nobody's)."""
 
     dim: int
     kind: Kind
     metric: Metric
+    owner: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         what = f"{self.dim}-bit codes" if self.kind == "binary" else f"vectors of {self.dim} dimensions"
@@ -40,12 +46,35 @@ class Database(Backend):
     """A backend whose engine keeps the data. An author gives ``_connect``, ``_stored``, ``_make`` and ``_drop``.
 
     Constructing it opens what is stored at the address in the options, if anything is. Its ``Options`` have
-    ``metric`` and ``overwrite``.
+    ``metric`` and ``overwrite``. With ``_adopt``, and ``owner`` in the ``Shape`` that is made and found, its tables
+    belong to collections; without, anybody writes to them.
     """
 
     accepts = frozenset({"float", "binary"})
     metrics = ("cosine", "l2", "ip", "hamming")
     own_storage: ClassVar[bool] = True
+    name_option: ClassVar[str | None] = None
+    """The option that names the table; None where an address holds one."""
+    longest_name: ClassVar[int] = 63
+
+    _owner: str | None = None
+    """Of the table that is there."""
+    _claimed: str | None = None
+    """The owner for whom this instance writes."""
+    _adopting = False
+
+    @classmethod
+    def scoped(cls, options: Mapping[str, Any], scope: str) -> dict[str, Any]:
+        if cls.name_option is None:
+            return super().scoped(options, scope)
+        name = options.get(cls.name_option, cls.Options.model_fields[cls.name_option].default)
+        return {**options, cls.name_option: scoped_name(name, scope, cls.longest_name), "overwrite": True}
+
+    @classmethod
+    def named(cls, options: Mapping[str, Any], name: str) -> dict[str, Any]:
+        if cls.name_option is None:
+            return dict(options)
+        return {cls.name_option: clean_name(name, cls.longest_name), **options}
 
     def _setup(self) -> None:
         self._connect()
@@ -65,26 +94,75 @@ class Database(Backend):
                 f"{self._place()} holds {stored}; leave 'metric' out or name another place",
                 path="metric",
             )
-        self.dim, self.kind, self.metric = stored.dim, stored.kind, stored.metric
+        self.dim, self.kind, self.metric, self._owner = stored.dim, stored.kind, stored.metric, stored.owner
         self._declare(exact=self._exact_by_default())
 
     def create(self, dim: int, kind: Kind) -> None:
-        before = self.dim, self.kind, self.metric
+        before = self.dim, self.kind, self.metric, self._owner
         try:
             super().create(dim, kind)
         except BaseException:
-            self.dim, self.kind, self.metric = before
+            self.dim, self.kind, self.metric, self._owner = before
             raise
         self._declare(exact=self._exact_by_default())
 
     def _create(self) -> None:
         wanted, stored = self._shape(), self._stored()
-        if stored is not None and not self.options.overwrite:
-            self._reuse(stored, wanted)
-            return
-        if stored is not None:
+        if stored is None:
+            self._check_shape(wanted)
+            self._make(wanted)
+        else:
+            self._owner = stored.owner
+            self._check_owner()
+            if not self.options.overwrite:
+                self._reuse(stored, wanted)
+                return
+            self._check_shape(wanted)
+            self._replace(wanted)
+        self._owner = wanted.owner
+
+    # -- whose it is
+
+    def claim(self, owner: str | None, *, adopt: bool = False) -> None:
+        self._claimed, self._adopting = owner, adopt
+        self._check_owner()
+
+    def upsert(self, ids: Ids, vectors: Codes, payload: Sequence[Payload] | None = None) -> None:
+        self._take_over()
+        super().upsert(ids, vectors, payload)
+
+    def delete(self, ids: Ids) -> None:
+        self._take_over()
+        super().delete(ids)
+
+    def remove(self) -> None:
+        self._check_owner()
+        if self._stored() is not None:
             self._drop()
-        self._make(wanted)
+        self.dim = self.kind = self.metric = self._owner = None
+
+    def _check_owner(self) -> None:
+        """Raises ConfigError where what is there is not for this instance to write to."""
+        keeps_owner = type(self)._adopt is not Database._adopt
+        if self.dim is None or not keeps_owner or self._owner == self._claimed:
+            return
+        if self._owner is not None:
+            whose = "another collection" if self._claimed else "a collection, which writes to it by 'push', 'add', …"
+            raise ConfigError(f"{self._place()} belongs to {whose}: name another place, or remove it there first")
+        if not self._adopting:
+            raise ConfigError(
+                f"{self._place()} is there and belongs to no collection: name another place, or take it over with "
+                "--adopt (adopt=True)"
+            )
+
+    def _take_over(self) -> None:
+        """Before a write: check, and make a table that is to be adopted the owner's."""
+        self._check_owner()
+        if self.dim is not None and self._claimed is not None and self._owner is None:
+            self._adopt(self._claimed)
+            self._owner = self._claimed
+
+    # -- how
 
     # -- exchanged for another
 
@@ -110,7 +188,7 @@ class Database(Backend):
             setattr(self, name, value)
 
     def _shape(self) -> Shape:
-        return Shape(cast("int", self.dim), cast("Kind", self.kind), cast("Metric", self.metric))
+        return Shape(cast("int", self.dim), cast("Kind", self.kind), cast("Metric", self.metric), self._claimed)
 
     def _reuse(self, stored: Shape, wanted: Shape) -> None:
         """An empty collection of the right shape will do; anything else might be someone's data."""
@@ -120,6 +198,9 @@ class Database(Backend):
             raise ConfigError(
                 f"{self._place()} already holds {items} items: upsert into it, name another place, or 'overwrite: true'"
             )
+        self._take_over()
+
+    # -- for authors
 
     @abstractmethod
     def _connect(self) -> None:
@@ -127,19 +208,30 @@ class Database(Backend):
 
     @abstractmethod
     def _stored(self) -> Shape | None:
-        """What the collection in the options is made for; None where there is no such collection."""
+        """What the table in the options is made for, and whose it is; None where there is no such table."""
 
     @abstractmethod
     def _make(self, shape: Shape) -> None:
-        """Make the collection, which does not exist."""
+        """Make the table, which does not exist, and note ``shape.owner`` in it."""
 
     @abstractmethod
     def _drop(self) -> None:
-        """Remove the collection, which exists."""
+        """Remove the table, which exists."""
+
+    def _check_shape(self, shape: Shape) -> None:
+        """Raise where it is known without trying that the engine cannot make such a table; nothing is touched yet."""
+
+    def _replace(self, shape: Shape) -> None:
+        """Make the table anew in place of the one that exists, which stays where that fails, if the engine can."""
+        self._drop()
+        self._make(shape)
+
+    def _adopt(self, owner: str) -> None:
+        """Note ``owner`` in the table, which exists. An engine that cannot keep it lets everybody write."""
 
     @abstractmethod
     def _place(self) -> str:
-        """The collection as messages name it, without secrets."""
+        """The table as messages name it, without secrets."""
 
 
 @contextmanager
@@ -157,6 +249,31 @@ def engine_errors(
         raise
     except Exception as error:
         raise BackendError(f"{doing}: {explain(error) or one_line(error, secrets)}") from error
+
+
+def retried(
+    call: Callable[[], Answer],
+    *,
+    retries: int,
+    transient: Callable[[Exception], bool],
+    asked: Callable[[Exception], float] = lambda _: 0.0,
+    patience: float = 60.0,
+) -> Answer:
+    """``call()``, tried again up to ``retries`` times with growing pauses, while its errors are ``transient``.
+
+    asked: seconds that an error's answer asks to wait (Retry-After). Where that is more than ``patience``, the error
+    is raised at once.
+    """
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            wait = asked(error)
+            if not retries or wait > patience or not transient(error):
+                raise
+        time.sleep(max(pause, wait))
+        retries, pause = retries - 1, min(2 * pause, LONGEST_PAUSE)
 
 
 def one_line(error: BaseException, secrets: Sequence[str] = ()) -> str:
@@ -247,12 +364,17 @@ def present(ids: Ids, found: Mapping[int, Any]) -> list[int]:
     return wanted
 
 
+def clean_name(name: str, longest: int) -> str:
+    """``name`` in letters that every engine takes, with a digest at its end where it would be too long."""
+    cleaned = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    if len(cleaned) <= longest:
+        return cleaned
+    return f"{cleaned[: longest - 9]}-{zlib.crc32(cleaned.encode()):08x}"
+
+
 def scoped_name(name: str, scope: str, longest: int) -> str:
-    """``name-scope`` in letters that every engine takes, with a digest at its end where it would be too long."""
-    joined = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{name}-{scope}")
-    if len(joined) <= longest:
-        return joined
-    return f"{joined[: longest - 9]}-{zlib.crc32(joined.encode()):08x}"
+    """``name-scope`` as ``clean_name`` cleans it."""
+    return clean_name(f"{name}-{scope}", longest)
 
 
 def batches(n: int, size: int) -> Iterator[slice]:

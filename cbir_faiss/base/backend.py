@@ -72,6 +72,11 @@ class Backend(Plugin):
         return moved
 
     @classmethod
+    def named(cls, options: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """``options`` with the table called after the collection ``name``, where they call it nothing."""
+        return dict(options)
+
+    @classmethod
     def kinds(cls, options: Mapping[str, Any]) -> frozenset[Kind]:
         """What a backend of these options takes: a comparison pairs it with the codecs of these kinds."""
         metric = options.get("metric")
@@ -94,6 +99,16 @@ class Backend(Plugin):
             )
         self.dim, self.kind, self.metric = dim, kind, metric
         self._create()
+
+    def claim(self, owner: str | None, *, adopt: bool = False) -> None:
+        """Write for the collection whose id is ``owner`` (None: for none) from here on.
+
+        Where the engine keeps to whom a table belongs, only its owner may write. One that belongs to nobody becomes the
+        collection's with its first write, if it is to ``adopt`` it. Elsewhere this does nothing.
+
+        Raises:
+            ConfigError: what is there belongs to another collection, or to nobody and is not to be adopted.
+        """
 
     def metric_for(self, kind: Kind) -> Metric:
         """The metric of an index of such vectors, with the options that this backend has.
@@ -120,6 +135,9 @@ class Backend(Plugin):
         """Take what ``save`` wrote. With ``mmap`` the codes stay in the file and the backend is read-only."""
         self._require("persist")
         self._restore(folder, mmap)
+
+    def remove(self) -> None:
+        """Remove the table that an engine keeps for this backend, if it is there; where there is none, do nothing."""
 
     def close(self) -> None:
         """Give back connections and files. Closing twice is no error."""

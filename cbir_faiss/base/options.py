@@ -6,6 +6,7 @@ import difflib
 import importlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -15,6 +16,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from cbir_faiss.errors import ConfigError, MissingDependency
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
 
 class Options(BaseModel):
     """Typed options of a plugin: unknown keys are refused, nothing is coerced, nothing changes afterwards."""
@@ -23,7 +26,12 @@ class Options(BaseModel):
 
 
 def resolve_path(value: str | Path, info: ValidationInfo) -> Path:
-    """``value`` relative to the folder of the config it stands in; unchanged where it stands in none."""
+    """``value`` relative to the folder of the config it stands in; unchanged where it stands in none.
+
+    An address, of which a Path has only one slash left, is refused: it would become a folder of that name.
+    """
+    if _ADDRESS.match(str(value)):
+        raise ValueError(f"'{value}' is an address, not a folder or file of this machine")
     folder = (info.context or {}).get("folder", "")
     return Path(os.path.normpath(Path(folder, value).expanduser()))
 

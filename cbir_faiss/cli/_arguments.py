@@ -11,6 +11,10 @@ config_argument = click.argument("config", type=click.Path(exists=True, dir_okay
 folder_argument = click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 engine_options = click.argument("options", nargs=-1, metavar="[KEY=VALUE]...")
 
+adopt_option = click.option(
+    "--adopt", is_flag=True, help="Take over a table in the engine that belongs to no collection."
+)
+
 
 def key_values(words: tuple[str, ...]) -> dict[str, Any]:
     """``key=value`` words as options; values are read as YAML reads them: numbers, true, lists, else text."""

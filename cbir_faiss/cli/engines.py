@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cbir_faiss.cli._arguments import engine_options, folder_argument, key_values
+from cbir_faiss.cli._arguments import adopt_option, engine_options, folder_argument, key_values
 from cbir_faiss.cli.printing import Bar, aside, say
 
 
@@ -19,9 +19,17 @@ from cbir_faiss.cli.printing import Bar, aside, say
 @click.option("--keep-extra", is_flag=True, help="Leave items there that the collection does not have.")
 @click.option("--swap", is_flag=True, help="Store beside what is there, then switch the names in one step.")
 @click.option("--yes", is_flag=True, help="Remove even more than half of what is there.")
+@adopt_option
 @engine_options
 def push(
-    folder: Path, name: str, dry_run: bool, keep_extra: bool, swap: bool, yes: bool, options: tuple[str, ...]
+    folder: Path,
+    name: str,
+    dry_run: bool,
+    keep_extra: bool,
+    swap: bool,
+    yes: bool,
+    adopt: bool,
+    options: tuple[str, ...],
 ) -> None:
     """Make an engine hold what the collection FOLDER holds: codes (or floats), ids and payload.
 
@@ -44,6 +52,7 @@ def push(
             remove_most=yes,
             dry_run=dry_run,
             swap=swap,
+            adopt=adopt,
             progress=bar.progress,
         )
     what = f"{done.new:,} new, {done.changed:,} changed, {done.removed:,} removed"

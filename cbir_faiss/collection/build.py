@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import resource
+import secrets
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from cbir_faiss.storage.manifest import (
     PluginEntry,
     SegmentEntry,
     index_facts,
+    name_of,
     read_manifest,
 )
 from cbir_faiss.storage.store import Store
@@ -61,15 +63,19 @@ class BuildReport:
         return {**vars(self), "failed": [failure.as_dict() for failure in self.failed]}
 
 
-def build(config: Config, out: Path, *, cache: Path | None, progress: Progress | None = None) -> BuildReport:
+def build(
+    config: Config, out: Path, *, cache: Path | None, progress: Progress | None = None, adopt: bool = False
+) -> BuildReport:
     """Build the collection that ``config`` describes at ``out``; a finished one follows what its source has become.
+
+    ``adopt`` takes over a table in the engine that belongs to no collection.
 
     Raises:
         ConfigError: the config has more than one of something.
         CbirError: ``out`` exists and is something else, another build is writing it, or it cannot be written.
     """
     config, clock = config.single(), Clock()
-    job = Job(config, out, cache, progress, clock)
+    job = Job(config, out, cache, progress, clock, adopt)
     exists = out.exists() and not (out.is_dir() and not any(out.iterdir()))
     report = job.update() if exists else job.make()
     report.seconds = clock.total()
@@ -87,6 +93,8 @@ class Job:
     cache: Path | None
     progress: Progress | None
     clock: Clock
+    adopt: bool = False
+    owner: str = field(default_factory=lambda: secrets.token_hex(16))
 
     # -- from nothing
 
@@ -101,7 +109,8 @@ class Job:
             except Exception:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
-            open_replayed(aside).close()  # what fails from here on goes on from here when it is started again
+            # What fails from here on goes on from here when it is started again.
+            open_replayed(aside, adopt=self.adopt).close()
             aside.rename(self.out)
             sync(self.out.absolute().parent)
         return self.update() if done else report
@@ -139,7 +148,7 @@ class Job:
         return self._report(manifest, found, failed)
 
     def _check(self) -> None:
-        codec, backend, rescore = self.config.codecs[0], self.config.backends[0], self.config.rescore[0]
+        codec, backend, rescore = self.config.codecs[0], self._backend(), self.config.rescore[0]
         try:
             check_combination(codec, backend, rescore)
         except ConfigError as error:
@@ -147,8 +156,14 @@ class Job:
         made: Backend = backend.make()
         try:
             made.metric_for(codec.plugin().kind)
+            made.claim(self.owner, adopt=self.adopt)
         finally:
             made.close()
+
+    def _backend(self) -> Choice:
+        """The backend; a table that the config calls nothing is called as the collection is."""
+        choice = self.config.backends[0]
+        return replace(choice, options=choice.plugin().named(choice.options, name_of(self.out)))
 
     def _extract(self, source: Source, extractor: Extractor) -> Extraction:
         engine = self.config.engine
@@ -193,20 +208,22 @@ class Job:
     def _manifest(
         self, source: Source, extractor: Extractor, frozen: PluginEntry, fitted: Fitted, source_digest: str
     ) -> Manifest:
-        config, codec = self.config, fitted.codec
+        config, codec, backend = self.config, fitted.codec, self._backend()
         return Manifest(
             config=_plain(config),
             extractor=frozen,
             fingerprint=extractor.fingerprint(),
             codec=_entry(config.codecs[0]),
-            backend=_entry(config.backends[0]),
+            backend=_entry(backend),
             rescore=_entry(config.rescore[0]),
             embedding=fitted.embedding,
             dim=int(codec.dim or 0),
             bits=codec.bits,
             width=codec.width,
-            **index_facts(config.backends[0].make(), codec.kind, codec.width),
-            search=config.backends[0].searches[0],
+            **index_facts(backend.make(), codec.kind, codec.width),
+            search=backend.searches[0],
+            name=name_of(self.out),
+            owner=self.owner,
             next_id=0,
             root=_root(source),
             source_digest=source_digest,
@@ -248,7 +265,7 @@ class Job:
         source_digest = source.source_digest()
         if (manifest.source_digest, manifest.root, manifest.pending) == (source_digest, _root(source), None):
             return self._report(manifest, None, read_seen(self.out, manifest).failed)
-        with writer_lock(self.out), writing_to(self.out), open_replayed(self.out) as store:
+        with writer_lock(self.out), writing_to(self.out), open_replayed(self.out, adopt=self.adopt) as store:
             return self._follow(store, source, extractor, source_digest)
 
     def _follow(self, store: Store, source: Source, extractor: Extractor, source_digest: str) -> BuildReport:
@@ -279,7 +296,7 @@ class Job:
                 clock=self.clock,
             )
             change(store, delete=np.array(differs.delete, np.int64), blocks=blocks, conclude=conclude)
-            with open_replayed(self.out) as after:
+            with open_replayed(self.out, adopt=self.adopt) as after:
                 return self._report(after.manifest, found, failed)
 
     # -- for both

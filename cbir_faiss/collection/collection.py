@@ -62,20 +62,22 @@ class Collection:
         *,
         cache: Path | None = None,
         progress: Progress | None = None,
+        adopt: bool = False,
     ) -> Collection:
         """Build what ``config`` (a file, or a parsed config) describes at ``out``, and open it.
 
         Started again after being killed, it goes on where it was; on a finished collection it takes over what has
         changed in the source since, by path, size and time of change of the files.
 
-        ``cache`` is the folder of the embedding cache (default: the user's).
+        ``cache`` is the folder of the embedding cache (default: the user's). ``adopt`` takes over a table in the engine
+        that belongs to no collection.
         """
         from cbir_faiss.collection.build import build
         from cbir_faiss.config import load_config
         from cbir_faiss.pipeline.cache import default_cache
 
         parsed = load_config(config) if isinstance(config, str | Path) else config
-        report = build(parsed, Path(out), cache=cache or default_cache(), progress=progress)
+        report = build(parsed, Path(out), cache=cache or default_cache(), progress=progress, adopt=adopt)
         collection = cls.open(out)
         collection.report = report
         return collection
@@ -147,22 +149,31 @@ class Collection:
 
     # -- change
 
-    def add(self, paths: Iterable[str | Path], *, cache: Path | None = None, progress: Progress | None = None) -> Added:
+    def add(
+        self,
+        paths: Iterable[str | Path],
+        *,
+        cache: Path | None = None,
+        progress: Progress | None = None,
+        adopt: bool = False,
+    ) -> Added:
         """Add files, and all images below folders, in one transaction; a file that is there with another content is
         replaced, under a new id.
 
         A file below the folder that the collection was built from is named and labelled as a build would; any other
-        by its absolute path, with the first folder below a given folder as label.
+        by its absolute path, with the first folder below a given folder as label. ``adopt``: as in ``build``.
 
         Raises:
             InputError: a path that does not exist, or not one file that can be used. CbirError: another writer.
         """
         from cbir_faiss.pipeline.cache import default_cache
 
-        with self._writer() as writer:
+        with self._writer(adopt) as writer:
             return writer.add_files(self.extractor, paths, cache or default_cache(), progress)
 
-    def add_vectors(self, vectors: NDArray[Any], documents: Sequence[Mapping[str, Any]] | None = None) -> Ids:
+    def add_vectors(
+        self, vectors: NDArray[Any], documents: Sequence[Mapping[str, Any]] | None = None, *, adopt: bool = False
+    ) -> Ids:
         """Add embeddings float ``(n, dim)`` as they are, with a document each (path, label, anything else of JSON).
 
         Returns:
@@ -171,10 +182,10 @@ class Collection:
         Raises:
             InputError, DimensionMismatch: NaN, another width, or documents that do not fit. CbirError: another writer.
         """
-        with self._writer() as writer:
+        with self._writer(adopt) as writer:
             return writer.add_vectors(vectors, documents)
 
-    def delete(self, ids: Iterable[int] = (), *, where: Filter | None = None) -> int:
+    def delete(self, ids: Iterable[int] = (), *, where: Filter | None = None, adopt: bool = False) -> int:
         """Delete items by id, or all that a filter matches, in one transaction; returns how many.
 
         A later build brings back what its source still has, if it finds the source changed.
@@ -182,7 +193,7 @@ class Collection:
         Raises:
             UnknownId: an id that is not there; nothing is deleted then. CbirError: another writer.
         """
-        with self._writer() as writer:
+        with self._writer(adopt) as writer:
             return writer.delete(_as_ids(ids), where)
 
     # -- what it holds
@@ -267,11 +278,11 @@ class Collection:
     # -- how
 
     @contextmanager
-    def _writer(self) -> Iterator[Writer]:
+    def _writer(self, adopt: bool) -> Iterator[Writer]:
         """What makes changes; afterwards this collection is the generation that they made."""
         from cbir_faiss.collection.writing import Writer
 
-        writer = Writer(self._store)
+        writer = Writer(self._store, adopt)
         try:
             yield writer
         finally:

@@ -29,7 +29,7 @@ from cbir_faiss.collection.transfer import (
 )
 from cbir_faiss.errors import CbirError, Unsupported
 from cbir_faiss.storage.lock import writer_lock
-from cbir_faiss.storage.manifest import read_manifest
+from cbir_faiss.storage.manifest import name_of, read_manifest
 from cbir_faiss.storage.store import Store
 from cbir_faiss.types import Batch, Codes, Hits, Ids, Kind, Metric
 
@@ -40,6 +40,7 @@ class Local:
     def __init__(self, store: Store) -> None:
         self._store = store
         manifest = store.manifest
+        self.owner, self.name = manifest.owner, manifest.name or name_of(store.folder)
         self.dim: int | None = manifest.width
         self.kind: Kind | None = manifest.kind
         self.metric: Metric | None = manifest.metric
@@ -81,11 +82,12 @@ class Target:
     options: Mapping[str, Any]
 
     @contextmanager
-    def opened(self, metric: Metric | None = None) -> Iterator[Backend]:
+    def opened(self, metric: Metric | None = None, name: str | None = None) -> Iterator[Backend]:
         """The backend, closed afterwards; ``metric`` is what it is asked for where it takes one and the options do not
-        say."""
-        options = dict(self.options)
-        if metric is not None and "metric" in load("backends", self.name).Options.model_fields:
+        say, and ``name`` what its table is called then."""
+        plugin: Any = load("backends", self.name)
+        options = dict(self.options) if name is None else plugin.named(self.options, name)
+        if metric is not None and "metric" in plugin.Options.model_fields:
             options.setdefault("metric", metric)
         backend = load_backend(self.name, **options)
         try:
@@ -106,20 +108,24 @@ def push(
     remove_most: bool = False,
     dry_run: bool = False,
     swap: bool = False,
+    adopt: bool = False,
     progress: Progress | None = None,
 ) -> Transferred:
     """Make an engine hold what the collection at ``folder`` holds, under the same ids, documents as payload.
 
     Killed at any moment and started again, it goes on. swap: what is there stays as it is until everything is stored
-    beside it; then the two change places in one step. The others, and what is raised, are those of ``transfer``.
+    beside it; then the two change places in one step. adopt: take over a table that belongs to no collection. The
+    others, and what is raised, are those of ``transfer``.
 
     Raises:
         Unsupported: the engine keeps nothing when it is closed, or ``swap`` is asked of one that cannot.
+        ConfigError: the table is not this collection's.
     """
     with Store.open(folder) as store:
         local = Local(store)
-        with target.opened(local.metric) as live:
+        with target.opened(local.metric, local.name) as live:
             _check_keeps(live)
+            live.claim(local.owner, adopt=adopt)
             if swap and not dry_run:
                 return _exchange(local, live, target.name, remove_most=remove_most, progress=progress)
             return transfer(
@@ -142,6 +148,7 @@ def _exchange(local: Local, live: Backend, name: str, *, remove_most: bool, prog
     # What is at the standby may go; what is live may not shrink to less than half unasked.
     check_removal(live, live.count() - local.count(), live.count(), allowed=remove_most)
     with standby.opened(local.metric) as beside:
+        beside.claim(local.owner)
         if beside.dim not in (None, local.dim):
             assert local.dim is not None
             assert local.kind is not None
@@ -155,7 +162,7 @@ def difference(folder: Path, target: Target, *, progress: Progress | None = None
     """Where a deployed copy differs from the collection at ``folder``: ids, vectors, payload, nearest neighbours."""
     with Store.open(folder) as store:
         local = Local(store)
-        with target.opened(local.metric) as backend:
+        with target.opened(local.metric, local.name) as backend:
             try:
                 return compare(local, backend, progress=progress)
             except OutOfOrder:

@@ -44,10 +44,13 @@ class Added:
 
 
 class Writer:
-    """Makes changes; ``store`` is the generation that is open, and goes along with them."""
+    """Makes changes; ``store`` is the generation that is open, and goes along with them.
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    adopt: whether a table in the engine that belongs to nobody is taken over.
+    """
+
+    def __init__(self, store: Store, adopt: bool = False) -> None:
+        self.store, self._adopt = store, adopt
 
     def add_files(
         self, extractor: Extractor, paths: Iterable[str | Path], cache: Path, progress: Progress | None
@@ -110,7 +113,7 @@ class Writer:
     def _reopen(self) -> None:
         """Whoever writes starts from the current generation."""
         self.store.close()
-        self.store = open_replayed(self.store.folder)
+        self.store = open_replayed(self.store.folder, adopt=self._adopt)
 
     def _change(self, delete: Sequence[int], blocks: Iterable[Block]) -> None:
         with threads.phase("fit"):

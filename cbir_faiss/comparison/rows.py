@@ -11,7 +11,7 @@ import itertools
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from cbir_faiss.comparison.resident import ResidentMeter
 from cbir_faiss.comparison.split import Split
 from cbir_faiss.comparison.timing import ROUNDS, Others, Timed
 from cbir_faiss.config import Choice
-from cbir_faiss.errors import ConfigError
+from cbir_faiss.errors import CbirError, ConfigError
 from cbir_faiss.pipeline.fit import Fitted
 from cbir_faiss.pipeline.rules import check_combination
 from cbir_faiss.pipeline.search import Searcher
@@ -71,8 +71,18 @@ class _Comparison:
         self._pairs = pairs(plan)
         self._evaluate = Evaluator(split, plan.metrics)
         self._sample = sample_of(split)
+        self._places: list[tuple[Choice, dict[str, Any]]] = []
+        """Of engines that keep what they are given."""
 
     def run(self) -> tuple[list[Row], float | None]:
+        try:
+            return self._run()
+        finally:
+            for choice, options in self._places:
+                with suppress(CbirError), closing(choice.make(**options)) as backend:
+                    backend.remove()
+
+    def _run(self) -> tuple[list[Row], float | None]:
         measured: list[_Measured] = []
         try:
             for codec, group in itertools.groupby(self._pairs, key=lambda pair: pair[0]):
@@ -94,6 +104,8 @@ class _Comparison:
     def _rows_of(self, coded: Coded, choice: Choice) -> list[_Measured]:
         name = slug(self._split, coded.choice, choice)
         options = choice.plugin().scoped(choice.options, name)
+        if choice.plugin().own_storage:
+            self._places.append((choice, options))
         filled = Filled(self._split, coded, choice, options, self._scratch / name, self._plan.threads)
         found: list[_Measured] = []
         try:

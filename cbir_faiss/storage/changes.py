@@ -88,13 +88,19 @@ def publish(folder: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def open_replayed(folder: Path) -> Store:
-    """The current generation, after what the last one left to do; for those who hold the writer's lock."""
+def open_replayed(folder: Path, *, adopt: bool = False) -> Store:
+    """The current generation, after what the last one left to do; for those who hold the writer's lock.
+
+    Raises:
+        ConfigError: the engine's table is not this collection's, nor to be adopted. BackendError: the engine failed.
+    """
     store = Store.open(folder)
-    if store.manifest.pending is None:
+    if store.engine is None:
         return store
-    with store:
-        replay(store)
+    with store:  # which gives back an engine that may be open only once
+        store.engine.claim(store.manifest.owner, adopt=adopt)
+        if store.manifest.pending is not None:
+            replay(store)
     return Store.open(folder)
 
 

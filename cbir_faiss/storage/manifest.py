@@ -70,6 +70,8 @@ class Manifest(_Entry):
     kind, metric, trained: of the index: what it holds, what it ranks by, whether it learns from its items. Manifests
     of 0.1 do not say; ``read_manifest`` asks the backend then.
     search: options that every search of the index is given.
+    name, owner: what the collection was called when it was first built, and a random id that stays its own: tables that
+    it makes in engines are called and marked by them. Earlier manifests have none.
     root: the folder that the items' paths are relative to. source_digest: what the source said of itself when it was
     last looked through (``survey`` in 0.1); None where the collection was changed otherwise. seen: a file of what a
     build knows of files that no item tells: which failed, and why. pending: for the engine, see ``Pending``.
@@ -92,6 +94,8 @@ class Manifest(_Entry):
     metric: Metric | None = None
     trained: bool | None = None
     search: dict[str, Any] = Field(default_factory=dict)
+    name: str | None = None
+    owner: str | None = None
     next_id: int
     failed: int = 0
     root: str | None = None
@@ -105,6 +109,11 @@ class Manifest(_Entry):
     def items(self) -> int:
         """Items that a search can find."""
         return sum(segment.live_rows for segment in self.segments)
+
+
+def name_of(folder: Path) -> str:
+    """What the collection at ``folder`` is called."""
+    return folder.absolute().name.removesuffix(".cbir")
 
 
 def describe_files(folder: Path, names: list[str]) -> dict[str, FileEntry]:

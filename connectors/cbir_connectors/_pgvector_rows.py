@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,8 @@ from cbir_faiss.types import Codes, Ids, Payload
 
 _BEGIN = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _END = b"\xff\xff"
-_WHOLE_64_BITS = 19
 _to_json = json.JSONEncoder().encode  # json.dumps, without looking at its arguments for every row
+_TEXT_OR_LARGE = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.]*e\+[0-9]+')
 
 
 def encode(vectors: Codes, column: str) -> NDArray[np.void]:
@@ -58,17 +60,21 @@ def copy_rows(ids: Ids, vectors: Codes, column: str, payload: Sequence[Payload] 
     size, content = rows.dtype.itemsize, rows.tobytes()
     parts = [_BEGIN]
     for start, value in zip(range(0, len(content), size), payload, strict=True):
-        text = _to_json(dict(value)).encode()
+        text = _as_jsonb(value).encode()
         # jsonb: a version byte, then text
         parts += (content[start : start + size], (len(text) + 1).to_bytes(4, "big"), b"\x01", text)
     parts.append(_END)
     return b"".join(parts)
 
 
+def _as_jsonb(payload: Mapping[str, Any]) -> str:
+    """JSON from which jsonb keeps integers and floats apart: it would give 1e+300 back as 301 digits, an integer."""
+    text = _to_json(dict(payload))
+    if "e+" not in text:
+        return text
+    return _TEXT_OR_LARGE.sub(lambda found: found[0] if found[0][0] == '"' else f"{Decimal(found[0]):f}.0", text)
+
+
 def parse_payload(text: str | None) -> dict[str, Any]:
-    """A payload as it was given: jsonb writes 1e300 as an integer of 301 digits, which no one stored as such."""
-    return dict(json.loads(text, parse_int=_integer)) if text else {}
-
-
-def _integer(digits: str) -> int | float:
-    return int(digits) if len(digits.lstrip("-")) <= _WHOLE_64_BITS else float(digits)
+    """A payload as it was given to ``copy_rows``."""
+    return dict(json.loads(text)) if text else {}

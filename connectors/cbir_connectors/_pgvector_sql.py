@@ -10,6 +10,8 @@ from cbir_faiss.base.filters import And, In, Not, Or, Range, Scalar, Where
 from cbir_faiss.errors import InputError
 
 _SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+_FEW = 32
+"""Values for which each has its own test, which an index can serve; a statement has at most 65,535 parameters."""
 
 
 def compile_where(where: Where, payload: Any, sql: Any) -> tuple[Any, list[str]]:
@@ -38,10 +40,22 @@ def _joined(parts: tuple[Where, ...], word: str, payload: Any, sql: Any) -> tupl
 def _in(where: In, payload: Any, sql: Any) -> tuple[Any, list[str]]:
     if not where.values:
         return sql.SQL("FALSE"), []
+    if len(where.values) > _FEW:
+        return _among(where, payload, sql)
     # Containment compares as filters do: 3 is 3.0, 1 is not true, and a GIN index on the payload serves it.
     one = sql.SQL("{payload} @> %s::jsonb").format(payload=payload)
     parameters = [_json(document) for value in where.values for document in ({where.key: value}, {where.key: [value]})]
     return sql.SQL(" OR ").join([one] * len(parameters)), parameters
+
+
+def _among(where: In, payload: Any, sql: Any) -> tuple[Any, list[str]]:
+    """The value, or an element of it, is looked up in one hashed list, whose numbers are equal as jsonb's are."""
+    value = sql.SQL("({} -> %s::text)").format(payload)
+    return sql.SQL(
+        "{payload} ? %s::text AND EXISTS (SELECT FROM jsonb_array_elements(CASE jsonb_typeof({value}) "
+        "WHEN 'array' THEN {value} ELSE jsonb_build_array({value}) END) AS one(element) "
+        "WHERE element IN (SELECT jsonb_array_elements(%s::jsonb) OFFSET 0))"
+    ).format(value=value, payload=payload), [*[where.key] * 4, _json(list(where.values))]
 
 
 def _range(where: Range, payload: Any, sql: Any) -> tuple[Any, list[str]]:
@@ -60,7 +74,7 @@ def _range(where: Range, payload: Any, sql: Any) -> tuple[Any, list[str]]:
     ]
 
 
-def _json(value: Mapping[str, Scalar | list[Scalar]]) -> str:
+def _json(value: Mapping[str, Scalar | list[Scalar]] | list[Scalar]) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError as error:

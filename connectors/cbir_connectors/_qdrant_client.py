@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
-from typing import Any, TypeVar
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from typing import Any
 
 from cbir_connectors._qdrant_filter import Dialect
 from cbir_connectors._qdrant_target import Point, Query, Scored, Upload, Vectors, named, pick
-from cbir_faiss.backends.database import engine_errors, need_version
+from cbir_faiss.backends.database import Answer, engine_errors, need_version, retried
 from cbir_faiss.errors import BackendError, Unsupported
 
 API_KEY = "CBIR_QDRANT_API_KEY"
 MEMORY = ":memory:"
 _ENCODINGS = {"binary": "one_bit", "binary-1.5": "one_and_half_bits", "binary-2": "two_bits"}
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0
+_OWNER = "cbir_owner"  # in the metadata of a collection
 _INDEXING_LIMIT = 24 * 3600.0
-_TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
-_TRANSIENT_RPC = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"}
-
-Answer = TypeVar("Answer")
+_BUSY_STATUS = {408, 429, 500, 502, 503, 504}
+_BUSY_RPC = {"RESOURCE_EXHAUSTED", "ABORTED"}
+_LOST_RPC = {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
 
 
 class ClientTarget:
-    """A collection behind ``qdrant_client``. Writes are retried with growing pauses: all of them are idempotent."""
+    """A collection behind ``qdrant_client``. Reads and writes are tried again: all of them can be done twice."""
 
     def __init__(self, options: Any) -> None:
         client: Any = need_version("qdrant_client", "qdrant-client", "qdrant", (1, 19))
@@ -38,6 +39,7 @@ class ClientTarget:
         self.local = options.url == MEMORY
         self.guard: Any = threading.RLock() if self.local else nullcontext()  # the local client is for one thread
         self.secret = os.environ.get(API_KEY, "")
+        self.shared = False
         with self._errors("cannot be opened"):
             if self.local:
                 self.client = client.QdrantClient(MEMORY)
@@ -55,16 +57,34 @@ class ClientTarget:
 
     def stored(self) -> Vectors | None:
         with self._errors("cannot be opened"):
-            if not self.client.collection_exists(self.name):
-                return None
-            params = self.client.get_collection(self.name).config.params.vectors
+            config = self._retry(self._config, busy)
+        if config is None:
+            return None
+        params = config.params.vectors
         vectors = params if isinstance(params, dict) else {"": params} if params else {}
+        self.shared = len(vectors) + len(config.params.sparse_vectors or {}) > 1
         found = pick(vectors, self.options.vector, self.place)
         if found.multivector_config is not None:
             raise Unsupported(f"{self.place}: several vectors an item cannot be used")
-        return Vectors(found.size, found.distance.value, found.datatype.value if found.datatype else "float32")
+        datatype = found.datatype.value if found.datatype else "float32"
+        return Vectors(found.size, found.distance.value, datatype, (config.metadata or {}).get(_OWNER))
+
+    def _config(self) -> Any:
+        return self.client.get_collection(self.name).config if self.client.collection_exists(self.name) else None
 
     def make(self, vectors: Vectors, hnsw_m: int) -> None:
+        self._make(self.name, vectors, hnsw_m)
+        self.shared = False
+
+    def rehearse(self, vectors: Vectors, hnsw_m: int) -> None:
+        name = f"{self.name[:200]}.{secrets.token_hex(4)}"
+        try:
+            self._make(name, vectors, hnsw_m)
+        finally:
+            with suppress(Exception):  # what went wrong before is what is said
+                self.client.delete_collection(name)
+
+    def _make(self, name: str, vectors: Vectors, hnsw_m: int) -> None:
         chosen, models = self.options, self.models
         params = models.VectorParams(
             size=vectors.size,
@@ -74,7 +94,7 @@ class ClientTarget:
         )
         with self._errors("cannot be made"):
             self.client.create_collection(
-                self.name,
+                name,
                 vectors_config={chosen.vector: params} if chosen.vector else params,
                 shard_number=chosen.shard_number,
                 replication_factor=chosen.replication_factor,
@@ -86,10 +106,15 @@ class ClientTarget:
                 ),
                 optimizers_config=models.OptimizersConfigDiff(indexing_threshold=chosen.indexing_threshold),
                 quantization_config=self._quantization(),
+                metadata={_OWNER: vectors.owner} if vectors.owner else None,
             )
             if not self.local:  # the client's own storage has no indexes, and warns
                 for key, kind in chosen.payload_indexes.items():
-                    self.client.create_payload_index(self.name, key, models.PayloadSchemaType(kind))
+                    self.client.create_payload_index(name, key, models.PayloadSchemaType(kind))
+
+    def adopt(self, owner: str) -> None:
+        with self._errors("cannot be taken over"):
+            self._retry(lambda: self.client.update_collection(self.name, metadata={_OWNER: owner}))
 
     def _quantization(self) -> Any:
         chosen, models = self.options.quantization, self.models
@@ -164,10 +189,29 @@ class ClientTarget:
     def _send(self, upload: Upload) -> int:
         keys, vectors, payload = upload
         name = self.options.vector
+        if self.shared:
+            operations = self._beside(upload)
+            self._retry(lambda: self.client.batch_update_points(self.name, operations, wait=True))
+            return len(keys)
         batch = self.models.Batch(ids=keys, vectors={name: vectors} if name else vectors, payloads=payload)
         # wait: a server that has only queued a batch may still refuse it
         self._retry(lambda: self.client.upsert(self.name, batch, wait=True))
         return len(keys)
+
+    def _beside(self, upload: Upload) -> list[Any]:
+        """Points that are not there are stored whole; of the others, one vector and some payload keys are set."""
+        models, name, each = self.models, self.options.vector, list(zip(*upload, strict=True))
+        new = [models.PointStruct(id=key, vector={name: vector}, payload=value) for key, vector, value in each]
+        old = [models.PointVectors(id=key, vector={name: vector}) for key, vector, _ in each]
+        return [
+            models.UpsertOperation(upsert=models.PointsList(points=new, update_mode=models.UpdateMode.INSERT_ONLY)),
+            models.UpdateVectorsOperation(update_vectors=models.UpdateVectors(points=old)),
+            *(
+                models.SetPayloadOperation(set_payload=models.SetPayload(payload=value, points=[key]))
+                for key, _, value in each
+                if value
+            ),
+        ]
 
     @staticmethod
     def _stopped(done: int, items: int) -> str:
@@ -178,17 +222,14 @@ class ClientTarget:
         with self._errors("deleting failed"):
             self._retry(lambda: self.client.delete(self.name, selector, wait=True))
 
-    def _retry(self, call: Callable[[], Answer]) -> Answer:
-        pause = _FIRST_PAUSE
-        for _ in range(self.options.retries):
-            try:
-                return call()
-            except Exception as error:
-                if not transient(error):
-                    raise
-                time.sleep(max(pause, getattr(error, "retry_after_s", 0)))
-                pause = min(2 * pause, _LONGEST_PAUSE)
-        return call()
+    def _retry(self, call: Callable[[], Answer], transient: Callable[[Exception], bool] | None = None) -> Answer:
+        return retried(
+            call,
+            retries=self.options.retries,
+            transient=transient or busy_or_lost,
+            asked=asked,
+            patience=self.options.timeout,
+        )
 
     # -- reading
 
@@ -208,7 +249,7 @@ class ClientTarget:
             for vector in vectors
         ]
         with self._errors("searching failed"):
-            answers = self.client.query_batch_points(self.name, requests)
+            answers = self._retry(lambda: self.client.query_batch_points(self.name, requests))
         return [
             [(p.id, p.score, query.with_vectors and named(p.vector, name)) for p in answer.points] for answer in answers
         ]
@@ -221,15 +262,16 @@ class ClientTarget:
 
     def retrieve(self, keys: list[Any], *, vectors: bool, payload: bool) -> list[Point]:
         with self._errors("reading failed"):
-            records = self.client.retrieve(self.name, keys, with_payload=payload, with_vectors=vectors)
+            records = self._retry(
+                lambda: self.client.retrieve(self.name, keys, with_payload=payload, with_vectors=vectors)
+            )
         return [(r.id, named(r.vector, self.options.vector), r.payload) for r in records]
 
     def scroll(self, batch_size: int, offset: Any = None) -> Iterator[list[Point]]:
         while True:
             with self._errors("reading failed"):
-                records, offset = self.client.scroll(
-                    self.name, limit=batch_size, offset=offset, with_payload=True, with_vectors=True
-                )
+                ask = partial(self.client.scroll, self.name, limit=batch_size, offset=offset)
+                records, offset = self._retry(partial(ask, with_payload=True, with_vectors=True))
             if records:
                 yield [(r.id, named(r.vector, self.options.vector), r.payload) for r in records]
             if offset is None:
@@ -237,7 +279,7 @@ class ClientTarget:
 
     def count(self) -> int:
         with self._errors("counting failed"):
-            return int(self.client.count(self.name, exact=True).count)
+            return int(self._retry(lambda: self.client.count(self.name, exact=True)).count)
 
     # -- life
 
@@ -272,22 +314,36 @@ class ClientTarget:
             yield
 
 
-def transient(error: BaseException) -> bool:
-    """Whether the same call may succeed a little later."""
-    status = getattr(error, "status_code", None)
-    if status is not None:
-        return status in _TRANSIENT_STATUS
+def busy(error: BaseException) -> bool:
+    """Whether a server answered, and may do what it was asked a little later."""
+    # A bare QdrantException is the client's about a Retry-After that is a date.
+    exhausted = type(error).__name__ in {"ResourceExhaustedResponse", "QdrantException"}
+    return exhausted or getattr(error, "status_code", None) in _BUSY_STATUS or _rpc_code(error) in _BUSY_RPC
+
+
+def busy_or_lost(error: BaseException) -> bool:
+    """``busy``, or the connection to it was lost."""
+    return busy(error) or type(error).__name__ == "ResponseHandlingException" or _rpc_code(error) in _LOST_RPC
+
+
+def asked(error: BaseException) -> float:
+    """Seconds that the server asks to wait; 0 where it does not say, or says a date."""
+    told = getattr(error, "retry_after_s", None) or getattr(error, "headers", None) or 0
+    told = told.get("retry-after", 0) if hasattr(told, "get") else told
+    try:
+        return float(told)
+    except ValueError:
+        return 0.0
+
+
+def _rpc_code(error: BaseException) -> str:
     code = getattr(error, "code", None)
-    if callable(code):
-        return getattr(code(), "name", "") in _TRANSIENT_RPC
-    return type(error).__name__ in {"ResponseHandlingException", "ResourceExhaustedResponse"}
+    return str(getattr(code(), "name", "")) if callable(code) else ""
 
 
 def explain(error: BaseException) -> str:
     """What to do about the usual failures; '' where the client's own words must do."""
-    status = getattr(error, "status_code", None)
-    code = getattr(error, "code", None)
-    name = getattr(code(), "name", "") if callable(code) else ""
+    status, name = getattr(error, "status_code", None), _rpc_code(error)
     if status in {401, 403} or name in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
         return f"the server refused the API key; it is read from {API_KEY}"
     if status == 413:

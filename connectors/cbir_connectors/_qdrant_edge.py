@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cbir_connectors._qdrant_filter import Dialect, EdgeDialect
 from cbir_connectors._qdrant_target import Point, Query, Scored, Upload, Vectors, named, pick
+from cbir_faiss._lib.files import write_durably
 from cbir_faiss.backends.database import engine_errors, folder_bytes, need_version
 from cbir_faiss.errors import BackendError
 
 _CONFIG = "edge_config.json"
+_OWNER = "cbir.json"
 _QUERY_ENCODINGS = {
     "default": "Default",
     "binary": "Binary",
@@ -32,6 +36,7 @@ class EdgeTarget:
         self.options, self.path = options, Path(options.path)
         self.place = f"qdrant {options.path}"
         self.shard: Any = None
+        self.shared = False
         if (self.path / _CONFIG).exists():
             with engine_errors(f"{self.place} cannot be opened (is it open elsewhere?)"):
                 self.shard = self.edge.EdgeShard.load(str(self.path))
@@ -40,11 +45,29 @@ class EdgeTarget:
         if self.shard is None:
             return None
         with engine_errors(f"{self.place}: unreadable {_CONFIG}"):
-            vectors = json.loads((self.path / _CONFIG).read_text())["vectors"]
+            config = json.loads((self.path / _CONFIG).read_text())
+            vectors = config["vectors"]
+            marked = json.loads((self.path / _OWNER).read_text()) if (self.path / _OWNER).exists() else {}
+        self.shared = len(vectors) + len(config.get("sparse_vectors") or {}) > 1
         found = pick(vectors, self.options.vector, self.place)
-        return Vectors(int(found["size"]), str(found["distance"]), str(found.get("datatype") or "float32"))
+        datatype = str(found.get("datatype") or "float32")
+        return Vectors(int(found["size"]), str(found["distance"]), datatype, marked.get("owner"))
 
     def make(self, vectors: Vectors, hnsw_m: int) -> None:
+        if vectors.owner:
+            self.adopt(vectors.owner)
+        self.shard, self.shared = self._made(self.path, vectors, hnsw_m), False
+
+    def rehearse(self, vectors: Vectors, hnsw_m: int) -> None:
+        with tempfile.TemporaryDirectory(prefix="cbir-edge-") as folder:
+            self._made(Path(folder), vectors, hnsw_m).close()
+
+    def adopt(self, owner: str) -> None:
+        with engine_errors(f"{self.place} cannot be taken over"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_durably(self.path / _OWNER, json.dumps({"owner": owner}).encode())
+
+    def _made(self, path: Path, vectors: Vectors, hnsw_m: int) -> Any:
         chosen, edge = self.options, self.edge
         params = edge.EdgeVectorParams(
             size=vectors.size,
@@ -63,11 +86,12 @@ class EdgeTarget:
             optimizers=edge.EdgeOptimizersConfig(indexing_threshold=chosen.indexing_threshold),
         )
         with engine_errors(f"{self.place} cannot be made"):
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.shard = edge.EdgeShard.create(str(self.path), config)
+            path.mkdir(parents=True, exist_ok=True)
+            shard = edge.EdgeShard.create(str(path), config)
             for key, kind in chosen.payload_indexes.items():
                 schema = getattr(edge.PayloadSchemaType, kind.capitalize())
-                self.shard.update(edge.UpdateOperation.create_field_index(key, schema))
+                shard.update(edge.UpdateOperation.create_field_index(key, schema))
+            return shard
 
     def _quantization(self) -> Any:
         chosen, edge = self.options.quantization, self.edge
@@ -83,7 +107,10 @@ class EdgeTarget:
         self.close()
         for part in ("segments", "wal"):
             shutil.rmtree(self.path / part, ignore_errors=True)
-        (self.path / _CONFIG).unlink(missing_ok=True)
+        for name in (_CONFIG, _OWNER):
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it
+            self.path.rmdir()
 
     def upsert(self, items: int, uploads: Iterable[Upload]) -> None:
         edge, name, done = self.edge, self.options.vector, 0
@@ -93,8 +120,20 @@ class EdgeTarget:
                     edge.Point(key, {name: vector} if name else vector, value)
                     for key, vector, value in zip(keys, vectors, payload, strict=True)
                 ]
-                self._live.update(edge.UpdateOperation.upsert_points(points))
+                if self.shared:
+                    self._set_beside(points)
+                else:
+                    self._live.update(edge.UpdateOperation.upsert_points(points))
             done += len(keys)
+
+    def _set_beside(self, points: list[Any]) -> None:
+        """Points that are not there are stored whole; of the others, one vector and some payload keys are set."""
+        edge, live = self.edge, self._live
+        live.update(edge.UpdateOperation.upsert_points(points, update_mode=edge.UpdateMode.InsertOnly))
+        live.update(edge.UpdateOperation.update_vectors([edge.PointVectors(p.id, p.vector) for p in points]))
+        for point in points:
+            if point.payload:
+                live.update(edge.UpdateOperation.set_payload([point.id], point.payload))
 
     def delete(self, keys: list[Any]) -> None:
         with engine_errors(f"{self.place}: deleting failed"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from cbir_faiss.base.filters import And, In, Not, Or, Range, Scalar, Where
 
 _EXACT_FLOAT = 2**53
+_MOST_NUMBERS = 500
+_DEEPEST = 50  # a server reads JSON of 128 levels, two of which a filter in a filter takes
 
 
 class Untranslatable(Exception):
@@ -26,16 +27,18 @@ class Dialect:
         Raises:
             Untranslatable: it compares texts by order, or names a key that Qdrant's paths cannot spell.
         """
-        made = self._compile(where)
+        made = self._compile(where, _DEEPEST)
         return made if isinstance(made, self.models.Filter) else self.models.Filter(must=[made])
 
-    def _compile(self, where: Where) -> Any:
+    def _compile(self, where: Where, deepest: int) -> Any:
+        if not deepest:
+            raise Untranslatable("a filter is nested too deep")
         if isinstance(where, And):
-            return self.models.Filter(must=[self._compile(part) for part in where.parts])
+            return self.models.Filter(must=[self._compile(part, deepest - 1) for part in where.parts])
         if isinstance(where, Or):
-            return self.models.Filter(should=[self._compile(part) for part in where.parts])
+            return self.models.Filter(should=[self._compile(part, deepest - 1) for part in where.parts])
         if isinstance(where, Not):
-            return self.models.Filter(must_not=[self._compile(where.part)])
+            return self.models.Filter(must_not=[self._compile(where.part, deepest - 1)])
         if isinstance(where, In):
             return self._in(where)
         return self._range(where)
@@ -44,6 +47,8 @@ class Dialect:
         if not where.values:  # an empty `should` would match everything
             return self.nothing()
         key, texts = path(where.key), [value for value in where.values if isinstance(value, str)]
+        if len(where.values) - len(texts) > _MOST_NUMBERS:
+            raise Untranslatable("each number is a condition of its own, which every item is tested with")
         others = [self._equal(key, value) for value in where.values if not isinstance(value, str)]
         if texts:
             others.append(self.match(key, self.models.MatchAny(any=texts)))
@@ -62,8 +67,9 @@ class Dialect:
         return self.between(key, gte=value, lte=value)
 
     def _range(self, where: Range) -> Any:
-        if isinstance(where.bound, str) or not math.isfinite(where.bound):
-            raise Untranslatable("Qdrant orders finite numbers only")
+        # Its numbers are doubles here, between which large integers fall.
+        if isinstance(where.bound, str) or not abs(where.bound) < _EXACT_FLOAT:
+            raise Untranslatable("Qdrant orders numbers of 53 bits only")
         return self.between(path(where.key), **{where.op: where.bound})
 
     def match(self, key: str, match: Any) -> Any:

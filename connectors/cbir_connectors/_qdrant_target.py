@@ -19,11 +19,12 @@ Upload = tuple[list[Any], list[list[float]], list[dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """The vectors of a collection, in Qdrant's words."""
+    """The vectors of a collection, in Qdrant's words, and the id of the collection of ours that it belongs to."""
 
     size: int
     distance: str
     datatype: str
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +41,21 @@ class Query:
 
 
 class Target(Protocol):
-    """Every method raises BackendError with the client's error chained."""
+    """Every method raises BackendError with the client's error chained.
+
+    Where points hold vectors of other names too (``stored`` finds out), an upsert leaves those alone, and the payload
+    keys that it is not given.
+    """
 
     place: str
     dialect: Dialect
 
     def stored(self) -> Vectors | None: ...
     def make(self, vectors: Vectors, hnsw_m: int) -> None: ...
+    def rehearse(self, vectors: Vectors, hnsw_m: int) -> None:
+        """Make such a collection elsewhere and remove it again, to see whether it can be made."""
+
+    def adopt(self, owner: str) -> None: ...
     def drop(self) -> None: ...
     def upsert(self, items: int, uploads: Iterable[Upload]) -> None: ...
     def delete(self, keys: list[Any]) -> None: ...

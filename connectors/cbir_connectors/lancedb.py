@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Annotated, Any, Literal, cast
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field, StringConstraints
 
 from cbir_connectors._keys import Keys
+from cbir_connectors._lancedb_filter import compile_where, terms_of
 from cbir_faiss import base
 from cbir_faiss.backends.database import (
     Database,
@@ -20,8 +21,8 @@ from cbir_faiss.backends.database import (
     engine_errors,
     folder_bytes,
     need_version,
+    payload_of,
     present,
-    scoped_name,
 )
 from cbir_faiss.base import Capabilities
 from cbir_faiss.base.checks import directions, within
@@ -32,18 +33,23 @@ from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits
 
 _DISTANCES: dict[Metric, str] = {"l2": "l2", "ip": "dot", "cosine": "cosine", "hamming": "hamming"}
 _IDS_A_CALL = 5000
+_OWNER = b"cbir:owner"  # in the metadata of the column of ids
+_PRIMARY_KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
 class Lancedb(Database):
     """Exact search, or IVF with ``index: ivf_flat``, which ``flush`` builds when it is not there.
 
-    Its payload is one column of JSON text, so filters are applied here: payloads are read, and the search is confined
-    to the ids that match. A table that somebody else made is read with all its other columns as the payload.
+    Its payload is one column of JSON text. Beside it stands a column of terms, by which LanceDB filters where equality,
+    ``in``, ``and``, ``or`` and ``not`` are asked for. Other filters are applied here: payloads are read, and the search
+    is confined to the ids that match. A table that somebody else made has all its other columns as its payload.
     """
 
     name = "lancedb"
     capabilities = Capabilities(filter="emulated", range="emulated")
+    name_option = "table"
+    longest_name = 200
 
     class Options(base.Options):
         path: RelativePath = Field(description="folder of the database")
@@ -63,10 +69,6 @@ class Lancedb(Database):
 
     options: Options
 
-    @classmethod
-    def scoped(cls, options: Mapping[str, Any], scope: str) -> dict[str, Any]:
-        return {**options, "table": scoped_name(options.get("table", "cbir"), scope, 200), "overwrite": True}
-
     # -- life
 
     def _connect(self) -> None:
@@ -74,9 +76,10 @@ class Lancedb(Database):
         self._arrow: Any = need("pyarrow", "lancedb")
         self._keys = Keys()
         self._table: Any = None
-        self._ours, self._indexed = True, False
+        self._ours, self._indexed, self._has_terms = True, False, True
         with self._errors("cannot be opened"):
-            self._db: Any = lancedb.connect(self.options.path)
+            # Without the interval, a table is read as it was when it was opened, whoever writes to it since.
+            self._db: Any = lancedb.connect(self.options.path, read_consistency_interval=timedelta(0))
 
     def _stored(self) -> Shape | None:
         with self._errors("cannot be opened"):
@@ -90,29 +93,46 @@ class Lancedb(Database):
             if getattr(chosen, option) not in schema.names:
                 raise ConfigError(f"{self._place()} has no such column; it has {', '.join(schema.names)}", path=option)
         marked = json.loads((schema.metadata or {}).get(b"cbir", b"null"))
-        self._ours = marked is not None
+        self._ours, self._has_terms = marked is not None, self._terms_column in schema.names
+        owner = (schema.field(chosen.id_column).metadata or {}).get(_OWNER, b"").decode() or None
         vector = schema.field(chosen.vector_column).type
         if not self._arrow.types.is_fixed_size_list(vector):
             raise ConfigError(f"{self._place()}: '{chosen.vector_column}' is a {vector}, not a fixed-size list")
         if vector.value_type == self._arrow.uint8():
-            return Shape(vector.list_size * 8, "binary", "hamming")
-        return Shape(vector.list_size, "float", marked["metric"] if marked else self.options.metric or "cosine")
+            return Shape(vector.list_size * 8, "binary", "hamming", owner)
+        return Shape(vector.list_size, "float", marked["metric"] if marked else self.options.metric or "cosine", owner)
 
-    def _make(self, shape: Shape) -> None:
+    def _make(self, shape: Shape, mode: str = "create") -> None:
         arrow, chosen = self._arrow, self.options
         width = shape.dim // 8 if shape.kind == "binary" else shape.dim
         item = arrow.uint8() if shape.kind == "binary" else getattr(arrow, chosen.datatype)()
         schema = arrow.schema(
             [
-                (chosen.id_column, arrow.int64()),
+                # As a primary key it has LanceDB notice that two writers store one id, and do the second's work again.
+                arrow.field(
+                    chosen.id_column,
+                    arrow.int64(),
+                    nullable=False,
+                    metadata={**_PRIMARY_KEY, **({_OWNER: shape.owner} if shape.owner else {})},
+                ),
                 (chosen.vector_column, arrow.list_(item, width)),
                 (chosen.payload_column, arrow.string()),
+                (self._terms_column, arrow.string()),
             ],
             metadata={"cbir": json.dumps({"metric": shape.metric})},
         )
         with self._errors("cannot be made"):
-            self._table = self._db.create_table(chosen.table, schema=schema)
-        self._ours, self._indexed = True, False
+            self._table = self._db.create_table(chosen.table, schema=schema, mode=mode)
+        self._ours, self._indexed, self._has_terms = True, False, True
+
+    def _replace(self, shape: Shape) -> None:
+        self._make(shape, mode="overwrite")
+
+    def _adopt(self, owner: str) -> None:
+        if not self._ours:
+            raise self._foreign()
+        with self._errors("cannot be taken over"):
+            self._live.update_field_metadata({"path": self.options.id_column, "metadata": {_OWNER.decode(): owner}})
 
     def _drop(self) -> None:
         with self._errors("cannot be dropped"):
@@ -128,20 +148,21 @@ class Lancedb(Database):
 
     def _upsert(self, ids: Ids, vectors: Codes, payload: Sequence[Payload] | None) -> None:
         if not self._ours:
-            raise Unsupported(f"{self._place()} was made by another program: it can be read, not written")
+            raise self._foreign()
         arrow, schema = self._arrow, self._live.schema
-        texts = ["{}"] * len(ids) if payload is None else [json.dumps(dict(value)) for value in payload]
+        documents = payload_of(payload, slice(0, len(ids)))
         values = arrow.array(vectors.astype(self._dtype, copy=False).ravel())
-        rows = arrow.Table.from_arrays(
-            [arrow.array(ids), arrow.FixedSizeListArray.from_arrays(values, vectors.shape[1]), arrow.array(texts)],
-            schema=schema,
-        )
+        columns = [
+            arrow.array(ids),
+            arrow.FixedSizeListArray.from_arrays(values, vectors.shape[1]),
+            arrow.array([json.dumps(document) for document in documents]),
+        ]
+        if self._has_terms:
+            columns.append(arrow.array([terms_of(document) for document in documents]))
+        rows = arrow.Table.from_arrays(columns, schema=schema)
         with self._errors("nothing of this batch is stored"):
-            if self._live.count_rows() == 0:  # nothing to merge with
-                self._live.add(rows)
-            else:
-                merge = self._live.merge_insert(self.options.id_column)
-                merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+            merge = self._live.merge_insert(self.options.id_column)
+            merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
 
     def _flush(self) -> None:
         if self.dim is None:
@@ -158,7 +179,7 @@ class Lancedb(Database):
 
     def _delete(self, ids: Ids) -> None:
         if not self._ours:
-            raise Unsupported(f"{self._place()} was made by another program: it can be read, not written")
+            raise self._foreign()
         for some in batches(len(ids), _IDS_A_CALL):
             with self._errors("deleting failed"):
                 self._live.delete(self._among(ids[some]))
@@ -222,6 +243,10 @@ class Lancedb(Database):
         return directions(vectors) if self.metric == "cosine" and not self._ours else vectors
 
     @property
+    def _terms_column(self) -> str:
+        return f"{self.options.payload_column}_terms"
+
+    @property
     def _payload_columns(self) -> list[str]:
         if self._ours:
             return [self.options.payload_column]
@@ -256,10 +281,12 @@ class Lancedb(Database):
     def _search(self, vectors: Codes, k: int, where: Where | None, options: Any) -> Hits:
         hits, among = missing_hits(len(vectors), k), None
         if where is not None:
-            allowed = self._matching(where)
-            if not len(allowed):
-                return hits
-            among = self._among(allowed)
+            among, exact = compile_where(where, _quoted(self._terms_column)) if self._has_terms else (None, False)
+            if not exact:
+                allowed = self._matching(where, among)
+                if not len(allowed):
+                    return hits
+                among = self._among(allowed)
         for row, vector in enumerate(vectors):
             found = self._nearest(vector, k, among, options)
             ids = self._ids(found)
@@ -280,8 +307,9 @@ class Lancedb(Database):
                 query = query.bypass_vector_index()
             return (query.where(among, prefilter=True) if among else query).to_arrow()
 
-    def _matching(self, where: Where) -> Ids:
-        rows = self._select(self._payload_columns)
+    def _matching(self, where: Where, among: str | None) -> Ids:
+        """Ids that ``where`` matches, all of which pass the test ``among``."""
+        rows = self._select(self._payload_columns, among and f"({among})")
         pairs = zip(self._ids(rows), self._payloads(rows), strict=True)
         return np.array([i for i, payload in pairs if where.matches(payload)], np.int64)
 
@@ -305,6 +333,9 @@ class Lancedb(Database):
         if self._table is None:
             raise BackendError(f"{self._place()} is closed")
         return self._table
+
+    def _foreign(self) -> Unsupported:
+        return Unsupported(f"{self._place()} was made by another program: it can be read, not written")
 
     def _errors(self, doing: str) -> Any:
         return engine_errors(f"{self._place()}: {doing}")

@@ -1,7 +1,7 @@
 """PostgreSQL with pgvector: a server named by CBIR_PG_DSN, or one that this process starts in a folder (``path``).
 
-One table: id, vector and a jsonb payload. Its metric is kept in the table's comment. Codes are ``bit(n)``, compared by
-``<~>``, which counts differing bits.
+One table: id, vector and a jsonb payload. Its metric, and the collection that owns it, are kept in the table's comment.
+Codes are ``bit(n)``, compared by ``<~>``, which counts differing bits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -24,11 +24,13 @@ from cbir_connectors._pgvector_rows import copy_rows, decode, encode, parse_payl
 from cbir_connectors._pgvector_sql import compile_where
 from cbir_faiss import base
 from cbir_faiss.backends.database import (
+    Answer,
     Database,
     Shape,
     engine_errors,
     need_version,
     present,
+    retried,
     scoped_name,
     to_hits,
     to_range,
@@ -44,10 +46,12 @@ DSN = "CBIR_PG_DSN"
 _OPERATORS: dict[Metric, str] = {"l2": "<->", "ip": "<#>", "cosine": "<=>", "hamming": "<~>"}
 _OPCLASSES: dict[Metric, str] = {"l2": "l2_ops", "ip": "ip_ops", "cosine": "cosine_ops", "hamming": "hamming_ops"}
 _LONGEST_INDEXED = {"vector": 2000, "halfvec": 4000, "bit": 64_000}
+_LONGEST = {"vector": 16_000, "halfvec": 16_000, "bit": 83_886_080}
 _EF_SEARCH, _WIDEST = 40, 1000  # pgvector's default and limit of hnsw.ef_search
 _COLUMN = re.compile(r"(vector|halfvec|bit)\((\d+)\)")
 _OLDEST_PGVECTOR = (0, 8)
 _LONGEST_NAME, _STANDBY = 63, "standby"
+_AGAIN = {"40001", "40P01"}  # two writers met, and this one was to give way
 
 
 def _identifier(name: str) -> str:
@@ -69,6 +73,7 @@ class Pgvector(Database):
 
     name = "pgvector"
     capabilities = Capabilities()
+    name_option = "table"
 
     class Options(base.Options):
         path: RelativePath | None = Field(None, description="a folder: PostgreSQL is started there; None: CBIR_PG_DSN")
@@ -84,6 +89,7 @@ class Pgvector(Database):
         hnsw_m: int = Field(16, ge=2, le=100, description="links a node keeps")
         hnsw_ef_construct: int = Field(64, ge=4, le=1000, description="candidates while building, at least 2 * hnsw_m")
         timeout: float = Field(60, gt=0, description="seconds a statement may take")
+        retries: int = Field(4, ge=0, description="times a statement is tried again when the connection was lost")
 
         @model_validator(mode="after")
         def _graph(self) -> Pgvector.Options:
@@ -96,11 +102,6 @@ class Pgvector(Database):
         ef_search: int | None = Field(None, ge=1, le=1000, description="candidates that a search keeps; None: 40")
 
     options: Options
-
-    @classmethod
-    def scoped(cls, options: Mapping[str, Any], scope: str) -> dict[str, Any]:
-        # One server for all, also where it is embedded: each takes a second to start and 40 MB.
-        return {**options, "table": scoped_name(options.get("table", "cbir"), scope, _LONGEST_NAME), "overwrite": True}
 
     # -- life
 
@@ -116,7 +117,8 @@ class Pgvector(Database):
         self._host = self.options.path or f"{known.get('host', 'localhost')}/{known.get('dbname', '')}"
         self._secret = str(known.get("password") or "")
         try:
-            self._connected()
+            with self._errors("cannot be reached"):
+                self._connected()
         except BackendError:
             self.close()
             raise
@@ -139,18 +141,17 @@ class Pgvector(Database):
         """The connection, made anew when it was lost."""
         if self._connection is not None and not self._connection.closed:
             return self._connection
-        with self._errors("cannot be reached"):
-            connection = self._psycopg.connect(
-                self._dsn,
-                autocommit=True,
-                connect_timeout=max(2, round(self.options.timeout)),
-                application_name="cbir_faiss",
-            )
-            milliseconds = str(max(1, int(self.options.timeout * 1000)))
-            connection.execute("SELECT set_config('statement_timeout', %s, false)", [milliseconds])
-            self._connection = connection
-            if self._column:
-                self._register()
+        connection = self._psycopg.connect(
+            self._dsn,
+            autocommit=True,
+            connect_timeout=max(2, round(self.options.timeout)),
+            application_name="cbir_faiss",
+        )
+        milliseconds = str(max(1, int(self.options.timeout * 1000)))
+        connection.execute("SELECT set_config('statement_timeout', %s, false)", [milliseconds])
+        self._connection = connection
+        if self._column:
+            self._register()
         return connection
 
     def _stored(self) -> Shape | None:
@@ -182,14 +183,32 @@ class Pgvector(Database):
         return self._shape_of(int(found.group(2)))
 
     def _shape_of(self, width: int) -> Shape:
-        ((comment,),) = self._rows("SELECT obj_description(to_regclass(%s), 'pg_class')", [self._quoted()])
-        marked = _metric_in(comment)
+        noted = self._noted().get("cbir", {})
+        owner, marked = noted.get("owner"), next((m for m in _OPERATORS if m == noted.get("metric")), None)
         self._ours = marked is not None
         if self._column == "bit":
             if width % 8:
                 raise Unsupported(f"{self._place()}: codes of {width} bits; only multiples of 8 can be used")
-            return Shape(width, "binary", "hamming")
-        return Shape(width, "float", marked or self._indexed_metric() or self.options.metric or "cosine")
+            return Shape(width, "binary", "hamming", owner)
+        return Shape(width, "float", marked or self._indexed_metric() or self.options.metric or "cosine", owner)
+
+    def _noted(self) -> dict[str, Any]:
+        """The table's comment: ours is an object with the key ``cbir``; somebody else's is kept beside it."""
+        ((comment,),) = self._rows("SELECT obj_description(to_regclass(%s), 'pg_class')", [self._quoted()])
+        try:
+            noted = json.loads(comment or "{}")
+        except ValueError:
+            noted = None
+        if isinstance(noted, dict) and isinstance(noted.get("cbir", {}), dict):
+            return noted
+        return {"comment": comment}
+
+    def _adopt(self, owner: str) -> None:
+        noted = self._noted()
+        comment = json.dumps({**noted, "cbir": {**noted.get("cbir", {}), "owner": owner}})
+        self._execute(
+            "COMMENT ON TABLE {table} IS {text}", doing="cannot be taken over", text=self._sql.Literal(comment)
+        )
 
     def _indexed_metric(self) -> Metric | None:
         names = self._rows(
@@ -200,15 +219,23 @@ class Pgvector(Database):
         found = {name.split("_", 1)[1] for (name,) in names if name.startswith(("vector_", "halfvec_"))}
         return next((metric for metric, opclass in _OPCLASSES.items() if opclass in found), None)
 
-    def _make(self, shape: Shape) -> None:
-        column = "bit" if shape.kind == "binary" else {"float32": "vector", "float16": "halfvec"}[self.options.datatype]
+    def _check_shape(self, shape: Shape) -> None:
+        column = self._column_for(shape)
         if self.options.index == "hnsw" and shape.dim > _LONGEST_INDEXED[column]:
             raise ConfigError(f"pgvector indexes a {column} of at most {_LONGEST_INDEXED[column]}, not {shape.dim}")
-        with self._lock, self._errors("cannot be made"):
-            connection = self._connected()
+        if shape.dim > _LONGEST[column]:
+            raise ConfigError(f"pgvector stores a {column} of at most {_LONGEST[column]}, not {shape.dim}")
+
+    def _make(self, shape: Shape, *, instead: bool = False) -> None:
+        column = self._column_for(shape)
+        noted = {"metric": shape.metric, **({"owner": shape.owner} if shape.owner else {})}
+
+        def made(connection: Any) -> None:
             with connection.transaction():
                 connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
                 self._check_version()
+                if instead:
+                    connection.execute(self._format("DROP TABLE {table}"))
                 connection.execute(
                     self._format(
                         "CREATE TABLE {table} ({id} bigint PRIMARY KEY, {vector} {type} NOT NULL, "
@@ -216,10 +243,18 @@ class Pgvector(Database):
                         type=self._sql.SQL(f"{column}({int(shape.dim)})"),
                     )
                 )
-                comment = json.dumps({"cbir": {"metric": shape.metric}})
-                connection.execute(self._format("COMMENT ON TABLE {table} IS {text}", text=self._sql.Literal(comment)))
-            self._has_payload, self._id_type, self._ours, self._indexed = True, "bigint", True, False
-            self._use(column)
+                comment = self._sql.Literal(json.dumps({"cbir": noted}))
+                connection.execute(self._format("COMMENT ON TABLE {table} IS {text}", text=comment))
+
+        self._run("cannot be made", made)
+        self._has_payload, self._id_type, self._ours, self._indexed = True, "bigint", True, False
+        self._use(column)
+
+    def _replace(self, shape: Shape) -> None:
+        self._make(shape, instead=True)
+
+    def _column_for(self, shape: Shape) -> str:
+        return "bit" if shape.kind == "binary" else {"float32": "vector", "float16": "halfvec"}[self.options.datatype]
 
     def _check_version(self) -> None:
         ((version,),) = self._rows("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
@@ -263,13 +298,14 @@ class Pgvector(Database):
             raise Unsupported(f"{self._place()} has keys of type {self._id_type}: it can be read, not written")
         if not self._has_payload:
             raise Unsupported(f"{self._place()} has no jsonb column '{self.options.payload_column}': it is read-only")
-        rows = copy_rows(ids, vectors, self._column, payload)
-        with self._lock, self._errors("nothing of this batch is stored"):
-            connection = self._connected()
-            with connection.transaction():
-                self._store(connection, int(ids.min()), rows)
+        first, rows = int(ids.min()), copy_rows(ids, vectors, self._column, payload)
+        self._run("nothing of this batch is stored", lambda connection: self._store(connection, first, rows))
 
     def _store(self, connection: Any, first: int, rows: bytes) -> None:
+        with connection.transaction():
+            self._merge(connection, first, rows)
+
+    def _merge(self, connection: Any, first: int, rows: bytes) -> None:
         last = connection.execute(self._format("SELECT max({id}) FROM {table}")).fetchone()[0]
         if self._id_type == "bigint" and (last is None or first > last):
             try:
@@ -398,19 +434,22 @@ class Pgvector(Database):
             test=test,
             k=self._sql.Literal(k),
         )
-        values = encode(vectors, self._column)
-        with self._lock, self._errors("searching failed"):
-            connection = self._connected()
-            settings = self._settings(options, k, where is not None)
+        values = [_Value(value.tobytes()) for value in encode(vectors, self._column)]
+        settings = self._settings(options, k, where is not None)
+
+        def asked(connection: Any) -> list[Any]:
             # Settings are local to a transaction; without any, the two more round trips are saved.
             block = connection.transaction() if settings else nullcontext()
             with block, connection.cursor(binary=True) as cursor:
-                for setting, value in settings:
-                    cursor.execute("SELECT set_config(%s, %s, true)", [setting, value])
+                for setting in settings:
+                    cursor.execute("SELECT set_config(%s, %s, true)", setting)
                 answers = []
                 for value in values:
-                    cursor.execute(query, [_Value(value.tobytes()), *bound], prepare=True)
+                    cursor.execute(query, [value, *bound], prepare=True)
                     answers.append(cursor.fetchall())
+                return answers
+
+        answers = self._run("searching failed", asked)
         square = self.metric == "l2"
         return [[(self._keys.id(key), d * d if square else d) for key, d in rows] for rows in answers]
 
@@ -432,20 +471,40 @@ class Pgvector(Database):
 
     # -- SQL
 
+    def _run(self, doing: str, call: Callable[[Any], Answer]) -> Answer:
+        """``call(connection)``, again where the connection was lost: whatever is done here can be done twice."""
+        with self._lock, self._errors(doing):
+            return retried(
+                lambda: call(self._connected()),
+                retries=self.options.retries,
+                transient=self._transient,
+                patience=self.options.timeout,
+            )
+
+    def _transient(self, error: Exception) -> bool:
+        if getattr(error, "sqlstate", None) in _AGAIN:
+            return True
+        lost = self._connection is None or self._connection.closed
+        return lost and isinstance(error, self._psycopg.OperationalError)
+
     def _rows(self, query: str, parameters: Sequence[Any] = (), **parts: Any) -> list[tuple[Any, ...]]:
-        with self._lock, self._errors("reading failed"), self._connected().cursor(binary=True) as cursor:
-            cursor.execute(self._format(query, **parts), parameters)
-            return cast("list[tuple[Any, ...]]", cursor.fetchall())
+        def read(connection: Any) -> list[tuple[Any, ...]]:
+            with connection.cursor(binary=True) as cursor:
+                cursor.execute(self._format(query, **parts), parameters)
+                return cast("list[tuple[Any, ...]]", cursor.fetchall())
+
+        return self._run("reading failed", read)
 
     def _execute(
         self, query: str, parameters: Sequence[Any] = (), *, doing: str, patient: bool = False, **parts: Any
     ) -> None:
-        with self._lock, self._errors(doing):
-            connection = self._connected()
+        def execute(connection: Any) -> None:
             with connection.transaction():
                 if patient:  # building an index takes as long as it takes
                     connection.execute("SELECT set_config('statement_timeout', '0', true)")
                 connection.execute(self._format(query, **parts), parameters)
+
+        self._run(doing, execute)
 
     def _format(self, query: str, **parts: Any) -> Any:
         chosen, identifier = self.options, self._sql.Identifier
@@ -517,15 +576,6 @@ def _embedded(path: Path) -> Any:
     with engine_errors(f"pgvector {path}: PostgreSQL cannot be started"):
         path.parent.mkdir(parents=True, exist_ok=True)
         return pgserver.get_server(path).__enter__()
-
-
-def _metric_in(comment: str | None) -> Metric | None:
-    """The metric that ``_make`` noted in the table's comment; None where somebody else wrote the comment."""
-    try:
-        metric = json.loads(comment or "")["cbir"]["metric"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return cast("Metric", metric) if metric in _OPERATORS else None
 
 
 def _explain(error: BaseException) -> str:

@@ -28,7 +28,6 @@ from cbir_faiss.backends.database import (
     batches,
     payload_of,
     present,
-    scoped_name,
     search_filtered,
     to_hits,
     to_range,
@@ -36,10 +35,11 @@ from cbir_faiss.backends.database import (
 from cbir_faiss.base import Capabilities
 from cbir_faiss.base.filters import Where
 from cbir_faiss.base.options import RelativePath
-from cbir_faiss.errors import Unsupported
+from cbir_faiss.errors import ConfigError, Unsupported
 from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits
 
 SET_BIT = 255
+_LONGEST = 65_536
 _REQUEST_BYTES = 16_000_000
 """Target size of one upload request; a server refuses more than 32 MB unless it is told otherwise."""
 _JSON_BYTES = {"float": 20, "binary": 6}
@@ -66,6 +66,8 @@ class Qdrant(Database):
 
     name = "qdrant"
     capabilities = Capabilities()
+    name_option = "collection"
+    longest_name = 255
 
     class Options(base.Options):
         url: str | None = Field(None, description="a server, any node of a cluster, or ':memory:'")
@@ -97,7 +99,7 @@ class Qdrant(Database):
         batch_size: int = Field(1000, ge=1, description="items a request, fewer where they are long")
         parallel: int = Field(2, ge=1, le=64, description="requests under way at once while storing")
         timeout: float = Field(60, gt=0, description="seconds a request may take")
-        retries: int = Field(4, ge=0, description="times a failed write is tried again, with growing pauses")
+        retries: int = Field(4, ge=0, description="times a failed request is tried again, with growing pauses")
 
         @field_validator("url")
         @classmethod
@@ -124,10 +126,13 @@ class Qdrant(Database):
 
     @classmethod
     def scoped(cls, options: Mapping[str, Any], scope: str) -> dict[str, Any]:
-        own = {**options, "overwrite": True}
-        if options.get("path") is not None:
-            return {**own, "path": str(Path(options["path"], scope))}
-        return {**own, "collection": scoped_name(options.get("collection", "cbir"), scope, 255)}
+        if options.get("path") is None:
+            return super().scoped(options, scope)
+        return {**options, "path": str(Path(options["path"], scope)), "overwrite": True}
+
+    @classmethod
+    def named(cls, options: Mapping[str, Any], name: str) -> dict[str, Any]:
+        return super().named(options, name) if options.get("path") is None else dict(options)
 
     # -- life
 
@@ -148,17 +153,32 @@ class Qdrant(Database):
         if found is None:
             return None
         if found.distance == "Manhattan" and found.datatype == "uint8" and found.size % 8 == 0:
-            return Shape(found.size, "binary", "hamming")
+            return Shape(found.size, "binary", "hamming", found.owner)
         metric = next((m for m, d in _DISTANCES.items() if d == found.distance and m != "hamming"), None)
         if metric is None:
             raise Unsupported(f"{self._place()}: vectors under {found.distance} distance cannot be used")
-        return Shape(found.size, "float", metric)
+        return Shape(found.size, "float", metric, found.owner)
+
+    def _check_shape(self, shape: Shape) -> None:
+        if shape.dim > _LONGEST:
+            raise ConfigError(f"Qdrant stores vectors of at most {_LONGEST} values, not {shape.dim}")
 
     def _make(self, shape: Shape) -> None:
+        self._target.make(*self._plan(shape))
+
+    def _replace(self, shape: Shape) -> None:
+        self._target.rehearse(*self._plan(shape))
+        super()._replace(shape)
+
+    def _adopt(self, owner: str) -> None:
+        self._target.adopt(owner)
+
+    def _plan(self, shape: Shape) -> tuple[Vectors, int]:
+        """The vectors of such a collection, and how many links a node of its graph keeps."""
         datatype = "uint8" if shape.kind == "binary" else self.options.datatype
         # Codes are searched exactly unless the search asks otherwise, and building a graph takes most of a push.
         graph = self.options.hnsw_m if self.options.hnsw_m is not None else 0 if shape.kind == "binary" else 16
-        self._target.make(Vectors(shape.dim, _DISTANCES[shape.metric], datatype), graph)
+        return Vectors(shape.dim, _DISTANCES[shape.metric], datatype, shape.owner), graph
 
     def _drop(self) -> None:
         self._target.drop()
@@ -184,6 +204,11 @@ class Qdrant(Database):
     # -- content
 
     def _upsert(self, ids: Ids, vectors: Codes, payload: Sequence[Payload] | None) -> None:
+        for i, value in zip(ids.tolist(), payload or (), strict=False):
+            if _beyond_64_bits(value):
+                raise Unsupported(
+                    f"{self._place()}: the payload of id {i} holds an integer beyond 64 bits; give it as text"
+                )
         size = min(self.options.batch_size, self._rows_a_request())
         self._target.upsert(
             len(ids),
@@ -326,3 +351,12 @@ class Qdrant(Database):
 
     def disk_bytes(self) -> int | None:
         return self._target.disk_bytes()
+
+
+def _beyond_64_bits(value: Any) -> bool:
+    """Whether a payload holds an integer of which Qdrant would make a float."""
+    if isinstance(value, Mapping):
+        return any(map(_beyond_64_bits, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_beyond_64_bits, value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**64
