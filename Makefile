@@ -29,6 +29,9 @@ demo: $(VENV)/.demo  ## set up, compare raw and binary indexing on built-in data
 test: $(VENV)/.dev  ## set up and run the whole test suite
 	$(BIN)/python -m pytest
 
+servers: $(VENV)/.dev  ## the contract kit against Qdrant and PostgreSQL in Docker
+	connectors/test-servers.sh
+
 lint: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -41,4 +44,4 @@ format: $(VENV)/.dev  ## format and sort imports
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: help demo test lint check format
+.PHONY: help demo test servers lint check format

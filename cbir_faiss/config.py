@@ -18,9 +18,9 @@ from typing import Any, Literal, TypeVar, Union
 import yaml
 from pydantic import BaseModel, Field
 
-from cbir_faiss.base import Backend, Plugin
+from cbir_faiss.base import Backend
 from cbir_faiss.base.options import Options, parse_options
-from cbir_faiss.base.registry import Group, load
+from cbir_faiss.base.registry import Group, checked_options, load, section_name
 from cbir_faiss.errors import CbirError, ConfigError
 
 DEFAULT_EXTRACTORS = {"image": {"name": "compact"}, "vector": {"name": "vectors"}}
@@ -195,18 +195,15 @@ def parse_choice(group: Group, section: Mapping[str, Any], path: str, folder: st
 
 
 def _choices(group: Group, section: Mapping[str, Any], path: str, folder: str) -> Iterator[Choice]:
-    name = section.get("name")
-    if not isinstance(name, str):
-        raise ConfigError(
-            "is required: which plugin" if name is None else f"must be text, not {name!r}", path=f"{path}.name"
-        )
+    name = located(lambda: section_name(section), path)
     plugin = located(lambda: load(group, name), f"{path}.name")
     given = {key: value for key, value in section.items() if key != "name"}
     searches: tuple[dict[str, Any], ...] = ({},)
     if issubclass(plugin, Backend) and "search" in given:
         searches = _searches(plugin, given.pop("search"), f"{path}.search")
     for options, origin in located(lambda: list(_sweep(plugin.Options, given)), path):
-        yield Choice(group, name, _checked(plugin, options, origin, path, folder), searches)
+        checked = located(lambda o=options: checked_options(plugin, o, folder), path, origin)  # type: ignore[misc]
+        yield Choice(group, name, checked, searches)
 
 
 def _searches(plugin: type[Backend], given: Any, path: str) -> tuple[dict[str, Any], ...]:
@@ -217,14 +214,6 @@ def _searches(plugin: type[Backend], given: Any, path: str) -> tuple[dict[str, A
         located(lambda o=options: parse_options(plugin.SearchOptions, o), path, origin)  # type: ignore[misc]
         found.append(options)
     return tuple(found)
-
-
-def _checked(
-    plugin: type[Plugin], options: dict[str, Any], origin: Mapping[str, str], path: str, folder: str
-) -> dict[str, Any]:
-    parsed = located(lambda: parse_options(plugin.Options, options, folder=folder), path, origin)
-    dumped = parsed.model_dump(mode="json")
-    return {key: dumped[key] for key in options}
 
 
 def _sweep(model: type[BaseModel], given: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:

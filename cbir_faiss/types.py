@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,11 +80,17 @@ class RangeHits:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Stored items as a backend gives them back: ids ``(n,)``, their vectors or codes, and their payloads."""
+    """Stored items as a backend gives them back: ids ``(n,)``, their vectors or codes, and their payloads.
+
+    left_out: what was met among them and cannot be given back, as (key, reason); there may be nothing else. cursor:
+    what ``scroll`` goes on from behind this batch; None: its last id.
+    """
 
     ids: Ids
     vectors: Codes
     payload: list[dict[str, Any]]
+    left_out: Sequence[tuple[str, str]] = ()
+    cursor: int | str | None = None
 
 
 def missing_hits(n: int, k: int) -> Hits:

@@ -105,10 +105,10 @@ class TestUsearchHalf(BackendContract):
 
 
 class TestQdrantRest(Shared):
-    """The client over a real socket; the engine behind it is the client's own."""
+    """The client over a real socket, and Qdrant's own engine behind that."""
 
     plugin = Qdrant
-    options: ClassVar[dict[str, Any]] = {"url": "unused"}
+    options: ClassVar[dict[str, Any]] = {"url": "unused", "retries": 0}
     collection = "collection"
     cases = FIRST
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from _postgres import running_postgres
-from _qdrant_server import QdrantServer
+from _qdrant_server import Fault, QdrantServer
 from cbir_connectors.lancedb import Lancedb
 from cbir_connectors.pgvector import Pgvector
 from cbir_connectors.qdrant import Qdrant
@@ -273,15 +273,104 @@ def test_a_busy_qdrant_server_is_asked_again() -> None:
     with QdrantServer() as server:
         backend = Qdrant(url=server.url, batch_size=10, parallel=2, retries=2)
         backend.create(64, "binary")
-        server.failures = [503, 429]
+        server.faults = [Fault(503), Fault(429)]
         backend.upsert(np.arange(30), codes(30))
         assert backend.count() == 30
-        server.failures = [503]
+        server.faults = [Fault(503)]
         backend.delete(np.arange(10))
         assert backend.count() == 20
-        server.failures = [400]
+        server.faults = [Fault(400)]
         with pytest.raises(BackendError, match="storing stopped"):
             backend.upsert(np.arange(5), codes(5))
+        backend.close()
+
+
+READS: dict[str, Callable[[Backend], Any]] = {
+    "search": lambda backend: backend.search(codes(1), 3),
+    "range": lambda backend: backend.range_search(codes(1), 3),
+    "fetch": lambda backend: backend.fetch(np.arange(3)),
+    "payload": lambda backend: backend.payload(np.arange(3)),
+    "scroll": lambda backend: list(backend.scroll()),
+    "count": lambda backend: backend.count(),
+}
+WRITES: dict[str, Callable[[Backend], Any]] = {
+    "upsert": lambda backend: backend.upsert(np.arange(3), codes(3, seed=1)),
+    "delete": lambda backend: backend.delete(np.arange(3)),
+}
+CALLS = {**{name: ("read", call) for name, call in READS.items()}, **{n: ("write", call) for n, call in WRITES.items()}}
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[QdrantServer, Qdrant]]:
+    """A server, and a backend of it that holds 30 codes and asks nothing twice."""
+    with QdrantServer() as server:
+        backend = Qdrant(url=server.url, retries=0, timeout=1)
+        backend.upsert(np.arange(30), codes(30))
+        backend.flush()
+        yield server, backend
+        server.faults = []
+        assert backend.count() in (27, 30)
+        backend.close()
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(401, "API key"), (413, "batch_size"), (429, "retry later"), (500, "internal error"), ("hang up", "disconnected")],
+)
+def test_whatever_qdrant_answers_is_one_line(
+    status: Any, said: str, call: str, served: tuple[QdrantServer, Qdrant]
+) -> None:
+    server, backend = served
+    kind, run = CALLS[call]
+    server.faults = [Fault(status, on=kind, times=100, retry_after=1)]
+    with pytest.raises(BackendError, match=said) as caught:
+        run(backend)
+    assert len(str(caught.value).splitlines()) == 1
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("status", [401, 500, "hang up"])
+def test_opening_what_qdrant_does_not_let_be_opened(status: Any) -> None:
+    with QdrantServer() as server:
+        server.faults = [Fault(status, on="read", times=100)]
+        with pytest.raises(BackendError, match="cannot be opened") as caught:
+            Qdrant(url=server.url, retries=0)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("call", ["search", "upsert"])
+def test_qdrant_says_nothing(call: str, served: tuple[QdrantServer, Qdrant]) -> None:
+    server, backend = served
+    kind, run = CALLS[call]
+    server.faults = [Fault("silence", on=kind, times=100)]
+    with pytest.raises(BackendError, match="'timeout' seconds"):
+        run(backend)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_retry_after_is_waited_for(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with QdrantServer() as server:
+        backend = Qdrant(url=server.url, retries=2)
+        backend.upsert(np.arange(30), codes(30))
+        kind, run = CALLS[call]
+        server.faults = [Fault(429, on=kind, retry_after=7)]
+        waited: list[float] = []
+        monkeypatch.setattr(time, "sleep", waited.append)
+        run(backend)
+        assert waited == [7]
+        backend.close()
+
+
+@pytest.mark.parametrize("call", WRITES)
+def test_a_write_whose_answer_is_lost_is_repeated(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with QdrantServer() as server:
+        backend = Qdrant(url=server.url, retries=2)
+        backend.upsert(np.arange(30), codes(30))
+        server.faults = [Fault("hang up", done=True)]
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        WRITES[call](backend)
+        assert backend.count() == (30 if call == "upsert" else 27)
         backend.close()
 
 

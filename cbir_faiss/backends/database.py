@@ -18,7 +18,7 @@ import numpy as np
 from cbir_faiss.base import Backend
 from cbir_faiss.base.filters import Where
 from cbir_faiss.base.options import need
-from cbir_faiss.errors import BackendError, CbirError, ConfigError, MissingDependency, UnknownId
+from cbir_faiss.errors import BackendError, CbirError, ConfigError, MissingDependency, UnknownId, Unsupported
 from cbir_faiss.types import MISSING_ID, Batch, Codes, Hits, Ids, Kind, Metric, Payload, RangeHits, missing_hits
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
@@ -183,9 +183,23 @@ class Database(Backend):
         self._look()
         return super().scroll(batch_size)
 
+    # -- exchanged for another
+
+    def standby(self) -> dict[str, Any]:
+        """Options of the place beside this one that ``swap`` brings here. Nobody else reads or writes there.
+
+        Raises:
+            Unsupported: the engine cannot exchange two names in one step.
+        """
+        raise Unsupported(f"{self._place()}: backend '{self.name}' cannot switch names in one step: leave --swap out")
+
+    def swap(self) -> None:
+        """In one step, what is at ``standby`` is found here, and what was here is at ``standby``."""
+        raise Unsupported(f"{self._place()}: backend '{self.name}' cannot switch names in one step: leave --swap out")
+
     def _exact_by_default(self) -> bool:
         """Whether a search without options compares with everything."""
-        return False
+        return type(self).exact
 
     def _declare(self, **attributes: Any) -> None:
         """Set what only this instance knows of ``exact``, ``capabilities``, …, which the class declares for all."""

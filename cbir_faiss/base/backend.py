@@ -30,6 +30,8 @@ class Capabilities:
     range: Support = "native"
     persist: Support = "native"
     vectors: Support = "native"
+    shared: Support = "native"
+    """An engine's own storage, open in several places at once, each of which finds what the others have flushed."""
 
 
 class Backend(Plugin):
@@ -192,10 +194,12 @@ class Backend(Plugin):
         """Number of items that a search can find."""
         return self._count() if self.dim is not None else 0
 
-    def scroll(self, batch_size: int = 1000) -> Iterator[Batch]:
-        """Every stored item, in batches, in the order of ids."""
+    def scroll(self, batch_size: int = 1000, after: int | str | None = None) -> Iterator[Batch]:
+        """Every stored item, in batches, in the order of ids; what lies behind ``after``, the cursor of a batch."""
         self._require("vectors")
-        return self._scroll(batch_size) if self.dim is not None else iter(())
+        if self.dim is None:
+            return iter(())
+        return self._scroll(batch_size) if after is None else self._scroll_after(after, batch_size)
 
     # -- search
 
@@ -284,6 +288,12 @@ class Backend(Plugin):
     def _payload(self, ids: Ids) -> list[dict[str, Any]]: ...
     @abstractmethod
     def _scroll(self, batch_size: int) -> Iterator[Batch]: ...
+    def _scroll_after(self, after: Any, batch_size: int) -> Iterator[Batch]:
+        """``_scroll`` from behind a cursor; an engine that can begin there does not have to read what is before."""
+        for batch in self._scroll(batch_size):
+            if behind := int(np.count_nonzero(batch.ids > int(after))):
+                yield Batch(batch.ids[-behind:], batch.vectors[-behind:], batch.payload[-behind:], batch.left_out)
+
     def _save(self, folder: Path) -> None:
         raise Unsupported(f"backend '{self.name}' keeps its own storage; it has nothing to save")
 

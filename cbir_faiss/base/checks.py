@@ -74,12 +74,22 @@ def normalise(x: Floats, ids: Ids | None = None) -> Floats:
     Raises:
         InputError: a zero vector has no direction; the message names its id, or its row where ids are not known.
     """
-    norms = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
+    norms = _norms(x)
     if not norms.all():
         row = int(np.argmin(norms != 0))
         which = f"row {row}" if ids is None else f"id {int(ids[row])}"
         raise InputError(f"cosine of a zero vector is undefined ({which})")
     return cast("Floats", (x / norms[:, None]).astype(np.float32))
+
+
+def directions(x: Floats) -> Floats:
+    """As ``normalise``, but zero vectors stay zero: for what somebody else has stored and is only read."""
+    norms = _norms(x)
+    return cast("Floats", (x / np.where(norms, norms, 1)[:, None]).astype(np.float32))
+
+
+def _norms(x: Floats) -> NDArray[np.float64]:
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64)))
 
 
 def within(hits: Hits, radius: float) -> RangeHits:

@@ -104,10 +104,29 @@ def make_section(group: Group, section: Mapping[str, Any]) -> Any:
     return make(group, section["name"], **{key: value for key, value in section.items() if key != "name"})
 
 
-def _checked_section(group: Group, given: Mapping[str, Any], folder: str) -> dict[str, Any]:
+def section_name(given: Mapping[str, Any]) -> str:
+    """The plugin that a section names.
+
+    Raises:
+        ConfigError: it names none.
+    """
     name = given.get("name")
     if not isinstance(name, str):
         raise ConfigError("is required: which plugin" if name is None else f"must be text, not {name!r}", path="name")
+    return name
+
+
+def checked_options(plugin: type[Plugin], given: Mapping[str, Any], folder: str = "") -> dict[str, Any]:
+    """The given options as JSON would hold them, checked, their paths relative to ``folder``; no defaults added.
+
+    Raises:
+        ConfigError: an option that the plugin does not have, or a wrong value.
+    """
+    checked = parse_options(plugin.Options, given, folder=folder).model_dump(mode="json")
+    return {key: checked[key] for key in given}
+
+
+def _checked_section(group: Group, given: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    name = section_name(given)
     options = {key: value for key, value in given.items() if key != "name"}
-    checked = parse_options(load(group, name).Options, options, folder=folder).model_dump(mode="json")
-    return {"name": name, **{key: checked[key] for key in options}}
+    return {"name": name, **checked_options(load(group, name), options, folder)}

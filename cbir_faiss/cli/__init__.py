@@ -11,6 +11,9 @@ from cbir_faiss.cli._group import Commands, Later
 
 # The list of `cbir --help`, which imports none of these modules; a test compares it with what the commands say.
 _COMMANDS = {
+    "starting": {
+        "init": "Write a first config, with comments, for the pictures in FOLDER; a file that is there is left alone.",
+    },
     "comparison": {
         "compare": "Run every combination of CONFIG; write results and report, print a table and the row to use.",
         "report": "Write report.html again from the results stored in FOLDER.",
@@ -30,8 +33,8 @@ _COMMANDS = {
         "verify": "Read every byte of the collection FOLDER and say which files are not as they were written.",
     },
     "engines": {
-        "push": "Store the collection FOLDER in an engine: codes (or floats), ids and payload.",
-        "pull": "Copy the vectors and payload that an engine holds into a local collection.",
+        "push": "Make an engine hold what the collection FOLDER holds: codes (or floats), ids and payload.",
+        "pull": "Copy the vectors and payload that an engine holds into a local collection, under the same ids.",
     },
     "plugins": {"plugins": "Every installed plugin and its options."},
 }
@@ -52,9 +55,12 @@ def main(verbose: bool) -> None:
     """Image embeddings, raw or as binary codes, in FAISS or a vector database.
 
     \b
-    cbir compare configs/demo.yaml --out runs/demo      what each choice costs, on your data
-    cbir build photos.yaml --out photos.cbir            one collection of it
-    cbir search photos.cbir query.jpg -k 5              the pictures most like one
+    cbir init photos/                       a first config for a folder of pictures: photos.yaml
+    cbir build photos.yaml                  a collection of them: photos.cbir
+    cbir search photos.cbir query.jpg       the pictures most like one
+    \b
+    cbir init photos/ --compare             and to see what each choice costs on them
+    cbir compare photos-compare.yaml
     """
     import logging
 

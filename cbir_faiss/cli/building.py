@@ -13,20 +13,22 @@ from cbir_faiss.cli.printing import progress_of, say, say_failures, say_json, st
 
 @click.command()
 @config_argument
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The collection to make.")
+@click.option("--out", type=click.Path(path_type=Path), help="The collection to make. [<config's name>.cbir]")
 @adopt_option
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 @click.option("--log-json", is_flag=True, help="Log progress and phases to stderr, one JSON object a line.")
-def build(config: Path, out: Path, adopt: bool, as_json: bool, log_json: bool) -> None:
+def build(config: Path, out: Path | None, adopt: bool, as_json: bool, log_json: bool) -> None:
     """Build the one collection that CONFIG describes, or bring it up to what its source has become.
 
     Started again after being killed, it goes on where it was.
 
     \b
-    cbir build photos.yaml --out photos.cbir
+    cbir build photos.yaml                         photos.cbir, where you are
+    cbir build photos.yaml --out /data/photos.cbir
     """
     from cbir_faiss.collection import Collection
 
+    out = out or Path(f"{config.stem}.cbir")
     with progress_of(log_json) as progress, Collection.build(config, out, progress=progress, adopt=adopt) as collection:
         done = collection.report
     assert done is not None

@@ -13,6 +13,7 @@ from cbir_faiss.errors import CbirError
 
 if TYPE_CHECKING:
     from cbir_faiss.collection import Collection, Match
+    from cbir_faiss.collection.transfer import Difference
 
 
 @click.command()
@@ -139,6 +140,8 @@ def info(folder: Path, as_json: bool) -> None:
 def verify(folder: Path, against: str | None, options: tuple[str, ...]) -> None:
     """Read every byte of the collection FOLDER and say which files are not as they were written.
 
+    Where an engine keeps its index, what the engine holds is compared with the files, too.
+
     With --against, compare a deployed copy with it instead: missing, extra and differing items, and whether sampled
     queries find as near neighbours.
 
@@ -151,6 +154,7 @@ def verify(folder: Path, against: str | None, options: tuple[str, ...]) -> None:
         return
     if options:
         raise click.UsageError("key=value belongs to --against")
+    from cbir_faiss.collection import Collection
     from cbir_faiss.storage.manifest import damaged_files, read_manifest
 
     manifest = read_manifest(folder)
@@ -160,6 +164,10 @@ def verify(folder: Path, against: str | None, options: tuple[str, ...]) -> None:
     if damaged:
         raise CbirError(f"{folder}: {len(damaged)} of {len(manifest.files)} files are damaged")
     say(f"{folder}: {len(manifest.files)} files, {manifest.items:,} items, all as they were written")
+    with Collection.open(folder) as collection, Bar("comparing", unit="item") as bar:
+        found = collection.engine_difference(progress=bar.progress)
+    if found is not None:
+        _say_difference(folder, manifest.backend.name, found)
 
 
 def _verify_deployed(folder: Path, name: str, options: tuple[str, ...]) -> None:
@@ -167,19 +175,14 @@ def _verify_deployed(folder: Path, name: str, options: tuple[str, ...]) -> None:
 
     with Bar("comparing", unit="item") as bar:
         found = difference(folder, Target(name, key_values(options)), progress=bar.progress)
-    for what in ("missing", "extra", "vectors", "payload"):
-        ids = getattr(found, what)
+    _say_difference(folder, name, found)
+
+
+def _say_difference(folder: Path, name: str, found: Difference) -> None:
+    for what, ids in found.ids.items():
         shown = ", ".join(map(str, ids[:5].tolist())) + (", …" if len(ids) > 5 else "")
-        say(f"{_DIFFERENCES[what]:<22} {len(ids):,}" + (f"  (ids {shown})" if len(ids) else ""))
+        say(f"{what:<22} {len(ids):,}" + (f"  (ids {shown})" if len(ids) else ""))
     if found.agreement is not None:
         say(f"{'neighbours as near':<22} {found.agreement:.1%}")
     if found:
         raise CbirError(f"{name} does not hold what {folder} holds")
-
-
-_DIFFERENCES = {
-    "missing": "missing there",
-    "extra": "only there",
-    "vectors": "other vector",
-    "payload": "other payload",
-}

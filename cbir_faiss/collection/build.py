@@ -75,7 +75,7 @@ def build(
         CbirError: ``out`` exists and is something else, another build is writing it, or it cannot be written.
     """
     config, clock = config.single(), Clock()
-    job = _Job(config, out, cache, progress, clock, adopt)
+    job = Job(config, out, cache, progress, clock, adopt)
     exists = out.exists() and not (out.is_dir() and not any(out.iterdir()))
     report = job.update() if exists else job.make()
     report.seconds = clock.total()
@@ -85,7 +85,7 @@ def build(
 
 
 @dataclass
-class _Job:
+class Job:
     """One call of ``build``."""
 
     config: Config
@@ -93,7 +93,7 @@ class _Job:
     cache: Path | None
     progress: Progress | None
     clock: Clock
-    adopt: bool
+    adopt: bool = False
     owner: str = field(default_factory=lambda: secrets.token_hex(16))
 
     # -- from nothing
@@ -109,9 +109,8 @@ class _Job:
             except Exception:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
-            open_replayed(
-                aside, adopt=self.adopt
-            ).close()  # what fails from here on goes on from here when it is started again
+            # What fails from here on goes on from here when it is started again.
+            open_replayed(aside, adopt=self.adopt).close()
             aside.rename(self.out)
             sync(self.out.absolute().parent)
         return self.update() if done else report
@@ -120,10 +119,13 @@ class _Job:
         """Whether a build that was killed had only to be renamed. What else it left is removed."""
         if (aside / CURRENT).exists() and read_manifest(aside).config == _plain(self.config):
             return True
+        self._clear(aside)
+        return False
+
+    def _clear(self, aside: Path) -> None:
         for left in aside.iterdir():
             if left.name != "LOCK":
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-        return False
 
     def _make_into(self, folder: Path) -> BuildReport:
         self._check()  # fails now where the parts do not go together, not hours later

@@ -23,6 +23,7 @@ from cbir_faiss.types import Columns, Hits, Ids
 
 if TYPE_CHECKING:  # imported where they are needed: a search by vector must not wait for YAML, Pillow or a build
     from cbir_faiss.collection.build import BuildReport
+    from cbir_faiss.collection.transfer import Difference
     from cbir_faiss.collection.writing import Added, Writer
     from cbir_faiss.config import Config
     from cbir_faiss.pipeline.extraction import Progress
@@ -226,8 +227,28 @@ class Collection:
         }
 
     def verify(self) -> list[tuple[str, str]]:
-        """Every file that is not as it was written, and how; empty when all is well. Reads every byte."""
-        return damaged_files(self.folder, self.manifest)
+        """Every file that is not as it was written, and how; empty when all is well. Reads every byte.
+
+        If an engine keeps the index, what it does not hold as the files do is listed under its name.
+
+        Raises:
+            CbirError: as ``engine_difference``.
+        """
+        damaged = damaged_files(self.folder, self.manifest)
+        found = None if damaged else self.engine_difference()
+        differs = [] if found is None else [(what, len(ids)) for what, ids in found.ids.items() if len(ids)]
+        return [*damaged, *((self.manifest.backend.name, f"{count:,} items: {what}") for what, count in differs)]
+
+    def engine_difference(self, *, progress: Progress | None = None) -> Difference | None:
+        """Where the engine that keeps the index differs from the files; None where they have the index.
+
+        Raises:
+            CbirError: another process is writing to the collection, or has changed it since it was opened.
+            BackendError: the engine failed.
+        """
+        from cbir_faiss.collection.sync import engine_difference
+
+        return engine_difference(self._store, progress=progress)
 
     def close(self) -> None:
         """Give back files and connections."""

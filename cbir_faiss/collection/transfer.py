@@ -1,25 +1,22 @@
 """From one store of vectors to another, and the comparison of two that should hold the same.
 
-Both sides are anything that scrolls and is searched like a ``Backend``. Items keep their ids, and an upsert replaces,
-so a transfer can be repeated at any time; a journal only saves doing again what was done.
+Both sides are anything that scrolls and is searched like a ``Backend``. A transfer needs no journal: what the target
+holds is read and compared, so that it is right whatever was built again, sent before, or killed in the middle.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cbir_faiss._lib.files import write_durably
 from cbir_faiss._lib.sampling import TRAINING_ROWS
 from cbir_faiss.base import Backend
-from cbir_faiss.base.checks import normalise
-from cbir_faiss.errors import BackendError, ConfigError, InputError
+from cbir_faiss.base.checks import directions
+from cbir_faiss.errors import BackendError, CbirError, ConfigError, InputError
 from cbir_faiss.pipeline.fill import Part, fill
 from cbir_faiss.types import Batch, Codes, Hits, Ids, Kind, Metric
 
@@ -29,9 +26,16 @@ Progress = Callable[[int, int], None]
 ONE_SIGN = 0.95
 """Above this share of one sign, an engine's own binary quantization has little to tell vectors apart by."""
 
+_NO_POINT = 1e16
+"""From here on JSON writes a float as it writes an integer, without a point."""
+
+
+class OutOfOrder(InputError):
+    """A side that does not scroll in the order of its ids."""
+
 
 class Stored(Protocol):
-    """What is read from: a ``Backend``, or a collection that is dressed as one. Scrolls in the order of ids."""
+    """What is read: a ``Backend``, or a collection that is dressed as one. Scrolls in the order of ids."""
 
     dim: int | None
     kind: Kind | None
@@ -42,18 +46,27 @@ class Stored(Protocol):
     def search(self, vectors: Codes, k: int = 10) -> Hits: ...
 
 
+class Source(Stored, Protocol):
+    """What is sent from."""
+
+    def fetch(self, ids: Ids) -> Codes: ...
+    def payload(self, ids: Ids) -> list[dict[str, Any]]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Transferred:
-    """What ``transfer`` did.
+    """What ``transfer`` did, or would do.
 
-    items: how many the source holds, all of which are in the target now. resumed: how many of them an earlier,
-    interrupted run had sent. one_sign: share of the commoner sign among the floats sent by this run (zeros count for
-    both); None for codes.
+    items: how many the source holds. new, changed: how many of them the target did not hold, or held differently.
+    removed: how many only the target held. one_sign: share of the commoner sign among the floats that were sent (zeros
+    count for both); None where none were.
     """
 
     items: int
-    resumed: int
-    one_sign: float | None
+    new: int
+    changed: int
+    removed: int
+    one_sign: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,57 +87,128 @@ class Difference:
 
     def __bool__(self) -> bool:
         """Whether anything differs; approximate neighbours are no difference."""
-        return any(len(ids) for ids in (self.missing, self.extra, self.vectors, self.payload))
+        return any(len(ids) for ids in self.ids.values())
+
+    @property
+    def ids(self) -> dict[str, Ids]:
+        """The ids by what is different, in words."""
+        return {
+            "missing there": self.missing,
+            "only there": self.extra,
+            "other vector": self.vectors,
+            "other payload": self.payload,
+        }
 
 
 def transfer(
-    source: Stored,
+    source: Source,
     target: Backend,
     *,
-    journal: Path | None = None,
+    keep_extra: bool = False,
+    remove_most: bool = False,
+    dry_run: bool = False,
     batch_size: int = 10_000,
     progress: Progress | None = None,
 ) -> Transferred:
-    """Store everything that ``source`` holds in ``target`` too, under the same ids, and check the count.
+    """Make ``target`` hold what ``source`` holds, under the same ids: send what is new or differs, remove the rest.
 
-    ``journal`` is a small file that remembers how far it came. It is removed at the end; given again after an
-    interruption, the transfer goes on from there.
+    Both are read in the order of their ids, a batch at a time; in memory are the ids of what differs. An empty target
+    is filled without a look at it. Killed, it is run again and sends what is not there yet.
+
+    keep_extra: items that only the target holds stay. remove_most: more than half of the target may be removed.
+    dry_run: nothing is changed.
 
     Raises:
-        InputError: the source is empty, or does not scroll in the order of its ids.
+        InputError: the source has never held anything, or does not scroll in the order of its ids.
         ConfigError: the target holds, or was asked for, vectors of another dimension, kind or metric.
+        CbirError: more than half of the target would be removed; nothing was changed.
         BackendError: the engine failed (what was acknowledged stays, and running again goes on), or it holds fewer
             items than it acknowledged.
     """
-    total = source.count()
-    if source.dim is None or source.kind is None or not total:
+    if source.dim is None or source.kind is None:
         raise InputError("there is nothing to transfer: the source is empty")
-    log, signs = _Journal(journal, f"{target!r} {source.dim} {source.kind}"), _Signs()
+    held = 0 if target.dim is None else target.count()
+    plan = _planned(source, target, progress) if held else _Plan.of_everything(source)
+    if keep_extra:
+        plan.extra = plan.extra[:0]
+    if not dry_run:
+        check_removal(target, len(plan.extra), held, allowed=remove_most)
+    done = Transferred(source.count(), plan.new, plan.changed, len(plan.extra))
+    return done if dry_run else _carried_out(plan, done, source, target, batch_size, progress)
 
-    def begin() -> None:
-        _same_shape(source, target)
-        log.begin(target.count())
+
+def check_removal(target: Backend, removed: int, held: int, *, allowed: bool) -> None:
+    """Raises CbirError where most of what ``target`` holds would go: a folder that was not mounted looks like that."""
+    if removed > held / 2 and not allowed:
+        raise CbirError(
+            f"{target!r}: {removed:,} of its {held:,} items would be removed: allow it with --yes if that is meant, "
+            "or leave them there with --keep-extra"
+        )
+
+
+@dataclass
+class _Plan:
+    """What a transfer is to do. send: ids, ascending; None: everything. extra: ids to remove."""
+
+    new: int
+    changed: int
+    send: Ids | None
+    extra: Ids
+
+    @classmethod
+    def of_everything(cls, source: Source) -> _Plan:
+        return cls(source.count(), 0, None, np.empty(0, np.int64))
+
+    def parts(self, source: Source, batch_size: int) -> Iterator[Part]:
+        if self.send is None:
+            for batch in _ordered(source.scroll(batch_size)):
+                yield batch.ids, batch.vectors, batch.payload
+            return
+        for start in range(0, len(self.send), batch_size):
+            ids = self.send[start : start + batch_size]
+            yield ids, source.fetch(ids), source.payload(ids)
+
+
+def _planned(source: Source, target: Backend, progress: Progress | None) -> _Plan:
+    found = compare(source, target, queries=0, progress=progress)
+    changed = np.union1d(found.vectors, found.payload)
+    return _Plan(len(found.missing), len(changed), np.union1d(found.missing, changed), found.extra)
+
+
+def _carried_out(
+    plan: _Plan, done: Transferred, source: Source, target: Backend, batch_size: int, progress: Progress | None
+) -> Transferred:
+    assert source.dim is not None
+    assert source.kind is not None
+    signs, sent, total = _Signs(), 0, plan.new + plan.changed
 
     def parts() -> Iterator[Part]:
-        for batch in source.scroll(batch_size):
-            ids, vectors, payload = _after(batch, log.last)
-            if not len(ids):
-                continue
+        nonlocal sent
+        for ids, vectors, payload in plan.parts(source, batch_size):
             yield ids, vectors, payload
             signs.see(vectors)  # from here on it is stored
-            log.advance(int(ids[-1]), log.sent + len(ids))
+            sent += len(ids)
             if progress is not None:
-                progress(log.sent, max(total, log.sent))
+                progress(sent, max(total, sent))
 
     def first_rows() -> Codes:
         return next(iter(source.scroll(TRAINING_ROWS))).vectors
 
-    fill(target, parts(), kind=source.kind, width=source.dim, sample=first_rows, prepared=begin)
-    held, sent = target.count(), log.sent
-    if held < sent or (log.before == 0 and held != sent):
-        raise BackendError(f"the target holds {held} items after {sent} were stored: run it again without the journal")
-    log.finish()
-    return Transferred(sent, log.resumed, signs.share if source.kind == "float" else None)
+    fill(
+        target,
+        parts(),
+        kind=source.kind,
+        width=source.dim,
+        sample=first_rows,
+        prepared=lambda: _same_shape(source, target),
+    )
+    if len(plan.extra):  # what takes their place is there by now
+        for start in range(0, len(plan.extra), batch_size):
+            target.delete(plan.extra[start : start + batch_size])
+        target.flush()
+    if (held := target.count()) < done.items:
+        raise BackendError(f"the target holds {held} items after {done.items} were stored: push again")
+    return replace(done, one_sign=signs.share if source.kind == "float" and sent else None)
 
 
 def compare(
@@ -145,7 +229,7 @@ def compare(
 
     Raises:
         ConfigError: they hold vectors of different dimension, kind or metric.
-        InputError: one of them does not scroll in the order of its ids.
+        OutOfOrder: one of them does not scroll in the order of its ids.
     """
     if first.dim is not None and second.dim is not None:
         _same_shape(first, second)
@@ -159,7 +243,7 @@ def compare(
         if len(ids):
             same = _same_vectors(mine.vectors[left], theirs.vectors[right], first.metric, tolerance)
             found["vectors"].append(ids[~same])
-            said = [mine.payload[a] == theirs.payload[b] for a, b in zip(left, right, strict=True)]
+            said = [_same_json(mine.payload[a], theirs.payload[b]) for a, b in zip(left, right, strict=True)]
             found["payload"].append(ids[~np.array(said, np.bool_)])
         sample.see(mine.vectors)
         done += max(len(mine.ids), len(theirs.ids))
@@ -174,73 +258,6 @@ def _same_shape(first: Stored, second: Stored) -> None:
         ours, theirs = getattr(first, name), getattr(second, name)
         if ours != theirs:
             raise ConfigError(f"one side has {name} {ours}, the other {theirs}")
-
-
-def _after(batch: Batch, last: int) -> tuple[Ids, Codes, list[dict[str, Any]]]:
-    """The items of ``batch`` behind the id ``last``."""
-    if len(batch.ids) > 1 and not bool((np.diff(batch.ids) > 0).all()):
-        raise InputError("the source does not scroll in the order of its ids")
-    start = int(np.searchsorted(batch.ids, last, side="right"))
-    return batch.ids[start:], batch.vectors[start:], batch.payload[start:]
-
-
-# -- the journal
-
-
-@dataclass
-class _State:
-    """What the journal's file holds: whose it is, items the target held before, the last id sent, and how many."""
-
-    key: str
-    before: int = 0
-    last: int = -1
-    sent: int = 0
-
-
-class _Journal:
-    """How far a transfer came, in a file that is replaced after each batch; without a path, in memory."""
-
-    def __init__(self, path: Path | None, key: str) -> None:
-        self._path, self._state = path, _State(key)
-        self.resumed = 0
-
-    @property
-    def before(self) -> int:
-        return self._state.before
-
-    @property
-    def last(self) -> int:
-        return self._state.last
-
-    @property
-    def sent(self) -> int:
-        return self._state.sent
-
-    def begin(self, held: int) -> None:
-        """Go on where the file says, unless it is another transfer's or the target, of ``held`` items, lost some."""
-        stored = self._read()
-        usable = stored is not None and stored.key == self._state.key and held >= stored.sent
-        self._state = stored if stored is not None and usable else _State(self._state.key, before=held)
-        self.resumed = self._state.sent
-
-    def advance(self, last: int, sent: int) -> None:
-        self._state.last, self._state.sent = last, sent
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(self._path, json.dumps(asdict(self._state)).encode())
-
-    def finish(self) -> None:
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-
-    def _read(self) -> _State | None:
-        """The stored state; None where there is none, or it is not one that was written here."""
-        if self._path is None:
-            return None
-        try:
-            return _State(**json.loads(self._path.read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
 
 
 class _Signs:
@@ -265,7 +282,10 @@ def _ordered(batches: Iterator[Batch]) -> Iterator[Batch]:
     last = -1
     for batch in batches:
         if len(batch.ids) and (batch.ids[0] <= last or not bool((np.diff(batch.ids) > 0).all())):
-            raise InputError("one side does not scroll in the order of its ids")
+            raise OutOfOrder(
+                "one side does not scroll in the order of its ids, as a table with keys of text does not, or one with "
+                "an id twice: name a table of this package's own"
+            )
         if len(batch.ids):
             last = int(batch.ids[-1])
             yield batch
@@ -299,9 +319,25 @@ def _same_vectors(mine: Codes, theirs: Codes, metric: Metric | None, tolerance: 
     if mine.dtype == np.uint8:
         return np.asarray((mine == theirs).all(axis=1))
     if metric == "cosine":
-        mine, theirs = normalise(mine), normalise(theirs)
+        mine, theirs = directions(mine), directions(theirs)
     apart = np.linalg.norm(mine - theirs, axis=1)
     return np.asarray(apart <= tolerance * np.maximum(np.linalg.norm(mine, axis=1), np.finfo(np.float32).tiny))
+
+
+def _same_json(mine: Any, theirs: Any) -> bool:
+    """Whether two values are the same in JSON: ``true`` is not 1, and 1 is not 1.0."""
+    return bool(mine == theirs) and (repr(mine) == repr(theirs) or _same_types(mine, theirs))
+
+
+def _same_types(mine: Any, theirs: Any) -> bool:
+    """Whether two equal values are made of the same types, as far as JSON can tell them apart."""
+    if isinstance(mine, Mapping):
+        return all(_same_types(value, theirs[key]) for key, value in mine.items())
+    if isinstance(mine, list | tuple):
+        return all(_same_types(a, b) for a, b in zip(mine, theirs, strict=True))
+    if isinstance(mine, bool) or isinstance(theirs, bool):
+        return mine is theirs
+    return not isinstance(mine, int | float) or type(mine) is type(theirs) or abs(mine) >= _NO_POINT
 
 
 class _Sample:

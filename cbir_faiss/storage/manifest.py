@@ -11,8 +11,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from cbir_faiss._lib.files import sha256_of, write_durably
 from cbir_faiss.base import Backend
-from cbir_faiss.base.options import parse_options
-from cbir_faiss.base.registry import Group, load
+from cbir_faiss.base.registry import Group, checked_options, load
 from cbir_faiss.errors import CorruptCollection
 from cbir_faiss.types import Kind, Metric
 
@@ -41,8 +40,7 @@ class PluginEntry(_Entry):
     def load(self, group: Group, folder: Path) -> Any:
         """The plugin; its path options are relative to ``folder``."""
         plugin = load(group, self.name)
-        given = parse_options(plugin.Options, self.options, folder=str(folder)).model_dump(mode="json")
-        return plugin(**{key: given[key] for key in self.options})
+        return plugin(**checked_options(plugin, self.options, str(folder)))
 
 
 class SegmentEntry(_Entry):

@@ -15,7 +15,8 @@ pytest. The data is tiny and seeded, so a failure repeats.
 import pytest
 
 # Strangers import these modules from the wheel; without this their failed asserts would show no values.
-pytest.register_assert_rewrite(*(f"{__name__}.{room}" for room in ("backends", "codecs", "extractors", "others")))
+_ROOMS = ("_backends", "_form", "_lasting", "_searching", "_sharing", "_storing", "codecs", "extractors", "others")
+pytest.register_assert_rewrite(*(f"{__name__}.{room}" for room in _ROOMS))
 
 from cbir_faiss.testing.backends import BackendContract  # noqa: E402
 from cbir_faiss.testing.codecs import CodecContract  # noqa: E402

@@ -13,7 +13,7 @@ KEY = "_key"
 
 
 class Keys:
-    """Two-way translation. An integer key is its own id; any other gets 63 bits of its digest, the same every time.
+    """Two-way translation. A key of 0 … 2^63 - 1 is its own id; any other gets 63 bits of its digest, always the same.
 
     A digest cannot be inverted, so only keys that were met here (by searching or scrolling) are found again by id.
     """
@@ -25,12 +25,10 @@ class Keys:
         """The id of ``key``.
 
         Raises:
-            BackendError: two keys have the same digest, or an integer key is negative or beyond int64.
+            BackendError: two keys have the same digest.
         """
-        if isinstance(key, int):
-            if not 0 <= key < 2**63:
-                raise BackendError(f"key {key} is not an id: ids are 0 … 2^63 - 1")
-            return key
+        if _is_id(key):
+            return int(key)
         number = int.from_bytes(hashlib.blake2b(str(key).encode(), digest_size=8).digest(), "big") >> 1
         if self._met.setdefault(number, key) != key:
             raise BackendError(f"keys {key!r} and {self._met[number]!r} get the same id {number}")
@@ -41,5 +39,9 @@ class Keys:
         return self._met.get(number, number)
 
     def labelled(self, key: Any, payload: Mapping[str, Any] | None) -> dict[str, Any]:
-        """``payload`` with the key added where it is not an integer, so that it is not lost."""
-        return dict(payload or {}) if isinstance(key, int) else {KEY: str(key), **(payload or {})}
+        """``payload`` with the key added where it is not the id, so that it is not lost."""
+        return dict(payload or {}) if _is_id(key) else {KEY: str(key), **(payload or {})}
+
+
+def _is_id(key: Any) -> bool:
+    return isinstance(key, int) and 0 <= key < 2**63

@@ -132,6 +132,34 @@ class ClientTarget:
         with self._errors("cannot be dropped"):
             self.client.delete_collection(self.name)
 
+    # -- behind an alias
+
+    def standby(self) -> str:
+        """The name of the collection that the alias ``self.name`` is to be switched to: one of two, in turn."""
+        return f"{self.name}-2" if self._named() == f"{self.name}-1" else f"{self.name}-1"
+
+    def swap(self) -> None:
+        """Switch the alias to ``standby``; who asks by the alias gets the one or the other."""
+        models, operations = self.models, []
+        if self._named() is not None:
+            old = models.DeleteAlias(alias_name=self.name)
+            operations.append(models.DeleteAliasOperation(delete_alias=old))
+        new = models.CreateAlias(alias_name=self.name, collection_name=self.standby())
+        operations.append(models.CreateAliasOperation(create_alias=new))
+        with self._errors("the alias cannot be switched"):
+            self.client.update_collection_aliases(change_aliases_operations=operations)
+
+    def _named(self) -> str | None:
+        """The collection that the alias stands for; None where there is no alias yet."""
+        with self._errors("its aliases cannot be read"):
+            aliases = {alias.alias_name: str(alias.collection_name) for alias in self.client.get_aliases().aliases}
+            if self.name not in aliases and self.client.collection_exists(self.name):
+                raise Unsupported(
+                    f"{self.place} is a collection, and only an alias can be switched: "
+                    "leave --swap out, or push to a name that is none"
+                )
+        return aliases.get(self.name)
+
     # -- content
 
     def upsert(self, items: int, uploads: Iterable[Upload]) -> None:
@@ -239,8 +267,7 @@ class ClientTarget:
             )
         return [(r.id, named(r.vector, self.options.vector), r.payload) for r in records]
 
-    def scroll(self, batch_size: int) -> Iterator[list[Point]]:
-        offset = None
+    def scroll(self, batch_size: int, offset: Any = None) -> Iterator[list[Point]]:
         while True:
             with self._errors("reading failed"):
                 ask = partial(self.client.scroll, self.name, limit=batch_size, offset=offset)
@@ -319,6 +346,8 @@ def explain(error: BaseException) -> str:
     status, name = getattr(error, "status_code", None), _rpc_code(error)
     if status in {401, 403} or name in {"UNAUTHENTICATED", "PERMISSION_DENIED"}:
         return f"the server refused the API key; it is read from {API_KEY}"
+    if status == 413:
+        return "the server refuses requests of this size; lower 'batch_size', or raise its limit"
     source = type(getattr(error, "source", error)).__name__
     if source in {"ConnectError"} or name == "UNAVAILABLE":
         return "no server answers at this address"

@@ -169,8 +169,7 @@ class EdgeTarget:
             records = self._live.retrieve(keys, with_payload=payload, with_vector=vectors)
             return [(r.id, named(r.vector, self.options.vector), r.payload) for r in records]
 
-    def scroll(self, batch_size: int) -> Iterator[list[Point]]:
-        offset = None
+    def scroll(self, batch_size: int, offset: Any = None) -> Iterator[list[Point]]:
         while True:
             with engine_errors(f"{self.place}: reading failed"):
                 request = self.edge.ScrollRequest(offset=offset, limit=batch_size, with_payload=True, with_vector=True)

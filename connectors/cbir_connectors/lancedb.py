@@ -25,7 +25,7 @@ from cbir_faiss.backends.database import (
     present,
 )
 from cbir_faiss.base import Capabilities
-from cbir_faiss.base.checks import normalise, within
+from cbir_faiss.base.checks import directions, within
 from cbir_faiss.base.filters import Where
 from cbir_faiss.base.options import RelativePath, need
 from cbir_faiss.errors import BackendError, ConfigError, Unsupported
@@ -240,7 +240,7 @@ class Lancedb(Database):
         if self.kind == "binary":
             return cast("NDArray[np.uint8]", flat.reshape(-1, width))
         vectors = flat.astype(np.float32).reshape(-1, width)
-        return normalise(vectors) if self.metric == "cosine" and not self._ours else vectors
+        return directions(vectors) if self.metric == "cosine" and not self._ours else vectors
 
     @property
     def _terms_column(self) -> str:

@@ -31,11 +31,12 @@ from cbir_faiss.backends.database import (
     need_version,
     present,
     retried,
+    scoped_name,
     to_hits,
     to_range,
 )
 from cbir_faiss.base import Capabilities
-from cbir_faiss.base.checks import normalise
+from cbir_faiss.base.checks import directions
 from cbir_faiss.base.filters import Where
 from cbir_faiss.base.options import RelativePath, need
 from cbir_faiss.errors import BackendError, ConfigError, Unsupported
@@ -49,11 +50,12 @@ _LONGEST = {"vector": 16_000, "halfvec": 16_000, "bit": 83_886_080}
 _EF_SEARCH, _WIDEST = 40, 1000  # pgvector's default and limit of hnsw.ef_search
 _COLUMN = re.compile(r"(vector|halfvec|bit)\((\d+)\)")
 _OLDEST_PGVECTOR = (0, 8)
+_LONGEST_NAME, _STANDBY = 63, "standby"
 _AGAIN = {"40001", "40P01"}  # two writers met, and this one was to give way
 
 
 def _identifier(name: str) -> str:
-    if not name or "\0" in name or len(name.encode()) > 63:
+    if not name or "\0" in name or len(name.encode()) > _LONGEST_NAME:
         raise ValueError("a name in PostgreSQL has 1 to 63 bytes")
     if "%" in name:  # the client reads it as the place of a parameter, quoted or not
         raise ValueError("a name with a percent sign cannot be used")
@@ -262,6 +264,21 @@ class Pgvector(Database):
     def _drop(self) -> None:
         self._execute("DROP TABLE {table}", doing="cannot be dropped")
 
+    def standby(self) -> dict[str, Any]:
+        return self.scoped(self.options.model_dump(mode="json", exclude_unset=True), _STANDBY)
+
+    def swap(self) -> None:
+        live, standby = self.options.table, self.standby()["table"]
+        aside = scoped_name(live, "aside", _LONGEST_NAME)
+        renames = [(live, aside), (standby, live), (aside, standby)] if self.dim is not None else [(standby, live)]
+        with self._lock, self._errors("cannot be renamed"):
+            connection = self._connected()
+            with connection.transaction():
+                for old, new in renames:
+                    connection.execute(
+                        self._sql.SQL("ALTER TABLE {} RENAME TO {}").format(self._table(old), self._sql.Identifier(new))
+                    )
+
     def _place(self) -> str:
         return f"pgvector {self._host} table {self.options.table!r}"
 
@@ -357,21 +374,35 @@ class Pgvector(Database):
         return [dict(found[i]) for i in present(ids, found)]
 
     def _scroll(self, batch_size: int) -> Iterator[Batch]:
-        query = "SELECT {id}, {vector}, {document}::text FROM {table} WHERE {filled} {after} ORDER BY {id} LIMIT {n}"
-        after = self._sql.SQL("")
-        parameters: list[Any] = []
-        while rows := self._rows(query, parameters, after=after, n=self._sql.Literal(batch_size)):
+        return self._pages(batch_size, None)
+
+    def _scroll_after(self, after: Any, batch_size: int) -> Iterator[Batch]:
+        return self._pages(batch_size, after)
+
+    def _pages(self, batch_size: int, last: Any) -> Iterator[Batch]:
+        # What has no vector is read, too: it is said to be left out.
+        query = "SELECT {id}, {vector}, {document}::text FROM {table} WHERE {after} ORDER BY {id} LIMIT {n}"
+        behind = self._format("{id} > %s::{type}", type=self._sql.SQL(self._id_type))
+        limit = self._sql.Literal(batch_size)
+        while rows := (
+            self._rows(query, after=self._sql.SQL("TRUE"), n=limit)
+            if last is None
+            else self._rows(query, [str(last)], after=behind, n=limit)
+        ):
+            last = rows[-1][0]
+            filled = [row for row in rows if row[1] is not None]
             yield Batch(
-                np.array([self._keys.id(key) for key, _, _ in rows], np.int64),
-                self._vectors([vector for _, vector, _ in rows]),
-                [self._keys.labelled(key, parse_payload(text)) for key, _, text in rows],
+                np.array([self._keys.id(key) for key, _, _ in filled], np.int64),
+                self._vectors([vector for _, vector, _ in filled]),
+                [self._keys.labelled(key, parse_payload(text)) for key, _, text in filled],
+                [(str(key), "it has no vector") for key, vector, _ in rows if vector is None],
+                last if isinstance(last, int) else str(last),
             )
-            after, parameters = self._format("AND {id} > %b"), [rows[-1][0]]
 
     def _vectors(self, values: Sequence[bytes]) -> Codes:
         dim = cast("int", self.dim)
         vectors = decode(values, self._column, dim // 8 if self._column == "bit" else dim)
-        return normalise(vectors) if self.metric == "cosine" and not self._ours and len(vectors) else vectors
+        return directions(vectors) if self.metric == "cosine" and not self._ours and len(vectors) else vectors
 
     def _known(self, ids: Ids) -> list[Any]:
         """Keys of the table's own type; an id of which no such key is known is not in the table."""
@@ -488,9 +519,9 @@ class Pgvector(Database):
             **parts,
         )
 
-    def _table(self) -> Any:
+    def _table(self, name: str | None = None) -> Any:
         spaces = [self.options.namespace] if self.options.namespace else []
-        return self._sql.Identifier(*spaces, self.options.table)
+        return self._sql.Identifier(*spaces, name or self.options.table)
 
     def _quoted(self) -> str:
         return str(self._table().as_string(None))

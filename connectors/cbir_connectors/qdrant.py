@@ -142,6 +142,8 @@ class Qdrant(Database):
         self._target: Target = EdgeTarget(chosen) if chosen.path is not None else ClientTarget(chosen)
         if chosen.url == MEMORY:
             self._declare(capabilities=Capabilities(persist="refused"))
+        if chosen.path is not None:
+            self._declare(capabilities=Capabilities(shared="refused"))
 
     def _exact_by_default(self) -> bool:
         return self.kind == "binary" or self.options.url == MEMORY
@@ -180,6 +182,18 @@ class Qdrant(Database):
 
     def _drop(self) -> None:
         self._target.drop()
+
+    def standby(self) -> dict[str, Any]:
+        if not isinstance(self._target, ClientTarget) or self._target.local:
+            return super().standby()  # refuses: only a server has aliases
+        given = self.options.model_dump(mode="json", exclude_unset=True)
+        return {**given, "collection": self._target.standby(), "overwrite": True}
+
+    def swap(self) -> None:
+        if isinstance(self._target, ClientTarget) and not self._target.local:
+            self._target.swap()
+        else:
+            super().swap()
 
     def _place(self) -> str:
         return self._target.place
@@ -223,13 +237,23 @@ class Qdrant(Database):
         return [found[i] for i in present(ids, found)]
 
     def _scroll(self, batch_size: int) -> Iterator[Batch]:
-        for page in self._target.scroll(batch_size):
+        return self._pages(batch_size, None)
+
+    def _scroll_after(self, after: Any, batch_size: int) -> Iterator[Batch]:
+        return self._pages(batch_size, after)
+
+    def _pages(self, batch_size: int, last: Any) -> Iterator[Batch]:
+        for page in self._target.scroll(batch_size, last):
+            page = [point for point in page if str(point[0]) != str(last)]  # an offset is a key, and its point is read
             points = [point for point in page if point[1] is not None]  # not every point has every named vector
-            if not points:
-                continue
-            ids = [self._keys.id(key) for key, _, _ in points]
-            payload = [self._keys.labelled(key, value) for key, _, value in points]
-            yield Batch(np.array(ids, np.int64), self._from_engine([v for _, v, _ in points]), payload)
+            if page:
+                yield Batch(
+                    np.array([self._keys.id(key) for key, _, _ in points], np.int64),
+                    self._from_engine([vector for _, vector, _ in points]),
+                    [self._keys.labelled(key, value) for key, _, value in points],
+                    [(str(k), f"it has no vector '{self.options.vector}'") for k, vector, _ in page if vector is None],
+                    page[-1][0] if isinstance(page[-1][0], int) else str(page[-1][0]),
+                )
 
     def _retrieve(self, ids: Ids, *, vectors: bool = False, payload: bool = False) -> list[tuple[int, Any, Any]]:
         # np.unique: a point that is asked for twice comes back once

@@ -41,7 +41,8 @@ class Payloads:
         """Payload of the rows that begin at ``first_row``; an empty one is as good as none."""
         for row, value in enumerate(payload or (), first_row):
             if value:
-                self._recent[row] = json.dumps(dict(value), ensure_ascii=False, separators=(",", ":")).encode()
+                text = json.dumps(dict(value), ensure_ascii=False, separators=(",", ":"))
+                self._recent[row] = text.encode("utf-8", "surrogatepass")  # as json.loads decodes
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         text = self._of(row)
