@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -118,3 +120,49 @@ class Sharing(BackendTests):
             assert firsts[:20] + firsts[40:] == [0] * 20 + [20] * 20
             hits = self.find(backend, data[:2], self.items + 80)
             assert ids_of(hits) >= set(range(2000, 2060))
+
+    def test_a_table_has_one_owner(self, case: Case, tmp_path: Path) -> None:
+        """Troubleshooting: keep the owner of a ``Shape`` in the engine, with ``_adopt`` to change it, or keep none."""
+        mine = self.make(tmp_path, case)
+        mine.claim("mine")
+        self.create(mine, case)
+        mine.upsert(self.ids(), self.data(case))
+        mine.flush()
+        mine.close()
+        if not self.keeps(mine):
+            pytest.skip("keeps nothing by itself")
+        with closing(self.make(tmp_path, case)) as stranger:
+            kept = refused(lambda: stranger.claim("theirs"))
+        for owner in (None, "theirs"):
+            with closing(self.make(tmp_path, case)) as stranger:
+                refused(partial(stranger.claim, owner))
+                for write in self._writes(stranger, case):
+                    assert refused(write) == kept, f"an owner is kept: {kept}, and yet"
+                stranger.flush()
+                assert stranger.count() == self.items
+                self.find(stranger, self.data(case)[:2])  # everybody reads
+        with closing(self.make(tmp_path, case)) as again:
+            again.claim("mine")
+            for write in self._writes(again, case):
+                write()
+            again.flush()
+            assert again.count() == self.items
+
+    def test_a_table_of_nobody_is_adopted(self, filled: Backend, case: Case, tmp_path: Path) -> None:
+        """Troubleshooting: a table without an owner is written to by whoever claims nothing, or adopts it."""
+        if not self.keeps(filled):
+            pytest.skip("keeps nothing by itself")
+        filled.close()
+        with closing(self.make(tmp_path, case)) as mine:
+            kept = refused(lambda: mine.claim("mine"))
+            mine.claim("mine", adopt=True)
+            mine.upsert(self.ids()[:1], self.data(case)[:1])
+            mine.flush()
+        with closing(self.make(tmp_path, case)) as stranger:
+            assert refused(lambda: stranger.claim("theirs", adopt=True)) == kept
+            assert stranger.count() == self.items
+
+    def _writes(self, backend: Backend, case: Case) -> list[Callable[[], None]]:
+        ids, data = self.ids()[:2], self.data(case)[:2]
+        writes = [lambda: backend.delete(ids)] if backend.capabilities.delete != "refused" else []
+        return [*writes, lambda: backend.upsert(ids, data)]
