@@ -166,6 +166,19 @@ class Lasting(BackendTests):
         assert third.payload(np.arange(4)) == [{}] * 4
         third.close()
 
+    def test_remove(self, filled: Backend, case: Case, tmp_path: Path) -> None:
+        """Troubleshooting: nothing is left of a removed table, and removing what is not there is no error."""
+        if not self.keeps(filled):
+            pytest.skip("keeps nothing by itself")
+        filled.remove()
+        filled.remove()
+        filled.close()
+        again = self.make(tmp_path, case)
+        assert (again.dim, again.count()) == (None, 0)
+        self.create(again, case)
+        assert again.count() == 0
+        again.close()
+
 
 def _killed_when_flushed(job: dict[str, Any]) -> None:
     """Run ``job`` in a process of its own, and kill that as soon as it has flushed."""

@@ -107,6 +107,15 @@ class Storing(BackendTests):
         payload = [p for b in batches for p in b.payload]
         assert [payload[int(np.flatnonzero(order == n)[0])] for n in range(len(PAYLOADS))] == PAYLOADS
 
+    def test_scroll_goes_on_behind_a_cursor(self, filled: Backend) -> None:
+        """Troubleshooting: ``_scroll_after`` gives what ``_scroll`` would have given behind the cursor."""
+        if filled.capabilities.vectors == "refused":
+            pytest.skip("keeps no vectors")
+        whole = list(filled.scroll(batch_size=20))
+        first = whole[0]
+        rest = list(filled.scroll(20, after=int(first.ids[-1]) if first.cursor is None else first.cursor))
+        assert [batch.ids.tolist() for batch in rest if len(batch.ids)] == [batch.ids.tolist() for batch in whole[1:]]
+
     def test_large_ids(self, empty: Backend, case: Case) -> None:
         """Troubleshooting: ids are 64 bits wide; a client that goes through float64 changes these."""
         ids = np.array([0, 2**31, 2**53 + 1, 2**63 - 1], np.int64)
