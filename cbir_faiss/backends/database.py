@@ -179,9 +179,9 @@ class Database(Backend):
         self._look()
         return super().count()
 
-    def scroll(self, batch_size: int = 1000) -> Iterator[Batch]:
+    def scroll(self, batch_size: int = 1000, after: int | str | None = None) -> Iterator[Batch]:
         self._look()
-        return super().scroll(batch_size)
+        return super().scroll(batch_size, after)
 
     # -- exchanged for another
 
