@@ -71,6 +71,7 @@ WRITES: list[Callable[[Backend], None]] = [
     lambda backend: backend.upsert(np.arange(5), codes(5, seed=1)),
     lambda backend: backend.delete(np.arange(5)),
     lambda backend: backend.create(64, "binary"),
+    lambda backend: backend.remove(),
 ]
 
 every_engine = pytest.mark.parametrize("engine", ENGINES, indirect=True)

@@ -67,7 +67,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
     """An engine that keeps what it is given, with the options of an empty place there."""
     if request.param == "pgvector":
         return ["pgvector", f"path={request.getfixturevalue('postgres')}", f"table={tmp_path.name}"]
-    return [request.param, f"path={tmp_path}/engine"]
+    table = [] if request.param == "qdrant" else ["table=goods"]  # a folder holds one collection of Qdrant
+    return [request.param, f"path={tmp_path}/engine", *table]
 
 
 def opened(place: list[str]) -> Backend:
@@ -241,8 +242,12 @@ def test_a_swap_leaves_readers_what_they_have_until_all_is_there(
     assert "10 new, 0 changed, 10 removed" in cbir(*swap).stdout  # the one before, which is the next to be switched to
     assert cbir(*verify).exit_code == 0
     other = built(vectors, tmp_path / "d.cbir", "{name: lsh, bits: 128}", "{name: faiss-binary-flat}")
-    assert "300 new" in cbir("push", other, *swap[2:]).stdout  # of another width
-    assert cbir("verify", other, *verify[2:]).exit_code == 0
+    assert "belongs to another collection" in cbir("push", other, *swap[2:]).stderr
+    assert cbir("push", collection, *swap[2:]).exit_code == 0
+    shutil.rmtree(collection)
+    again = built(vectors, collection, "{name: lsh, bits: 128}", "{name: faiss-binary-flat}")
+    assert "300 new" in cbir("push", again, *swap[2:]).stdout  # of another width
+    assert cbir("verify", again, *verify[2:]).exit_code == 0
 
 
 def test_a_swap_does_not_empty_what_is_there(switching: list[str], vectors: Path, tmp_path: Path) -> None:
@@ -279,6 +284,7 @@ def test_verify_asks_the_engine_that_keeps_the_index(place: list[str], vectors: 
     collection = built(vectors, tmp_path / "c.cbir", "{name: lsh, bits: 64}", f"{{name: {engine}{options}}}")
     assert cbir("verify", collection).exit_code == 0
     deployed = opened(place)
+    deployed.claim(read_manifest(collection).owner)
     deployed.delete(np.array([3, 4]))
     deployed.upsert(np.array([5]), deployed.fetch(np.array([5])), [{"label": True}])
     deployed.upsert(np.array([6]), ~deployed.fetch(np.array([6])), deployed.payload(np.array([6])))

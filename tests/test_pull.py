@@ -53,6 +53,8 @@ def postgres() -> Iterator[Path]:
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> Target:
     """120 items in an engine, under ids with gaps, one of them as large as they get."""
     options = {"path": str(tmp_path / "engine")}
+    if request.param == "lancedb":
+        options["table"] = "goods"
     if request.param == "pgvector":
         options = {"path": str(request.getfixturevalue("postgres")), "table": tmp_path.name}
     place = Target(request.param, options)
@@ -320,7 +322,7 @@ def test_a_push_does_not_touch_a_table_with_keys_of_text(target: Target, tmp_pat
         for n in range(9):
             connection.execute("INSERT INTO texts VALUES (%s, %s::vector, '{}')", [f"t{n}", str([1.0] * 8)])
     admin.close()
-    refused = cbir("push", tmp_path / "p.cbir", "--to", "pgvector", f"path={postgres}", "table=texts")
+    refused = cbir("push", tmp_path / "p.cbir", "--to", "pgvector", f"path={postgres}", "table=texts", "--adopt")
     assert refused.exit_code == 1
     assert "keys of text" in refused.stderr
 

@@ -137,8 +137,9 @@ class Database(Backend):
         super().delete(ids)
 
     def remove(self) -> None:
+        self._look()
         self._check_owner()
-        if self._stored() is not None:
+        if self.dim is not None:
             self._drop()
         self.dim = self.kind = self.metric = self._owner = None
 
@@ -164,6 +165,20 @@ class Database(Backend):
             self._adopt(self._claimed)
             self._owner = self._claimed
 
+    # -- exchanged for another
+
+    def standby(self) -> dict[str, Any]:
+        """Options of the place beside this one that ``swap`` brings here. Nobody else reads or writes there.
+
+        Raises:
+            Unsupported: the engine cannot exchange two names in one step.
+        """
+        raise Unsupported(f"{self._place()}: backend '{self.name}' cannot switch names in one step: leave --swap out")
+
+    def swap(self) -> None:
+        """In one step, what is at ``standby`` is found here, and what was here is at ``standby``."""
+        raise Unsupported(f"{self._place()}: backend '{self.name}' cannot switch names in one step: leave --swap out")
+
     # -- how
 
     def _look(self) -> None:
@@ -179,23 +194,9 @@ class Database(Backend):
         self._look()
         return super().count()
 
-    def scroll(self, batch_size: int = 1000) -> Iterator[Batch]:
+    def scroll(self, batch_size: int = 1000, after: int | str | None = None) -> Iterator[Batch]:
         self._look()
-        return super().scroll(batch_size)
-
-    # -- exchanged for another
-
-    def standby(self) -> dict[str, Any]:
-        """Options of the place beside this one that ``swap`` brings here. Nobody else reads or writes there.
-
-        Raises:
-            Unsupported: the engine cannot exchange two names in one step.
-        """
-        raise Unsupported(f"{self._place()}: backend '{self.name}' cannot switch names in one step: leave --swap out")
-
-    def swap(self) -> None:
-        """In one step, what is at ``standby`` is found here, and what was here is at ``standby``."""
-        raise Unsupported(f"{self._place()}: backend '{self.name}' cannot switch names in one step: leave --swap out")
+        return super().scroll(batch_size, after)
 
     def _exact_by_default(self) -> bool:
         """Whether a search without options compares with everything."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import resource
-import secrets
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +39,7 @@ from cbir_faiss.storage.manifest import (
     SegmentEntry,
     index_facts,
     name_of,
+    owner_of,
     read_manifest,
 )
 from cbir_faiss.storage.store import Store
@@ -94,7 +94,6 @@ class Job:
     progress: Progress | None
     clock: Clock
     adopt: bool = False
-    owner: str = field(default_factory=lambda: secrets.token_hex(16))
 
     # -- from nothing
 
@@ -156,7 +155,7 @@ class Job:
         made: Backend = backend.make()
         try:
             made.metric_for(codec.plugin().kind)
-            made.claim(self.owner, adopt=self.adopt)
+            made.claim(owner_of(self.out), adopt=self.adopt)
         finally:
             made.close()
 
@@ -223,7 +222,7 @@ class Job:
             **index_facts(backend.make(), codec.kind, codec.width),
             search=backend.searches[0],
             name=name_of(self.out),
-            owner=self.owner,
+            owner=owner_of(self.out),
             next_id=0,
             root=_root(source),
             source_digest=source_digest,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Manifest(_Entry):
     kind, metric, trained: of the index: what it holds, what it ranks by, whether it learns from its items. Manifests
     of 0.1 do not say; ``read_manifest`` asks the backend then.
     search: options that every search of the index is given.
-    name, owner: what the collection was called when it was first built, and a random id that stays its own: tables that
+    name, owner: what the collection was called when it was first built, and an id that stays its own: tables that
     it makes in engines are called and marked by them. Earlier manifests have none.
     root: the folder that the items' paths are relative to. source_digest: what the source said of itself when it was
     last looked through (``survey`` in 0.1); None where the collection was changed otherwise. seen: a file of what a
@@ -114,6 +115,11 @@ class Manifest(_Entry):
 def name_of(folder: Path) -> str:
     """What the collection at ``folder`` is called."""
     return folder.absolute().name.removesuffix(".cbir")
+
+
+def owner_of(folder: Path) -> str:
+    """Whose the tables of a collection are that is made at ``folder``: the same where it is made there again."""
+    return hashlib.sha256(f"{platform.node()}\0{folder.resolve()}".encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def describe_files(folder: Path, names: list[str]) -> dict[str, FileEntry]:

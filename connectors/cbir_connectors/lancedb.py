@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
@@ -23,6 +24,7 @@ from cbir_faiss.backends.database import (
     need_version,
     payload_of,
     present,
+    retried,
 )
 from cbir_faiss.base import Capabilities
 from cbir_faiss.base.checks import directions, within
@@ -33,6 +35,7 @@ from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits
 
 _DISTANCES: dict[Metric, str] = {"l2": "l2", "ip": "dot", "cosine": "cosine", "hamming": "hamming"}
 _IDS_A_CALL = 5000
+_PREEMPTED, _RETRIES = "Retryable commit conflict", 8
 _OWNER = b"cbir:owner"  # in the metadata of the column of ids
 _PRIMARY_KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -160,29 +163,27 @@ class Lancedb(Database):
         if self._has_terms:
             columns.append(arrow.array([terms_of(document) for document in documents]))
         rows = arrow.Table.from_arrays(columns, schema=schema)
-        with self._errors("nothing of this batch is stored"):
-            merge = self._live.merge_insert(self.options.id_column)
-            merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+        merge = self._live.merge_insert(self.options.id_column)
+        merge = merge.when_matched_update_all().when_not_matched_insert_all()
+        self._change("nothing of this batch is stored", lambda: merge.execute(rows))
 
     def _flush(self) -> None:
         if self.dim is None:
             return
-        with self._errors("indexing failed"):
-            if self.options.index == "ivf_flat" and not self._indexed and self._live.count_rows():
-                index = need("lancedb.index", "lancedb").IvfFlat(
-                    distance_type=_DISTANCES[cast("Metric", self.metric)], num_partitions=self.options.nlist
-                )
-                self._live.create_index(self.options.vector_column, config=index)
-                self._indexed = True
-            # Merges the small files that upserts leave, and indexes what was added since.
-            self._live.optimize(cleanup_older_than=timedelta(hours=1))
+        if self.options.index == "ivf_flat" and not self._indexed and self._count():
+            index = need("lancedb.index", "lancedb").IvfFlat(
+                distance_type=_DISTANCES[cast("Metric", self.metric)], num_partitions=self.options.nlist
+            )
+            self._change("indexing failed", lambda: self._live.create_index(self.options.vector_column, config=index))
+            self._indexed = True
+        # Merges the small files that upserts leave, and indexes what was added since.
+        self._change("indexing failed", lambda: self._live.optimize(cleanup_older_than=timedelta(hours=1)))
 
     def _delete(self, ids: Ids) -> None:
         if not self._ours:
             raise self._foreign()
         for some in batches(len(ids), _IDS_A_CALL):
-            with self._errors("deleting failed"):
-                self._live.delete(self._among(ids[some]))
+            self._change("deleting failed", partial(self._live.delete, self._among(ids[some])))
 
     def _count(self) -> int:
         with self._errors("counting failed"):
@@ -336,6 +337,11 @@ class Lancedb(Database):
 
     def _foreign(self) -> Unsupported:
         return Unsupported(f"{self._place()} was made by another program: it can be read, not written")
+
+    def _change(self, doing: str, call: Callable[[], Any]) -> None:
+        """``call()``, again where another writer came first."""
+        with self._errors(doing):
+            retried(call, retries=_RETRIES, transient=lambda error: _PREEMPTED in str(error))
 
     def _errors(self, doing: str) -> Any:
         return engine_errors(f"{self._place()}: {doing}")
