@@ -114,7 +114,8 @@ class Storing(BackendTests):
         whole = list(filled.scroll(batch_size=20))
         first = whole[0]
         rest = list(filled.scroll(20, after=int(first.ids[-1]) if first.cursor is None else first.cursor))
-        assert [batch.ids.tolist() for batch in rest if len(batch.ids)] == [batch.ids.tolist() for batch in whole[1:]]
+        assert [i for batch in rest for i in batch.ids.tolist()] == np.sort(self.ids())[20:].tolist()
+        assert [p for batch in rest for p in batch.payload] == [p for batch in whole[1:] for p in batch.payload]
 
     def test_large_ids(self, empty: Backend, case: Case) -> None:
         """Troubleshooting: ids are 64 bits wide; a client that goes through float64 changes these."""
