@@ -64,6 +64,16 @@ class Pending(_Entry):
     deleted: str | None = None
 
 
+class Training(_Entry):
+    """What the index has learnt: the folder of an empty one, and how many items the collection had then.
+
+    Every segment's index goes on from there, so that their distances can be compared.
+    """
+
+    folder: str
+    items: int
+
+
 class Manifest(_Entry):
     """One generation. Immutable: a change writes the next one.
 
@@ -75,6 +85,8 @@ class Manifest(_Entry):
     root: the folder that the items' paths are relative to. source_digest: what the source said of itself when it was
     last looked through (``survey`` in 0.1); None where the collection was changed otherwise. seen: a file of what a
     build knows of files that no item tells: which failed, and why. pending: for the engine, see ``Pending``.
+    training: see ``Training``; None where nothing is learnt, by earlier versions, and of the few types of index that
+    cannot be saved without an item.
     """
 
     format: int = FORMAT
@@ -100,6 +112,7 @@ class Manifest(_Entry):
     source_digest: str | None = Field(default=None, validation_alias=AliasChoices("source_digest", "survey"))
     seen: str | None = None
     pending: Pending | None = None
+    training: Training | None = None
     segments: tuple[SegmentEntry, ...]
     files: dict[str, FileEntry]
 
