@@ -509,6 +509,95 @@ def test_opening_goes_on_to_the_next_generation(build: Build, monkeypatch: pytes
         assert len(opened) == 24
 
 
+def replaced(folder: Path, other: Path, way: str) -> None:
+    """Another collection in the place of an open one: renamed to it, or copied over it."""
+    if way == "renamed":
+        folder.rename(folder.with_name("away"))
+        other.rename(folder)
+    else:
+        shutil.rmtree(folder)
+        shutil.copytree(other, folder)
+
+
+@pytest.mark.parametrize("way", ["renamed", "copied"])
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: "-".join(part["name"] for part in c))
+def test_a_collection_that_is_replaced_answers_as_it_was_opened(
+    build: Build, pictures: Path, tmp_path: Path, combination: Any, way: str
+) -> None:
+    collection = build(combination)
+    queries = [pictures / "blob" / "03.png", pictures / "checks" / "07.png"]
+    vectors = collection.extractor([open_image(query) for query in queries])["embedding"]
+    with Collection.open(collection.folder) as reader:
+        expected = reader.search(vectors, k=9), reader.search_ids([3], k=5), reader.documents([4])
+        labelled = reader.search(vectors, k=4, where={"label": "checks"})
+    opened = Collection.open(collection.folder)
+    for path in (pictures / "stripes").iterdir():
+        with Image.open(path) as image:
+            image.rotate(90).save(pictures / "blob" / f"other-{path.name}")
+    build(combination, out="other.cbir").close()
+    replaced(collection.folder, tmp_path / "other.cbir", way)
+    assert (opened.search(vectors, k=9), opened.search_ids([3], k=5), opened.documents([4])) == expected
+    assert opened.search(vectors, k=4, where={"label": "checks"}) == labelled
+
+
+def test_a_replaced_extractor_is_refused(build: Build, pictures: Path) -> None:
+    """The extractor is loaded when a picture is searched for, and may be another's by then."""
+    opened = Collection.open(build(extractors=[{"name": "compact"}]).folder)
+    (network,) = (opened.folder / "extractor").iterdir()
+    shutil.copytree(opened.folder, opened.folder.with_name("other.cbir"))
+    content = network.read_bytes()
+    network.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CorruptCollection, match="replaced since it was opened"):
+        opened.search([pictures / "blob" / "03.png"])
+    replaced(opened.folder, opened.folder.with_name("other.cbir"), "renamed")
+    assert paths(opened.search([pictures / "blob" / "03.png"])[0])[0] == "blob/03.png"
+
+
+def test_a_collection_replaced_while_it_is_opened_is_opened_again(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files have the same sizes, so that only their content tells them apart."""
+    x = np.random.default_rng(0).standard_normal((2, 50, 8)).astype(np.float32)
+    for name, values in zip("ab", x, strict=True):
+        np.save(tmp_path / f"{name}.npy", values)
+        source = {"name": "vectors", "file": str(tmp_path / f"{name}.npy")}
+        build(source=source, extractors=[{"name": "vectors"}], out=f"{name}.cbir").close()
+    real, calls = manifest.check_sizes, []
+
+    def swap(folder: Path, found: Any) -> None:
+        real(folder, found)
+        if not calls:
+            calls.append(folder)
+            replaced(tmp_path / "a.cbir", tmp_path / "b.cbir", "renamed")
+
+    monkeypatch.setattr("cbir_faiss.storage.store.check_sizes", swap)
+    with Collection.open(tmp_path / "a.cbir") as opened:
+        assert opened.search(x[1][:5], k=1)[0][0].distance == 0
+        assert opened.manifest == manifest.read_manifest(tmp_path / "a.cbir")
+
+
+@pytest.mark.parametrize("commits", [1, 3])
+def test_verify_beside_a_writer_finds_no_damage(build: Build, monkeypatch: pytest.MonkeyPatch, commits: int) -> None:
+    collection = build()
+    collection.delete([35])
+    writer = Collection.open(collection.folder)
+    real, left = manifest.sha256_of, list(range(commits))
+
+    def slow(path: Path) -> str:
+        some, left[:] = left.copy(), []
+        for item in some:
+            writer.delete([item])
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "sha256_of", slow)
+        assert collection.verify() == []
+    assert not left
+    broken = collection.folder / "codec.npz"
+    broken.write_bytes(broken.read_bytes()[:-1] + b"x")
+    assert [name for name, _ in collection.verify()] == ["codec.npz"]
+
+
 def test_old_files_are_removed_and_strangers_are_not(build: Build) -> None:
     collection = build()
     (collection.folder / "notes.txt").write_text("mine")

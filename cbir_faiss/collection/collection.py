@@ -17,7 +17,7 @@ from cbir_faiss.base import Extractor
 from cbir_faiss.base.checks import check_ids
 from cbir_faiss.errors import CbirError, InputError
 from cbir_faiss.pipeline.search import Filter, Searcher
-from cbir_faiss.storage.manifest import Manifest, damaged_files
+from cbir_faiss.storage.manifest import Manifest, check_content, damaged_files, read_manifest
 from cbir_faiss.storage.store import Store
 from cbir_faiss.types import Columns, Hits, Ids
 
@@ -215,8 +215,13 @@ class Collection:
         }
 
     def verify(self) -> list[tuple[str, str]]:
-        """Every file that is not as it was written, and how; empty when all is well. Reads every byte."""
-        return damaged_files(self.folder, self.manifest)
+        """Every file of the current generation that is not as it was written, and how; empty when all is well. Reads
+        every byte.
+
+        Raises:
+            CorruptCollection: the manifest itself is damaged.
+        """
+        return damaged_files(self.folder, read_manifest(self.folder))
 
     def close(self) -> None:
         """Give back files and connections."""
@@ -229,12 +234,15 @@ class Collection:
         """The frozen extractor; it needs neither torch nor the original weights.
 
         Raises:
-            InputError: the collection holds vectors, not pictures.
+            InputError: the collection holds vectors, not pictures. CorruptCollection: its files are not those of the
+                collection that was opened.
         """
         entry = self.manifest.extractor
         extractor: Extractor | None = None
         if entry is not None:
             extractor = entry.load("extractors", self.folder / "extractor")
+            extractor.load()
+            check_content(self.folder, self.manifest, "extractor")  # after loading: it is these that were loaded
         if extractor is None or extractor.reads != "image":
             raise InputError(f"{self.folder} holds vectors and has no extractor: give it ids or vectors, not pictures")
         return extractor

@@ -17,7 +17,7 @@ from cbir_faiss.base.registry import load
 from cbir_faiss.errors import CorruptCollection, UnknownId
 from cbir_faiss.pipeline.fit import Fitted
 from cbir_faiss.storage.catalogue import Record
-from cbir_faiss.storage.manifest import Manifest, check_sizes, read_manifest
+from cbir_faiss.storage.manifest import Manifest, check_sizes, check_still_there, read_manifest
 from cbir_faiss.storage.segment import Segment
 from cbir_faiss.types import Hits, Ids, missing_hits
 
@@ -44,10 +44,11 @@ class Store:
                 for segment in store.segments:
                     segment.open()
                 _ = store.fitted
+                check_still_there(folder, store.manifest)
             except CorruptCollection:
                 store.close()
-                # A file that went while it was being opened belongs to a generation that has been replaced.
-                if attempt == _ATTEMPTS - 1 or read_manifest(folder).generation == store.manifest.generation:
+                # A file that went while it was being opened belongs to a generation, or a collection, that was replaced.
+                if attempt == _ATTEMPTS - 1 or read_manifest(folder) == store.manifest:
                     raise
             else:
                 return store
