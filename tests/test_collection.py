@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from cbir_faiss.config import parse_config
 from cbir_faiss.errors import BadImage, CbirError, CorruptCollection, DimensionMismatch, InputError, UnknownId
 from cbir_faiss.images.reading import open_image
 from cbir_faiss.pipeline.cache import default_cache
-from cbir_faiss.pipeline.extraction import extract
+from cbir_faiss.pipeline.extraction import extract, stream
 from cbir_faiss.storage import changes, manifest, tiers
 from cbir_faiss.storage.lock import writer_lock
 
@@ -304,6 +304,56 @@ def test_changed_files_are_replaced_under_new_ids(build: Build, pictures: Path) 
     with pytest.raises(InputError, match=r"nothing was added; blob/03\.png: not an image"):
         collection.add([file])
     assert collection.documents([36])
+
+
+def test_others_may_write_while_an_add_extracts(
+    build: Build, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they added is not added again, and what they deleted of the given files is."""
+    collection = build()
+    folder = tmp_path / "more"
+    shutil.copytree(pictures / "blob", folder)
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            image.rotate(90).save(path)
+    collection.add(sorted(folder.iterdir())[:4])
+    meanwhile: list[Callable[[Collection], Any]] = [
+        lambda other: other.add([sorted(folder.iterdir())[5]]),
+        lambda other: other.delete(where={"path": str(sorted(folder.iterdir())[0])}),
+    ]
+
+    def watched(source: Any, extractor: Any, rows: Any, **options: Any) -> Iterator[Any]:
+        while meanwhile:
+            with Collection.open(collection.folder) as other:
+                meanwhile.pop()(other)
+        return stream(source, extractor, rows, **options)
+
+    monkeypatch.setattr("cbir_faiss.pipeline.extraction.stream", watched)
+    done = collection.add([folder])
+    assert (done.added, done.replaced, done.unchanged) == (8, 0, 4)
+    documents = [record.document for _, record in collection._store.records()]
+    names = [document["path"] for document in documents]
+    assert len(names) == len(set(names)) == 36 + 12
+    assert collection.verify() == []
+
+
+def test_an_add_waits_for_a_commit_and_a_delete_does_not(build: Build, pictures: Path, tmp_path: Path) -> None:
+    collection = build()
+    with Image.open(pictures / "blob" / "03.png") as image:
+        image.rotate(90).save(tmp_path / "new.png")
+    with ThreadPoolExecutor(1) as pool:
+        with writer_lock(collection.folder):
+            added = pool.submit(lambda: Collection.open(collection.folder).add([tmp_path / "new.png"]))
+            with pytest.raises(CbirError, match="another process is writing"):
+                collection.delete([1])
+            assert not added.done()
+        assert added.result().added == 1
+    with (
+        writer_lock(collection.folder),
+        pytest.raises(CbirError, match="try again"),
+        writer_lock(collection.folder, 0.05),
+    ):
+        pass
 
 
 def test_ids_are_never_used_again(build: Build, pictures: Path) -> None:

@@ -47,7 +47,7 @@ class Store:
                 check_still_there(folder, store.manifest)
             except CorruptCollection:
                 store.close()
-                # A file that went while it was being opened belongs to a generation, or a collection, that was replaced.
+                # What went while it was being opened is of a generation, or a collection, that was replaced.
                 if attempt == _ATTEMPTS - 1 or read_manifest(folder) == store.manifest:
                     raise
             else:
