@@ -498,6 +498,27 @@ def test_deleting_is_never_refused_for_want_of_items_to_learn_from(of_vectors: A
     assert collection.verify() == []
 
 
+def test_what_a_killed_writer_had_learnt_is_not_taken(of_vectors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    collection = of_vectors({"name": "faiss-ivf", "nlist": 4, "metric": "cosine"}, 50)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(changes, "commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            collection.add_vectors(VECTORS[50:1000])
+    left = collection.folder / "trained" / "2"
+    before = {path.name: path.read_bytes() for path in left.iterdir()}
+    collection.add_vectors(-VECTORS[1000:1300] + 3)
+    assert collection.manifest.training == manifest.Training(folder="trained/2", items=350)
+    assert {path.name: path.read_bytes() for path in left.iterdir()} != before
+    collection.delete([3])
+    collection.delete([4])
+    assert collection.verify() == []
+    assert [path.name for path in left.parent.iterdir()] == ["2"]
+
+
 def test_an_item_is_rewritten_seldom_and_segments_are_few(of_vectors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     collection = of_vectors({"name": "faiss-binary-flat"}, 500)
     written: list[int] = []

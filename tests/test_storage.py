@@ -16,7 +16,7 @@ from cbir_faiss._lib.files import write_durably
 from cbir_faiss.base import Item
 from cbir_faiss.base.filters import parse_where
 from cbir_faiss.errors import CbirError, CorruptCollection
-from cbir_faiss.storage import fields
+from cbir_faiss.storage import fields, tiers
 from cbir_faiss.storage import manifest as manifests
 from cbir_faiss.storage.catalogue import Catalogue, Record, document, write_catalogue
 from cbir_faiss.storage.lock import writer_lock
@@ -130,6 +130,27 @@ def test_a_catalogue_gives_back_what_was_written(tmp_path: Path) -> None:
     assert list(catalogue.records(11)) == [(11, records[1]), (12, records[2])]
     assert list(catalogue.digests()) == [(10, b"same"), (11, b"same"), (12, b"same")]
     catalogue.close()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.one_of(st.integers(1, 4), st.integers(1, 5000)), max_size=120))
+def test_segments_stay_few_and_items_are_rewritten_seldom(adds: list[int]) -> None:
+    """Whatever is added in whatever order: of n items each is written once a tier, and no tier is ever full."""
+    segments: list[tuple[int, int]] = []  # rows, and how often the most rewritten of them was written
+    for rows in adds:
+        after = [*segments, (rows, 0)]
+        runs = tiers.runs_of([size for size, _ in after])
+        assert [start for start, _ in runs] == [0, *(stop for _, stop in runs[:-1])]
+        assert runs[-1][1] == len(after)
+        parts = [after[start:stop] for start, stop in runs]
+        segments = [
+            part[0] if len(part) == 1 and part[0][1] else (sum(n for n, _ in part), 1 + max(w for _, w in part))
+            for part in parts
+        ]
+        levels = [tiers.tier_of(size) for size, _ in segments]
+        assert levels == sorted(levels, reverse=True)
+        assert all(levels.count(level) < tiers.TIER for level in levels)
+        assert all(written <= 1 + level for (_, written), level in zip(segments, levels, strict=True))
 
 
 def entry(name: str) -> manifests.PluginEntry:

@@ -118,6 +118,8 @@ def change(
     incoming = _Peek(blocks, expected)
     training = _training(before, sum(part.live_rows for part in parts), incoming.rows)
     upcoming = _Next(store, training)
+    if training is not None and training != before.training:
+        shutil.rmtree(folder / training.folder, ignore_errors=True)  # of a writer that was killed
     for start, stop in _runs(parts, incoming.rows, whole=training != before.training):
         old = parts[start:stop]
         # Deleting must not make an index learn: of the few items that are left it may not be able to.
