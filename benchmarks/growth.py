@@ -1,6 +1,6 @@
 """Changing a collection that has grown: what an add costs, what it writes, what memory it takes, and what filters cost.
 
-    python benchmarks/growth.py                 1,000,000 vectors of 512 floats against 10,000; needs 12 GB of disk
+    python benchmarks/growth.py                 1,000,000 vectors of 512 floats against 10,000; needs 12 GB in --scratch
     python benchmarks/growth.py --items 200000 --backends faiss-binary-ivf
     python benchmarks/growth.py --quick         20,000 against 2,000; stores nothing
 
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="20,000 against 2,000 vectors, nothing stored")
     parser.add_argument("--items", type=int, default=1_000_000, help="of the large one (1,000,000)")
     parser.add_argument("--backends", nargs="*", default=BACKENDS, help=f"({' '.join(BACKENDS)})")
+    parser.add_argument("--scratch", type=Path, help="where to build them (the system's folder for such)")
     parser.add_argument("--one", nargs=2, metavar=("WHAT", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -55,7 +56,7 @@ def main() -> None:
     sizes = {"small": 2_000, "large": 20_000} if arguments.quick else {"small": 10_000, "large": arguments.items}
     results: dict[str, Any] = {}
     for backend in arguments.backends:
-        with tempfile.TemporaryDirectory(dir=Path.cwd() if not arguments.quick else None) as place:
+        with tempfile.TemporaryDirectory(prefix="growth-", dir=arguments.scratch) as place:
             runs = _runs(backend, sizes, Path(place))
         summary = _summary(runs)
         results[f"{backend} {sizes['large']}"] = {"dim": DIM, "items": sizes, "runs": runs, **summary}

@@ -33,14 +33,17 @@ def random_codes(n: int, size: int, seed: int, clusters: int = 0) -> Any:
     return codes
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     n=st.integers(0, 60),
     size=st.sampled_from([1, 2, 3, 8, 16, 33]),
     radius=st.integers(0, 20),
     seed=st.integers(0, 1000),
+    lookup=st.sampled_from([0.05, 1, 20]),
+    at_once=st.sampled_from([1, 7, 1 << 21]),
 )
-def test_groups_lie_around_their_first(n: int, size: int, radius: int, seed: int) -> None:
+def test_groups_lie_around_their_first(n: int, size: int, radius: int, seed: int, lookup: float, at_once: int) -> None:
+    """However a look-up is priced against a comparison, and however many pairs are compared at once."""
     codes = random_codes(n, size, seed, clusters=n // 2)
     distances = np.bitwise_count(codes[:, None] ^ codes[None]).sum(axis=2)
     groups, free = [], list(range(n))
@@ -48,7 +51,10 @@ def test_groups_lie_around_their_first(n: int, size: int, radius: int, seed: int
         near = [row for row in free if distances[free[0], row] <= radius]
         free = [row for row in free if row not in near]
         groups.append(near)
-    assert duplicates.around_firsts(codes, radius) == [group for group in groups if len(group) > 1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "_LOOKUP", lookup)
+        patch.setattr(duplicates, "_AT_ONCE", at_once)
+        assert duplicates.around_firsts(codes, radius) == [group for group in groups if len(group) > 1]
 
 
 def test_a_chain_is_no_group() -> None:
