@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,6 +53,30 @@ def store(name: str, sections: dict[str, Any], threads: int | None = None, folde
     stored |= {section: {"environment": where, **content} for section, content in sections.items()}
     path.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
     return path
+
+
+class Anonymous:
+    """Bytes of anonymous memory (RssAnon) of this process: ``first``, as the block begins, and its ``peak``."""
+
+    def __enter__(self) -> Anonymous:
+        self.peak = self.first = _anonymous()
+        self._done = threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.02):
+            self.peak = max(self.peak, _anonymous())
+
+
+def _anonymous() -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))
 
 
 def _text(value: Any) -> str:

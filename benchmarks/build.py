@@ -25,7 +25,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import show, store
+from _report import Anonymous, show, store
 
 from cbir_faiss._lib import threads
 from cbir_faiss._lib.sampling import sample_rows
@@ -112,7 +111,7 @@ def _one(way: str, folder: Path) -> dict[str, float]:
         work = lambda: Collection.open(out).search(query)  # noqa: E731
     else:
         work = lambda: build(config, out, cache=None)  # noqa: E731
-    with _Anonymous() as memory:
+    with Anonymous() as memory:
         began = time.perf_counter()
         work()
         seconds = time.perf_counter() - began
@@ -147,26 +146,6 @@ def _bare(config: Config, x: Any, folder: Path) -> None:
         np.save(folder / "codes.npy", np.concatenate(codes))
         np.save(folder / "embedding.npy", np.concatenate(stored))
         backend.save(folder / "backend")
-
-
-class _Anonymous:
-    """The most anonymous memory that this process has while the block runs."""
-
-    def __enter__(self) -> _Anonymous:
-        self.peak, self._done = 0, threading.Event()
-        self._watcher = threading.Thread(target=self._watch)
-        self._watcher.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._watcher.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.02):
-            status = Path("/proc/self/status").read_text()
-            kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon"))
-            self.peak = max(self.peak, 1024 * int(kilobytes))
 
 
 def _write_vectors(path: Path, n: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cbir_faiss.base.filters import parse_where
 from cbir_faiss.collection import Collection
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -44,3 +45,26 @@ def test_it_takes_additions_and_deletions(stored: Path) -> None:
     with Collection.open(stored) as again:
         assert again.verify() == []
         assert len(again) == items
+
+
+def test_nearly_all_can_be_deleted(stored: Path) -> None:
+    """Of an index with lists, too, that could not learn from what is left."""
+    with Collection.open(stored) as collection:
+        ids = [item for item in range(collection.manifest.next_id) if collection._store.holds(np.array([item]))[0]]
+        assert collection.delete(ids[2:]) == len(ids) - 2
+        assert [match.id for match in collection.search_ids(ids[:1], 9)[0]] == [ids[1]]
+        assert collection.delete(ids[:2]) == 2
+        assert collection.verify() == []
+
+
+def test_filters_and_counts_are_those_of_the_documents(stored: Path) -> None:
+    with Collection.open(stored) as collection:
+        records = dict(collection._store.records())
+        labels = {str(record.document["label"]) for record in records.values() if "label" in record.document}
+        for label in labels:
+            wanted = {item for item, record in records.items() if record.document.get("label") == label}
+            found = collection._store.select(parse_where({"label": label}))
+            assert set(found.tolist()) == wanted
+            assert collection.info()["labels"][label] == len(wanted)
+        item, record = next(iter(records.items()))
+        assert collection._store.select(parse_where({"path": record.path})).tolist() == [item]

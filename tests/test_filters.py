@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbir_faiss.base.filters import And, In, Not, Or, Range, Where, parse_where
+from cbir_faiss.base.filters import MAX_DEPTH, And, In, Not, Or, Range, Where, parse_where
 from cbir_faiss.errors import InputError
 
 KEYS = ["a", "label", "x y", "né"]
@@ -158,8 +158,46 @@ def test_a_tree_passes_through() -> None:
         ("a > true", "compares numbers or texts"),
         ("= 3", "a payload key"),
         ("a = 'open", "cannot read"),
+        ('a = "\\q"', "no text of JSON: Invalid"),
+        ("a = " + "9" * 5000, "a number of 5000 digits"),
     ],
 )
 def test_what_cannot_be_read(where: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_where(where)
+
+
+NESTED: dict[str, Any] = {
+    "not": lambda n: "not " * n + "a = 1",
+    "brackets": lambda n: "not (" * n + "a = 1" + ")" * n,
+    "mapping": lambda n: {"not": NESTED["mapping"](n - 1)} if n else {"a": 1},
+    "tree": lambda n: Not(NESTED["tree"](n - 1)) if n else In("a", (1,)),
+    "lists": lambda n: {"and": [{"a": 1}, NESTED["lists"](n - 1)]} if n else {"a": 1},
+}
+
+
+@pytest.mark.parametrize("form", NESTED)
+def test_nested_filters_answer_or_are_refused_in_one_line(form: str) -> None:
+    for depth in (70, MAX_DEPTH - 1):
+        assert parse_where(NESTED[form](depth)).matches({"a": 1}) is (depth % 2 == 0 or form == "lists")
+    for depth in (MAX_DEPTH, 300):
+        with pytest.raises(InputError, match="nested at most 100 deep"):
+            parse_where(NESTED[form](depth))
+    if form in ("not", "brackets"):
+        with pytest.raises(InputError, match="nested at most 100 deep"):
+            parse_where(NESTED[form](100_000))
+
+
+def test_long_lists_are_read() -> None:
+    text = f"a in ({', '.join(map(str, range(40_000)))})"
+    assert parse_where(text) == In("a", tuple(range(40_000)))
+    assert parse_where({"a": {"in": list(range(40_000))}}).matches({"a": 39_999})
+    with pytest.raises(InputError) as caught:
+        parse_where(f"{text} or")
+    assert len(str(caught.value)) < 400
+
+
+def test_integers_of_any_size_are_compared_exactly() -> None:
+    assert parse_where(f"a = {2**70}").matches({"a": 2**70})
+    assert not parse_where(f"a > {2**70}").matches({"a": 2**70})
+    assert parse_where(f"a < {2**70}").matches({"a": 2**70 - 1})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,20 +16,28 @@ from cbir_faiss._lib.files import write_durably
 from cbir_faiss.base import Item
 from cbir_faiss.base.filters import parse_where
 from cbir_faiss.errors import CbirError, CorruptCollection
+from cbir_faiss.storage import fields, tiers
 from cbir_faiss.storage import manifest as manifests
 from cbir_faiss.storage.catalogue import Catalogue, Record, document, write_catalogue
 from cbir_faiss.storage.lock import writer_lock
+from cbir_faiss.storage.segment import Block, Segment, write_segment
 
-scalars = (
-    st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from(["cat", "dog", "", 'q"uote', "ünï"]) | st.just(2.5)
-)
-documents = st.dictionaries(st.sampled_from(["a", "b", 'k"ey']), scalars | st.lists(scalars, max_size=3), max_size=3)
+BIG = 2**70
+numbers = st.sampled_from([0, 1, 1.0, -5, 2.5, -0.0, 2**53, 2**53 + 1, float(2**53), BIG, float(BIG), -BIG, 1e300])
+texts = st.sampled_from(["cat", "dog", "", 'q"uote', "ünï", "\ud83d", "\U0001f600", "\uffff", "1", "1.0", "null"])
+scalars = st.none() | st.booleans() | numbers | texts
+keys = st.sampled_from(["a", "b", 'k"ey', "label"])
+values = scalars | st.lists(scalars | st.just({"in": 1}) | st.just([1]), max_size=3) | st.just({"x": "cat"})
+paths = st.sampled_from(["", "a/1.jpg", "a/2.jpg", "\udcff.jpg", "\U0001f600.jpg", "z"])
+documents = st.builds(lambda payload, path: {**payload, "path": path}, st.dictionaries(keys, values, max_size=3), paths)
+asked = keys | st.just("none")
+signs = st.sampled_from(["gt", "gte", "lt", "lte"])
 leaves = st.one_of(
-    st.tuples(st.sampled_from(["a", "b", 'k"ey', "none"]), scalars).map(lambda t: {t[0]: t[1]}),
-    st.tuples(st.sampled_from(["a", "b"]), st.lists(scalars, max_size=3)).map(lambda t: {t[0]: {"in": t[1]}}),
-    st.tuples(
-        st.sampled_from(["a", "b"]), st.sampled_from(["gt", "gte", "lt", "lte"]), st.sampled_from([0, 2.5, "cat"])
-    ).map(lambda t: {t[0]: {t[1]: t[2]}}),
+    st.builds(lambda key, value: {key: value}, asked, scalars),
+    st.builds(lambda key, some: {key: {"in": some}}, asked, st.lists(scalars, max_size=3)),
+    st.builds(lambda key, sign, bound: {key: {sign: bound}}, asked, signs, numbers | texts),
+    st.builds(lambda some: {"path": {"in": some}}, st.lists(paths | scalars, max_size=3)),
+    st.builds(lambda sign, bound: {"path": {sign: bound}}, signs, paths | numbers),
 )
 filters = st.recursive(
     leaves,
@@ -40,17 +50,64 @@ filters = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(rows=st.lists(documents, min_size=1, max_size=6), where=filters)
-def test_filters_in_sql_match_what_they_match_in_python(
-    rows: list[dict[str, Any]], where: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+def segment_of(folder: Path, rows: list[dict[str, Any]]) -> Segment:
+    """Items 10, 11, … with these documents, and no index."""
+    ids = np.arange(10, 10 + len(rows))
+    block = Block(ids, np.zeros((len(rows), 1), np.uint8), {}, [Record(row) for row in rows])
+    write_segment(folder, [block])
+    return opened(folder, len(rows))
+
+
+def opened(folder: Path, rows: int) -> Segment:
+    return Segment(folder, manifests.SegmentEntry(name=folder.name, rows=rows, live_rows=rows), lambda: None)  # type: ignore[arg-type,return-value]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(rows=st.lists(documents, min_size=1, max_size=6), where=filters, most=st.sampled_from([1, 2, 1 << 15]))
+def test_a_segment_finds_what_a_filter_matches_in_python(
+    rows: list[dict[str, Any]], where: dict[str, Any], most: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    path = tmp_path_factory.mktemp("catalogue") / "items.sqlite"
-    write_catalogue(path, enumerate(map(Record, rows)))
-    catalogue = Catalogue(path)
+    """With its index, of all keys or of those with few values, and without one, as earlier versions wrote it."""
+    place = tmp_path_factory.mktemp("segment")
     tree = parse_where(where)
-    assert catalogue.select(tree).tolist() == [i for i, row in enumerate(rows) if tree.matches(row)]
-    catalogue.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fields.FieldCollector.__init__, "__defaults__", (most,))
+        segment = segment_of(place / "new", rows)
+    for path in shutil.copytree(place / "new", place / "old").glob("field*"):
+        path.unlink()
+    for one in (segment, opened(place / "old", len(rows))):
+        assert one.live_ids_of(tree).tolist() == [10 + i for i, row in enumerate(rows) if tree.matches(row)]
+        assert one.documents_of(one.ids, np.arange(len(rows))) == rows
+        one.close()
+
+
+def test_a_field_counts_its_values(tmp_path: Path) -> None:
+    labels: list[Any] = ["cat", ["cat", "dog", "cat"], None, 3, "dog", {"no": 1}]
+    segment = segment_of(tmp_path / "x", [{"path": "", "label": label} for label in labels])
+    counts = {None: 1, 3: 1, "cat": 2, "dog": 2}
+    assert dict(segment.field("label").counts(None)) == counts
+    live = np.array([True, False, True, True, True, True])
+    assert dict(segment.field("label").counts(live)) == counts | {"cat": 1, "dog": 1}
+    assert dict(segment.field("nothing").counts(None)) == {}
+
+
+def test_values_that_tell_items_apart_are_not_indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fields.FieldCollector.__init__, "__defaults__", (10,))
+    rows = [{"path": f"{i}", "url": f"http://{i}", "label": f"{i % 10}", "many": [1, 2, i]} for i in range(100)]
+    segment = segment_of(tmp_path / "x", rows)
+    assert segment.fields is not None
+    assert segment.fields.get("url") is None
+    assert segment.fields.get("many") is None
+    known = segment.fields.get("label")
+    assert known is not None
+    assert len(known.values) == 10
+    assert segment.live_ids_of(parse_where('url = "http://77"')).tolist() == [87]
+
+
+def test_equal_documents_give_equal_files(tmp_path: Path) -> None:
+    rows = [{"path": f"{i}", "b": [i % 3, "x"], "a": i % 7} for i in range(50)]
+    one, other = segment_of(tmp_path / "1", rows).folder, segment_of(tmp_path / "2", rows).folder
+    assert {p.name: p.read_bytes() for p in one.iterdir()} == {p.name: p.read_bytes() for p in other.iterdir()}
 
 
 def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
@@ -72,8 +129,28 @@ def test_a_catalogue_gives_back_what_was_written(tmp_path: Path) -> None:
     assert catalogue.records_of(["b.jpg", "nothing"]) == [(11, records[1])]
     assert list(catalogue.records(11)) == [(11, records[1]), (12, records[2])]
     assert list(catalogue.digests()) == [(10, b"same"), (11, b"same"), (12, b"same")]
-    assert catalogue.labels() == {"cat": 2, "dog": 1}
     catalogue.close()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.one_of(st.integers(1, 4), st.integers(1, 5000)), max_size=120))
+def test_segments_stay_few_and_items_are_rewritten_seldom(adds: list[int]) -> None:
+    """Whatever is added in whatever order: of n items each is written once a tier, and no tier is ever full."""
+    segments: list[tuple[int, int]] = []  # rows, and how often the most rewritten of them was written
+    for rows in adds:
+        after = [*segments, (rows, 0)]
+        runs = tiers.runs_of([size for size, _ in after])
+        assert [start for start, _ in runs] == [0, *(stop for _, stop in runs[:-1])]
+        assert runs[-1][1] == len(after)
+        parts = [after[start:stop] for start, stop in runs]
+        segments = [
+            part[0] if len(part) == 1 and part[0][1] else (sum(n for n, _ in part), 1 + max(w for _, w in part))
+            for part in parts
+        ]
+        levels = [tiers.tier_of(size) for size, _ in segments]
+        assert levels == sorted(levels, reverse=True)
+        assert all(levels.count(level) < tiers.TIER for level in levels)
+        assert all(written <= 1 + level for (_, written), level in zip(segments, levels, strict=True))
 
 
 def entry(name: str) -> manifests.PluginEntry:

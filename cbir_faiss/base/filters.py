@@ -24,6 +24,7 @@ from cbir_faiss.errors import InputError
 
 Scalar = str | int | float | bool | None
 RangeOp = Literal["gt", "gte", "lt", "lte"]
+MAX_DEPTH = 100
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "gt": operator.gt,
@@ -94,8 +95,32 @@ def parse_where(where: Where | Mapping[str, Any] | str) -> Where:
     """The filter tree of a mapping or a text; a tree passes through.
 
     Raises:
-        InputError: where the form is not one of those in the module's docstring; the message says what was met.
+        InputError: where the form is not one of those in the module's docstring; the message says what was met. Or it
+            is nested deeper than ``MAX_DEPTH``: engines work through it by recursion, and some end the process.
     """
+    try:
+        tree = _parsed(where)
+    except RecursionError:
+        raise _too_deep() from None
+    level: tuple[Where, ...] = (tree,)
+    for _ in range(MAX_DEPTH):
+        level = tuple(inner for part in level for inner in _inside(part))
+        if not level:
+            return tree
+    raise _too_deep()
+
+
+def _too_deep() -> InputError:
+    return InputError(f"a filter is nested at most {MAX_DEPTH} deep: join conditions on one key by 'in'")
+
+
+def _inside(where: Where) -> tuple[Where, ...]:
+    if isinstance(where, Not):
+        return (where.part,)
+    return where.parts if isinstance(where, (And, Or)) else ()
+
+
+def _parsed(where: Where | Mapping[str, Any] | str) -> Where:
     if isinstance(where, (In, Range, And, Or, Not)):
         return where
     if isinstance(where, str):
@@ -118,10 +143,10 @@ def _from_item(key: Any, value: Any) -> Where:
     if key in ("and", "or"):
         if not isinstance(value, Sequence) or isinstance(value, str) or not value:
             raise InputError(f"'{key}' takes a list of filters")
-        parts = tuple(parse_where(part) for part in value)
+        parts = tuple(_parsed(part) for part in value)
         return And(parts) if key == "and" else Or(parts)
     if key == "not":
-        return Not(parse_where(value))
+        return Not(_parsed(value))
     if isinstance(value, Mapping):
         parts = tuple(_from_operator(key, op, operand) for op, operand in value.items())
         if not parts:
@@ -179,11 +204,11 @@ class _Text:
     def __init__(self, text: str) -> None:
         self.text = text
         self.tokens: list[tuple[str, str]] = []
-        at = 0
-        while text[at:].strip():
+        at, end = 0, len(text.rstrip())
+        while at < end:
             found = _TOKEN.match(text, at)
             if found is None:
-                raise InputError(f"filter {text!r}: cannot read {text[at:].strip()[:20]!r}")
+                raise InputError(f"filter {_short(text)}: cannot read {text[at : at + 40].strip()[:20]!r}")
             self.tokens.append((str(found.lastgroup), found.group(str(found.lastgroup))))
             at = found.end()
         self.at = 0
@@ -247,11 +272,17 @@ class _Text:
         if kind == "string":
             return _unquote(token)
         if kind == "number":
-            return float(token) if any(c in token for c in ".eE") else int(token)
+            return float(token) if any(c in token for c in ".eE") else self._whole(token)
         if kind == "word" and token in _CONSTANTS:
             return _CONSTANTS[token]
         self.at -= 1
         raise self._expected('a number, true, false, null or a text in quotes (label = "cat")')
+
+    def _whole(self, token: str) -> int:
+        try:
+            return int(token)
+        except ValueError:  # Python reads no more than some thousands of digits
+            raise InputError(f"filter {_short(self.text)}: a number of {len(token)} digits") from None
 
     def _next(self) -> tuple[str, str]:
         if self.at >= len(self.tokens):
@@ -272,10 +303,17 @@ class _Text:
 
     def _expected(self, what: str) -> InputError:
         met = self.tokens[self.at][1] if self.at < len(self.tokens) else "the end"
-        return InputError(f"filter {self.text!r}: expected {what}, met {met!r}")
+        return InputError(f"filter {_short(self.text)}: expected {what}, met {met!r}")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"{text[:200]}…")
 
 
 def _unquote(token: str) -> str:
     if token[0] == '"':
-        return str(json.loads(token))
+        try:
+            return str(json.loads(token, strict=False))
+        except ValueError as error:
+            raise InputError(f"filter: {_short(token)} is no text of JSON: {error}") from None
     return token[1:-1].replace("\\'", "'").replace("\\\\", "\\")

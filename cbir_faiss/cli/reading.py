@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 @folder_argument
 @click.option("--radius", type=int, help="Bits by which codes may differ; 0: equal codes. [a 32nd of the code]")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with the pictures, too.")
-@click.option("--json", "as_json", is_flag=True, help="One list a group of {id, path, label, distance, same}.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One list a group of {id, path, label, distance, same}, copies first."
+)
 def duplicates(folder: Path, radius: int | None, html: Path | None, as_json: bool) -> None:
     """Find pictures that are in FOLDER more than once: the same bytes, or nearly the same code.
+
+    Copies and look-alikes are listed apart; a group is what lies within the radius of its first picture.
 
     \b
     cbir duplicates photos.cbir --radius 8 --html duplicates.html
@@ -31,18 +35,19 @@ def duplicates(folder: Path, radius: int | None, html: Path | None, as_json: boo
     from cbir_faiss.storage.store import Store
 
     with Store.open(folder) as store:
-        groups = find_duplicates(store, radius)
+        found = find_duplicates(store, radius)
         if html:
-            write_page(store, groups, html)
+            write_page(store, found, html)
     if as_json:
-        say_json([[vars(one) for one in group] for group in groups])
+        say_json([[vars(one) for one in group] for group in found.groups])
         return
-    for number, group in enumerate(groups, 1):
-        say(f"group {number}")
-        for one in group:
-            how = "first" if one is group[0] else "same bytes" if one.same else f"{one.distance} bits"
-            say(f"  {how:>10}  {one.id:8d}  {one.path}  {'' if one.label is None else one.label}")
-    say(f"{len(groups):,} groups of {sum(map(len, groups)):,} items")
+    for kind, groups in {"copies": found.copies, "look-alikes": found.alike}.items():
+        for number, group in enumerate(groups, 1):
+            say(f"{kind}, group {number}")
+            for one in group:
+                how = "first" if one is group[0] else "same bytes" if one.same else f"{one.distance} bits"
+                say(f"  {how:>10}  {one.id:8d}  {one.path}  {'' if one.label is None else one.label}")
+        say(f"{kind}: {len(groups):,} groups of {sum(map(len, groups)):,} items")
     if html:
         say(html)
 

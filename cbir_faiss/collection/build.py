@@ -28,7 +28,16 @@ from cbir_faiss.errors import CbirError, ConfigError
 from cbir_faiss.pipeline.extraction import Extraction, Failure, Progress, extract
 from cbir_faiss.pipeline.fit import Fitted, Sample
 from cbir_faiss.pipeline.rules import check_combination
-from cbir_faiss.storage.changes import add_segment, change, files_of, open_replayed, publish, shape_of
+from cbir_faiss.storage.changes import (
+    TRAINED,
+    add_segment,
+    change,
+    described_training,
+    files_of,
+    open_replayed,
+    publish,
+    shape_of,
+)
 from cbir_faiss.storage.files import sync_tree, writing_to
 from cbir_faiss.storage.lock import writer_lock
 from cbir_faiss.storage.manifest import (
@@ -37,6 +46,7 @@ from cbir_faiss.storage.manifest import (
     Pending,
     PluginEntry,
     SegmentEntry,
+    Training,
     index_facts,
     name_of,
     owner_of,
@@ -190,7 +200,9 @@ class Job:
         blocks = encoded_blocks(
             fitted, source, found, metric=manifest.metric, first_id=0, failed=failed, clock=self.clock
         )
-        segment = add_segment(folder, "1", blocks, None if store.has_engine else store.make_backend, shape_of(manifest))
+        make_backend = None if store.has_engine else store.make_backend
+        trained = folder / TRAINED / "1" if manifest.trained else None
+        segment = add_segment(folder, "1", blocks, make_backend, shape_of(manifest), trained)
         return [segment] if segment is not None else []
 
     def _fit(self, source: Source, found: Extraction) -> Fitted:
@@ -238,6 +250,8 @@ class Job:
         has_engine = Store(folder, manifest).has_engine
         seen = write_seen(folder, 1, Seen(failed))
         sync_tree(folder)
+        learnt = Training(folder=f"{TRAINED}/1", items=sum(segment.rows for segment in segments))
+        training, _ = described_training(folder, learnt)
         last = np.load(folder / "segments" / segments[-1].name / "ids.npy", mmap_mode="r")[-1]
         manifest = manifest.model_copy(
             update={
@@ -246,6 +260,7 @@ class Job:
                 "seen": seen,
                 "segments": tuple(segments),
                 "pending": Pending(first_id=0) if has_engine else None,
+                "training": training,
                 "files": files_of(folder, "."),
             }
         )
@@ -294,7 +309,8 @@ class Job:
                 failed=failed,
                 clock=self.clock,
             )
-            change(store, delete=np.array(differs.delete, np.int64), blocks=blocks, conclude=conclude)
+            delete = np.array(differs.delete, np.int64)
+            change(store, delete=delete, blocks=blocks, expected=len(found), conclude=conclude)
             with open_replayed(self.out, adopt=self.adopt) as after:
                 return self._report(after.manifest, found, failed)
 

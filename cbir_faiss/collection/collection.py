@@ -17,7 +17,7 @@ from cbir_faiss.base import Extractor
 from cbir_faiss.base.checks import check_ids
 from cbir_faiss.errors import CbirError, InputError
 from cbir_faiss.pipeline.search import Filter, Searcher
-from cbir_faiss.storage.manifest import Manifest, damaged_files
+from cbir_faiss.storage.manifest import Manifest, check_content, damaged_files, read_manifest
 from cbir_faiss.storage.store import Store
 from cbir_faiss.types import Columns, Hits, Ids
 
@@ -227,14 +227,15 @@ class Collection:
         }
 
     def verify(self) -> list[tuple[str, str]]:
-        """Every file that is not as it was written, and how; empty when all is well. Reads every byte.
+        """Every file of the current generation that is not as it was written, and how; empty when all is well. Reads
+        every byte.
 
         If an engine keeps the index, what it does not hold as the files do is listed under its name.
 
         Raises:
-            CbirError: as ``engine_difference``.
+            CorruptCollection: the manifest itself is damaged. CbirError: as ``engine_difference``.
         """
-        damaged = damaged_files(self.folder, self.manifest)
+        damaged = damaged_files(self.folder, read_manifest(self.folder))
         found = None if damaged else self.engine_difference()
         differs = [] if found is None else [(what, len(ids)) for what, ids in found.ids.items() if len(ids)]
         return [*damaged, *((self.manifest.backend.name, f"{count:,} items: {what}") for what, count in differs)]
@@ -261,12 +262,15 @@ class Collection:
         """The frozen extractor; it needs neither torch nor the original weights.
 
         Raises:
-            InputError: the collection holds vectors, not pictures.
+            InputError: the collection holds vectors, not pictures. CorruptCollection: its files are not those of the
+                collection that was opened.
         """
         entry = self.manifest.extractor
         extractor: Extractor | None = None
         if entry is not None:
             extractor = entry.load("extractors", self.folder / "extractor")
+            extractor.load()
+            check_content(self.folder, self.manifest, "extractor")  # after loading: it is these that were loaded
         if extractor is None or extractor.reads != "image":
             raise InputError(f"{self.folder} holds vectors and has no extractor: give it ids or vectors, not pictures")
         return extractor

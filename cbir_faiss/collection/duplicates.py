@@ -1,5 +1,7 @@
 """Pictures that are in a collection more than once: the same bytes, or codes that differ in a few bits.
 
+A group is what lies around its first picture: what is far from it is in another, however many pictures lie between.
+
 Near codes are found by multi-index hashing (Norouzi, Punjani and Fleet, CVPR 2012): codes within distance r, cut into m
 parts, agree in some part up to floor(r / m) bits. So only codes that share such a part are compared, each once sorted:
 for codes that spread, that is a few for each item, not all the others.
@@ -25,6 +27,7 @@ from cbir_faiss.types import Ids
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 _AT_ONCE = 1 << 21  # candidate pairs compared at once
+_MOST_PAIRS = 1 << 27
 _KEY_BITS = 60
 _LOOKUP = 20  # what a look-up costs, in comparisons of two codes
 _SHOWN_GROUPS, _SHOWN_EACH, _THUMBNAIL = 200, 12, 128
@@ -32,7 +35,7 @@ _SHOWN_GROUPS, _SHOWN_EACH, _THUMBNAIL = 200, 12, 128
 
 @dataclass(frozen=True)
 class Duplicate:
-    """One of a group. distance: bits between its code and that of the first; same: it has the bytes of the first."""
+    """One of a group. distance: bits between its code and that of the first; same: all of the group have its bytes."""
 
     id: int
     path: str
@@ -41,13 +44,29 @@ class Duplicate:
     same: bool
 
 
-def find_duplicates(store: Store, radius: int | None = None) -> list[list[Duplicate]]:
-    """Groups of items, connected by steps of at most ``radius`` bits; each in the order of ids, so are the groups.
+@dataclass(frozen=True)
+class Duplicates:
+    """Groups of two or more, each in the order of ids, and so are the groups.
 
-    ``radius`` is by default a 32nd of the code. In a collection of floats only equal content is found.
+    copies: of the same bytes. alike: of nearly the same code; of copies, only the first is in such a group.
+    """
+
+    copies: list[list[Duplicate]]
+    alike: list[list[Duplicate]]
+
+    @property
+    def groups(self) -> list[list[Duplicate]]:
+        return [*self.copies, *self.alike]
+
+
+def find_duplicates(store: Store, radius: int | None = None) -> Duplicates:
+    """Copies, and items that are at most ``radius`` bits from the first of their group.
+
+    ``radius`` is by default a 32nd of the code. In a collection of floats only copies are found.
 
     Raises:
-        Unsupported: a radius for a collection without binary codes. InputError: a negative one.
+        Unsupported: a radius for a collection without binary codes. InputError: a negative one, or so wide a one that
+            nearly everything is alike.
     """
     bits = store.manifest.bits
     if bits is None and radius is not None:
@@ -55,28 +74,54 @@ def find_duplicates(store: Store, radius: int | None = None) -> list[list[Duplic
     if radius is not None and radius < 0:
         raise InputError(f"the radius is a number of bits, not {radius}")
     same = store.same_content()
-    content = {item: number for number, ids in enumerate(same) for item in ids}
+    copies = [_described(store, np.array(some), np.zeros(len(some), np.int64), same=True) for some in same]
     if bits is None:
-        return [_described(store, np.array(ids), content, np.zeros(len(ids), np.int64)) for ids in same]
+        return Duplicates(copies, [])
     ids, codes = _codes(store)
-    found = map(np.array, connected(codes, bits // 32 if radius is None else radius))
-    return [_described(store, ids[rows], content, hamming(codes[rows[:1]], codes[rows])) for rows in found]
+    other = ~np.isin(ids, [item for some in same for item in some[1:]])
+    ids, codes = ids[other], codes[other]
+    found = map(np.array, around_firsts(codes, bits // 32 if radius is None else radius))
+    alike = [_described(store, ids[rows], hamming(codes[rows[:1]], codes[rows]), same=False) for rows in found]
+    return Duplicates(copies, alike)
 
 
-def connected(codes: NDArray[np.uint8], radius: int) -> list[list[int]]:
-    """Rows of ``codes`` ``(n, bytes)``, in groups of two or more joined by distances of at most ``radius`` bits."""
+def around_firsts(codes: NDArray[np.uint8], radius: int) -> list[list[int]]:
+    """Rows of ``codes`` ``(n, bytes)``, in groups of two or more that are at most ``radius`` bits from their first.
+
+    Row by row: one that is in no group yet takes all that are near it and in none.
+
+    Raises:
+        InputError: more pairs are near each other than can be held.
+    """
     if not len(codes):
         return []
     _, first, member = np.unique(_as_one(codes), return_index=True, return_inverse=True)
-    group = _Groups(len(first))
-    if radius > 0:
-        for left, right in near_pairs(codes[first], radius):
-            for a, b in zip(left.tolist(), right.tolist(), strict=True):
-                group.join(a, b)
-    rows: dict[int, list[int]] = {}
-    for row, code in enumerate(member.reshape(-1).tolist()):
-        rows.setdefault(group.of(code), []).append(row)
-    return sorted(some for some in rows.values() if len(some) > 1)
+    in_order = np.argsort(first)  # of the distinct codes, as they come
+    rank = np.argsort(in_order)
+    owner = np.arange(len(first))
+    left, right = _near(codes[first[in_order]], radius)
+    starts = np.searchsorted(left, np.arange(len(first) + 1))
+    for one in np.unique(left).tolist():
+        if owner[one] == one:
+            near = right[starts[one] : starts[one + 1]]
+            owner[near[owner[near] == near]] = one
+    group = owner[rank[member.reshape(-1)]]
+    rows = np.argsort(group, kind="stable")
+    limits = np.flatnonzero(np.diff(group[rows])) + 1
+    return [some.tolist() for some in np.split(rows, limits) if len(some) > 1]
+
+
+def _near(codes: NDArray[np.uint8], radius: int) -> Pairs:
+    """Every pair of rows (a, b), a < b, of distinct codes that are near each other, once; by a, then b."""
+    n, pairs = len(codes), [np.empty(0, np.int64)]
+    for a, b in near_pairs(codes, radius) if radius else ():
+        pairs.append(np.unique(np.minimum(a, b) * n + np.maximum(a, b)))
+        if sum(map(len, pairs)) > _MOST_PAIRS:
+            pairs = [np.unique(np.concatenate(pairs))]
+            if len(pairs[0]) > _MOST_PAIRS // 2:
+                raise InputError(f"within {radius} bits nearly everything is alike: take a smaller radius")
+    left, right = np.divmod(np.unique(np.concatenate(pairs)), n)
+    return left, right
 
 
 def near_pairs(codes: NDArray[np.uint8], radius: int) -> Iterator[Pairs]:
@@ -101,16 +146,19 @@ def hamming(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.int64]:
     return distances
 
 
-def write_page(store: Store, groups: Sequence[Sequence[Duplicate]], path: Path) -> None:
+def write_page(store: Store, found: Duplicates, path: Path) -> None:
     """One self-contained HTML file with the pictures of each group, as far as they can be read."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("cbir_faiss.collection"), autoescape=True)
     root = Path(store.manifest.root or ".")
-    shown = [
-        [(one, _picture(root / one.path)) for one in group[:_SHOWN_EACH]] + [(None, "")] * (len(group) > _SHOWN_EACH)
-        for group in groups[:_SHOWN_GROUPS]
-    ]
+    kinds = {"Copies": found.copies, "Look-alikes": found.alike}
+    shown = {kind: [_shown(root, group) for group in groups[:_SHOWN_GROUPS]] for kind, groups in kinds.items()}
     page = environment.get_template("duplicates.html.j2")
-    path.write_text(page.render(groups=groups, shown=shown, folder=store.folder.name), encoding="utf-8")
+    path.write_text(page.render(kinds=kinds, shown=shown, folder=store.folder.name), encoding="utf-8")
+
+
+def _shown(root: Path, group: Sequence[Duplicate]) -> list[tuple[Duplicate | None, str]]:
+    some: list[tuple[Duplicate | None, str]] = [(one, _picture(root / one.path)) for one in group[:_SHOWN_EACH]]
+    return [*some, *[(None, "")] * (len(group) > _SHOWN_EACH)]
 
 
 def _parts(bits: int, radius: int, n: int) -> tuple[list[tuple[int, int]], int]:
@@ -166,23 +214,6 @@ def _equal_keys(keys: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> Iterato
         start = stop
 
 
-class _Groups:
-    """Disjoint sets with path halving."""
-
-    def __init__(self, n: int) -> None:
-        self._parent = list(range(n))
-
-    def of(self, i: int) -> int:
-        parent = self._parent
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    def join(self, a: int, b: int) -> None:
-        a, b = self.of(a), self.of(b)
-        self._parent[max(a, b)] = min(a, b)
-
-
 def _as_one(codes: NDArray[np.uint8]) -> NDArray[Any]:
     return np.ascontiguousarray(codes).view(np.dtype((np.void, codes.shape[1]))).reshape(-1)
 
@@ -195,12 +226,10 @@ def _codes(store: Store) -> tuple[Ids, NDArray[np.uint8]]:
     return np.concatenate([ids for ids, _ in parts]), np.concatenate([codes for _, codes in parts])
 
 
-def _described(store: Store, ids: Ids, content: dict[int, int], distances: NDArray[np.int64]) -> list[Duplicate]:
-    documents = store.documents(ids)
-    first = content.get(int(ids[0]))
+def _described(store: Store, ids: Ids, distances: NDArray[np.int64], *, same: bool) -> list[Duplicate]:
     return [
-        Duplicate(i, str(doc.get("path", "")), doc.get("label"), int(d), first is not None and content.get(i) == first)
-        for i, doc, d in zip(ids.tolist(), documents, distances, strict=True)
+        Duplicate(i, str(document.get("path", "")), document.get("label"), int(distance), same)
+        for i, document, distance in zip(ids.tolist(), store.documents(ids), distances, strict=True)
     ]
 
 

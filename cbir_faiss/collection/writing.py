@@ -1,4 +1,7 @@
-"""Changes to a collection: each is one transaction under the writer's lock, from the current generation to the next."""
+"""Changes to a collection: each is one transaction under the writer's lock, from the current generation to the next.
+
+Reading and extracting come before the lock, so that who adds a folder does not keep others waiting for hours.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from cbir_faiss.base.checks import check_floats, check_payload
 from cbir_faiss.base.filters import parse_where
 from cbir_faiss.base.registry import make
 from cbir_faiss.collection.blocks import Clock, encoded_blocks
-from cbir_faiss.collection.source_changes import Seen, changes_of
+from cbir_faiss.collection.source_changes import Seen, SourceChanges, changes_of
 from cbir_faiss.errors import InputError
 from cbir_faiss.pipeline.extraction import Extraction, Failure, Progress, extract
 from cbir_faiss.pipeline.fit import Fitted
@@ -30,6 +33,9 @@ from cbir_faiss.storage.lock import writer_lock
 from cbir_faiss.storage.segment import Block
 from cbir_faiss.storage.store import Store
 from cbir_faiss.types import Ids
+
+_PATIENCE = 60.0
+"""Seconds that an add waits for another writer's commit: what it has extracted would have to be looked up again."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +66,25 @@ class Writer:
         limit = manifest.config.get("source", {}).get("max_megapixels")  # the one that it was built with
         limits = {} if limit is None else {"max_megapixels": limit}
         source = Paths(paths=[str(path) for path in paths], below=manifest.root, **limits)
-        source.items()
-        with self._writing():
-            differs = changes_of(self.store, source, Seen(), whole=False)
-            rows = np.array(differs.rows, np.int64)
-            found = extract(source, extractor, cache=cache, progress=progress, rows=rows)
-            if len(rows) == len(source.items()) == len(found.failed):
+        everything = source.items()
+        rows = set(changes_of(self.store, source, Seen(), whole=False).rows)
+        while True:  # others may write while this extracts; what they changed is looked at again before the commit
+            wanted = np.array(sorted(rows), np.int64)
+            found = extract(source, extractor, cache=cache, progress=progress, rows=wanted)
+            if len(wanted) == len(everything) == len(found.failed):
                 raise InputError(f"nothing was added; {found.failed[0].path}: {found.failed[0].reason}")
-            failed, before = list(found.failed), self.store.manifest.next_id
-            old = [differs.replaced[row] for row in found.rows.tolist() if row in differs.replaced]
-            if len(found):
-                self._change(old, self._blocks(self.store.fitted, source, found, failed))
-        unchanged = len(source.items()) - len(rows)
+            with self._writing(patience=_PATIENCE):
+                differs = changes_of(self.store, source, Seen(), whole=False)
+                if rows.issuperset(differs.rows):
+                    return self._add(source, _among(found, differs.rows), differs)
+                rows.update(differs.rows)
+
+    def _add(self, source: Source, found: Extraction, differs: SourceChanges) -> Added:
+        failed, before = list(found.failed), self.store.manifest.next_id
+        old = [differs.replaced[row] for row in found.rows.tolist() if row in differs.replaced]
+        if len(found):
+            self._change(old, self._blocks(self.store.fitted, source, found, failed), len(found))
+        unchanged = len(source.items()) - len(differs.rows)
         return Added(self.store.manifest.next_id - before, len(old), unchanged, tuple(failed))
 
     def add_vectors(self, vectors: NDArray[Any], documents: Sequence[Mapping[str, Any]] | None) -> Ids:
@@ -84,11 +97,11 @@ class Writer:
         source = Given(x, documents)
         extractor: Extractor = make("extractors", "vectors")
         found = extract(source, extractor, cache=None)
-        with self._writing():
+        with self._writing(patience=_PATIENCE):
             first = self.store.manifest.next_id
             # Vectors come in a column of their own extractor's, whatever the collection's calls the embedding.
             fitted = replace(self.store.fitted, embedding=extractor.embeddings[0])
-            self._change([], self._blocks(fitted, source, found, []))
+            self._change([], self._blocks(fitted, source, found, []), len(found))
         return np.arange(first, self.store.manifest.next_id)
 
     def delete(self, ids: Ids, where: Filter | None) -> int:
@@ -103,9 +116,9 @@ class Writer:
         return len(wanted)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self, patience: float = 0) -> Iterator[None]:
         with ExitStack() as stack:
-            stack.enter_context(writer_lock(self.store.folder))
+            stack.enter_context(writer_lock(self.store.folder, patience))
             stack.enter_context(writing_to(self.store.folder))
             self._reopen()
             yield
@@ -115,9 +128,9 @@ class Writer:
         self.store.close()
         self.store = open_replayed(self.store.folder, adopt=self._adopt)
 
-    def _change(self, delete: Sequence[int], blocks: Iterable[Block]) -> None:
+    def _change(self, delete: Sequence[int], blocks: Iterable[Block], expected: int = 0) -> None:
         with threads.phase("fit"):
-            change(self.store, delete=np.array(delete, np.int64), blocks=blocks)
+            change(self.store, delete=np.array(delete, np.int64), blocks=blocks, expected=expected)
         self._reopen()
 
     def _blocks(self, fitted: Fitted, source: Source, found: Extraction, failed: list[Failure]) -> Iterator[Block]:
@@ -125,3 +138,17 @@ class Writer:
         return encoded_blocks(
             fitted, source, found, metric=metric, first_id=first_id, failed=failed, clock=Clock(), added=True
         )
+
+
+def _among(found: Extraction, rows: Sequence[int]) -> Extraction:
+    """The part of an extraction that is of some rows of its source."""
+    places = np.flatnonzero(np.isin(found.rows, rows))
+    if len(places) == len(found):
+        return found
+    origins = found.origin(slice(0, len(found)))
+    return Extraction(
+        found.rows[places],
+        lambda some: found.block(places[some]),
+        lambda some: [origins[place] for place in places[some].tolist()],
+        found.failed,
+    )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cbir_faiss.base import Item, Stamp
-from cbir_faiss.base.filters import And, In, Not, Or, Range, Scalar, Where
+from cbir_faiss.base.filters import In, Range
 from cbir_faiss.errors import CorruptCollection
 from cbir_faiss.types import Ids
 
@@ -44,7 +44,8 @@ class Record(NamedTuple):
         return str(self.document.get("path", ""))
 
 
-_COLUMNS = "id, path, document, size, changed, digest, added"
+_COLUMNS = "id, document, size, changed, digest, added"
+_PATH = "CAST(? AS TEXT)"
 
 
 def write_catalogue(path: Path, rows: Iterable[tuple[int, Record]]) -> None:
@@ -60,21 +61,31 @@ def write_catalogue(path: Path, rows: Iterable[tuple[int, Record]]) -> None:
             "CREATE TABLE items (id INTEGER PRIMARY KEY, path TEXT NOT NULL, document TEXT NOT NULL, "
             "size INTEGER, changed INTEGER, digest BLOB NOT NULL, added INTEGER NOT NULL)"
         )
-        connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", (_row(i, r) for i, r in rows))
+        connection.executemany(f"INSERT INTO items VALUES (?, {_PATH}, ?, ?, ?, ?, ?)", (_row(i, r) for i, r in rows))
         connection.execute("CREATE INDEX by_path ON items (path)")
         connection.execute("COMMIT")
 
 
-as_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for every row
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for every row
+
+
+def as_json(value: Any) -> str:
+    """``value`` as a line of JSON that is UTF-8 whatever is in it: half a surrogate pair is written as an escape."""
+    text = _encode(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
 
 
 def _row(item: int, record: Record) -> tuple[Any, ...]:
     size, changed = record.stamp or (None, None)
-    return item, record.path, as_json(record.document), size, changed, record.digest, record.added
+    return item, _as_bytes(record.path), as_json(record.document), size, changed, record.digest, record.added
 
 
 def _record(row: tuple[Any, ...]) -> tuple[int, Record]:
-    item, _, text, size, changed, digest, added = row
+    item, text, size, changed, digest, added = row
     return item, Record(json.loads(text), None if size is None else (size, changed), digest, bool(added))
 
 
@@ -100,16 +111,22 @@ class Catalogue:
         rows = self._chosen("SELECT id, document FROM items WHERE id IN", ids)
         return {i: _read_json(text)[0] for i, text in rows}
 
-    def select(self, where: Where) -> Ids:
-        """Ids of the items that ``where`` matches, ascending."""
-        condition = _Condition()
-        sql = condition.compile(where)
-        rows = self._connection.execute(f"SELECT id FROM items WHERE {sql} ORDER BY id", condition.values)
+    def with_path(self, where: In | Range) -> Ids:
+        """Ids of the items whose path ``where`` matches."""
+        if isinstance(where, In):
+            rows = self._chosen("SELECT id FROM items WHERE path IN", _paths(where.values), _PATH)
+        elif isinstance(where.bound, str):
+            sign, bound = _SIGNS[where.op], _as_bytes(where.bound)
+            rows = self._connection.execute(f"SELECT id FROM items WHERE path {sign} {_PATH}", (bound,))
+        else:
+            return np.empty(0, np.int64)
         return np.array([i for (i,) in rows], np.int64)
 
     def records_of(self, paths: Sequence[str]) -> list[tuple[int, Record]]:
         """Ids and records, of those of ``paths`` that are here."""
-        return [_record(row) for row in self._chosen(f"SELECT {_COLUMNS} FROM items WHERE path IN", list(paths))]
+        return [
+            _record(row) for row in self._chosen(f"SELECT {_COLUMNS} FROM items WHERE path IN", _paths(paths), _PATH)
+        ]
 
     def records(self, first: int = 0, last: int | None = None) -> Iterator[tuple[int, Record]]:
         """Every id and record from id ``first`` to id ``last``, by id."""
@@ -119,13 +136,6 @@ class Catalogue:
         )
         return map(_record, rows)
 
-    def labels(self) -> dict[str, int]:
-        """How many items have each label, most frequent first."""
-        rows = self._connection.execute(
-            "SELECT value, count(*) FROM items, json_each(document, '$.label') GROUP BY value ORDER BY 2 DESC, 1"
-        )
-        return {str(label): count for label, count in rows}
-
     def digests(self) -> Iterator[tuple[int, bytes]]:
         """Every id, with the digest of the item's content."""
         yield from self._connection.execute("SELECT id, digest FROM items ORDER BY id")
@@ -133,50 +143,16 @@ class Catalogue:
     def close(self) -> None:
         self._connection.close()
 
-    def _chosen(self, select: str, values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    def _chosen(self, select: str, values: Sequence[Any], place: str = "?") -> Iterator[tuple[Any, ...]]:
         for start in range(0, len(values), _AT_ONCE):
             some = values[start : start + _AT_ONCE]
-            yield from self._connection.execute(f"{select} ({','.join('?' * len(some))})", some).fetchall()
+            yield from self._connection.execute(f"{select} ({','.join([place] * len(some))})", some).fetchall()
 
 
-class _Condition:
-    """A filter as SQL with bound values; keys are bound too, so nothing of the user's is pasted into the text."""
-
-    def __init__(self) -> None:
-        self.values: list[Any] = []
-
-    def compile(self, where: Where) -> str:
-        if isinstance(where, And | Or):
-            word = " AND " if isinstance(where, And) else " OR "
-            return "(" + word.join([self.compile(part) for part in where.parts]) + ")"
-        if isinstance(where, Not):
-            return f"NOT {self.compile(where.part)}"
-        if isinstance(where, In):
-            # any(…) of no values is false, and so is an empty OR
-            return self._any(where.key, lambda: " OR ".join([self._same(value) for value in where.values]) or "0")
-        return self._any(where.key, lambda: self._compared(where))
-
-    def _any(self, key: str, inner: Any) -> str:
-        """Some value under ``key`` (the elements of a list, else the value) fulfils ``inner``."""
-        self.values.append(key)
-        return (
-            "EXISTS (SELECT 1 FROM json_each(document) AS field, json_each("
-            "CASE field.type WHEN 'array' THEN field.value ELSE json_array(CASE field.type "
-            "WHEN 'true' THEN json('true') WHEN 'false' THEN json('false') WHEN 'object' THEN json(field.value) "
-            "ELSE field.value END) END) AS v "
-            f"WHERE field.key = ? AND ({inner()}))"
-        )
-
-    def _same(self, value: Scalar) -> str:
-        if value is None or isinstance(value, bool):
-            return f"v.type = '{json.dumps(value)}'"
-        self.values.append(value)
-        return f"(v.type {'= ' + repr('text') if isinstance(value, str) else _NUMBER} AND v.value = ?)"
-
-    def _compared(self, where: Range) -> str:
-        self.values.append(where.bound)
-        kind = "= 'text'" if isinstance(where.bound, str) else _NUMBER
-        return f"v.type {kind} AND v.value {_SIGNS[where.op]} ?"
+def _as_bytes(path: str) -> bytes:
+    """A path as it is stored: also one of a file whose name is not UTF-8, which SQLite would not take as a text."""
+    return path.encode("utf-8", "surrogatepass")
 
 
-_NUMBER = "IN ('integer', 'real')"
+def _paths(values: Sequence[Any]) -> list[bytes]:
+    return list(dict.fromkeys(_as_bytes(value) for value in values if isinstance(value, str)))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss._lib.files import sync
-from cbir_faiss.errors import CbirError
+from cbir_faiss.errors import CbirError, CorruptCollection
 
 
 @contextmanager
@@ -59,6 +59,14 @@ class ArrayFile:
         shape = (self.rows, *self._first.shape[1:])
         head = {"descr": np.lib.format.dtype_to_descr(self._first.dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, head)
+
+
+def load_mapped(path: Path) -> Any:
+    """A mapped ``.npy`` file. Raises CorruptCollection where it is missing, or no such file."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise CorruptCollection(f"{path}: missing, cut short or altered ({error})") from error
 
 
 def sync_tree(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,25 +15,39 @@ from cbir_faiss.storage.files import writing_to
 LOCK = "LOCK"
 
 
+_LOOKS = 0.02  # seconds between two looks whether the other is done
+
+
 @contextmanager
-def writer_lock(folder: Path) -> Iterator[None]:
-    """Hold the right to write to ``folder`` within the block.
+def writer_lock(folder: Path, patience: float = 0) -> Iterator[None]:
+    """Hold the right to write to ``folder`` within the block; wait for it ``patience`` seconds.
 
     Raises:
         CbirError: another process (or thread) is writing to it, or it cannot be written.
     """
-    path = folder / LOCK
+    path, until = folder / LOCK, time.monotonic() + patience
     with writing_to(folder):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The folder may have been renamed or removed between opening and locking.
-            moved = not path.exists() or not os.path.samestat(os.fstat(handle), path.stat())
-        except BlockingIOError:
-            moved = True
-        if moved:
-            raise CbirError(f"{folder}: another process is writing to it; try again when it is done")
+        while not _locked(handle):
+            if time.monotonic() > until:
+                raise _taken(folder)
+            time.sleep(_LOOKS)
+        # The folder may have been renamed or removed between opening and locking.
+        if not path.exists() or not os.path.samestat(os.fstat(handle), path.stat()):
+            raise _taken(folder)
         yield
     finally:
         os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _taken(folder: Path) -> CbirError:
+    return CbirError(f"{folder}: another process is writing to it; try again when it is done")

@@ -63,6 +63,16 @@ class Pending(_Entry):
     deleted: str | None = None
 
 
+class Training(_Entry):
+    """What the index has learnt: the folder of an empty one, and how many items the collection had then.
+
+    Every segment's index goes on from there, so that their distances can be compared.
+    """
+
+    folder: str
+    items: int
+
+
 class Manifest(_Entry):
     """One generation. Immutable: a change writes the next one.
 
@@ -76,6 +86,8 @@ class Manifest(_Entry):
     root: the folder that the items' paths are relative to. source_digest: what the source said of itself when it was
     last looked through (``survey`` in 0.1); None where the collection was changed otherwise. seen: a file of what a
     build knows of files that no item tells: which failed, and why. pending: for the engine, see ``Pending``.
+    training: see ``Training``; None where nothing is learnt, by earlier versions, and of the few types of index that
+    cannot be saved without an item.
     """
 
     format: int = FORMAT
@@ -103,6 +115,7 @@ class Manifest(_Entry):
     source_digest: str | None = Field(default=None, validation_alias=AliasChoices("source_digest", "survey"))
     seen: str | None = None
     pending: Pending | None = None
+    training: Training | None = None
     segments: tuple[SegmentEntry, ...]
     files: dict[str, FileEntry]
 
@@ -193,28 +206,62 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
 def damaged_files(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
     """Every file that is missing, cut short or altered, and how; reads all of them.
 
-    Those of the generation before are looked at too, as far as they are there: a reader may still have them open.
+    Those of the generation before are looked at too, as far as they are there: a reader may still have them open. What
+    a writer has replaced and removed meanwhile is no damage.
     """
-    before = folder / f"manifest-{manifest.generation - 1}.json"
-    if manifest.previous is None or not before.exists():
-        return _damaged(folder, manifest.files)
-    if sha256_of(before) != manifest.previous:
-        return [*_damaged(folder, manifest.files), (before.name, _ALTERED)]
-    earlier = _parse(before.read_bytes(), before).files
-    earlier = {n: e for n, e in earlier.items() if n not in manifest.files and (folder / n).exists()}
-    return _damaged(folder, {**manifest.files, **earlier})
+    damaged = _damaged(folder, {**_files_before(folder, manifest), **manifest.files})
+    if not damaged or (now := read_manifest(folder)).generation == manifest.generation:
+        return damaged
+    listed = {**_files_before(folder, now), **now.files}
+    return [(name, how) for name, how in damaged if name in listed]
+
+
+def check_still_there(folder: Path, manifest: Manifest) -> None:
+    """Raises CorruptCollection where the generation is gone, or another collection has taken its place."""
+    path = _file_of(folder, manifest.generation)
+    if not path.exists() or _parse(path.read_bytes(), path).files != manifest.files:
+        raise CorruptCollection(f"{folder}: was replaced while it was opened; open it again")
+
+
+def check_content(folder: Path, manifest: Manifest, part: str) -> None:
+    """Raises CorruptCollection where a file below ``part`` is not what the manifest says."""
+    files = {name: entry for name, entry in manifest.files.items() if name.startswith(f"{part}/")}
+    for name, how in _damaged(folder, files):
+        raise CorruptCollection(
+            f"{folder / name}: {how}; or the collection was replaced since it was opened: open it again"
+        )
+
+
+def _file_of(folder: Path, generation: int) -> Path:
+    return folder / f"manifest-{generation}.json"
+
+
+def _files_before(folder: Path, manifest: Manifest) -> dict[str, FileEntry]:
+    """What the generation before has besides, its manifest included, as far as it is there."""
+    path = _file_of(folder, manifest.generation - 1)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    if manifest.previous is None:
+        return {}
+    own = {path.name: FileEntry(size=len(content), sha256=manifest.previous)}
+    if hashlib.sha256(content).hexdigest() != manifest.previous:
+        return own
+    return own | {name: entry for name, entry in _parse(content, path).files.items() if (folder / name).exists()}
 
 
 def _damaged(folder: Path, files: Mapping[str, FileEntry]) -> list[tuple[str, str]]:
     damaged = []
     for name, entry in files.items():
-        path = folder / name
-        if not path.exists():
+        try:
+            size = (folder / name).stat().st_size
+            if size != entry.size:
+                damaged.append((name, f"{size} bytes instead of {entry.size}"))
+            elif sha256_of(folder / name) != entry.sha256:
+                damaged.append((name, _ALTERED))
+        except FileNotFoundError:
             damaged.append((name, "missing"))
-        elif path.stat().st_size != entry.size:
-            damaged.append((name, f"{path.stat().st_size} bytes instead of {entry.size}"))
-        elif sha256_of(path) != entry.sha256:
-            damaged.append((name, _ALTERED))
     return damaged
 
 

@@ -4,14 +4,16 @@ segments/<name>/ids.npy            int64 (rows,), ascending
                 codes.npy          uint8 (rows, bits / 8) or float32 (rows, dim)
                 column-<name>.npy  what the rescorer keeps of the extractor's columns
                 backend/           the index, as its backend saves it (none where the engine keeps its own storage)
-                items.sqlite       id, path, document, and what the item was made of: for filters, and to know it again
+                items.sqlite       id, path, document, and what the item was made of, to know it again
                 documents.jsonl    the documents again, by row, and documents.npy, where each ends; none in 0.1
+                fields.jsonl, …    which rows have which value, for filters, see ``fields``; none in older ones
                 live-<gen>.npy     bits of the rows that live; written by a delete, none while all do
 """
 
 from __future__ import annotations
 
 import mmap
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,16 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss.base import Backend
-from cbir_faiss.errors import CorruptCollection, Unsupported
+from cbir_faiss.base.filters import In, Range, Where
+from cbir_faiss.errors import CbirError, Unsupported
 from cbir_faiss.pipeline.fill import FILL_ROWS, Part, fill, training_codes
 from cbir_faiss.storage.catalogue import Catalogue, Record, as_json, write_catalogue
-from cbir_faiss.storage.documents import LINES as DOCUMENTS
-from cbir_faiss.storage.documents import Documents, DocumentWriter
-from cbir_faiss.storage.files import ArrayFile, save_array
+from cbir_faiss.storage.fields import FIELDS, PATH, Field, FieldCollector, Fields, Mask, matching
+from cbir_faiss.storage.files import ArrayFile, load_mapped, save_array
+from cbir_faiss.storage.lines import Lines, LineWriter, lines_file
 from cbir_faiss.storage.manifest import SegmentEntry
 from cbir_faiss.types import Codes, Ids, Kind
 
 BLOCK_ROWS = FILL_ROWS
+DOCUMENTS = "documents"
 
 
 class Block(NamedTuple):
@@ -46,7 +50,7 @@ def write_segment(folder: Path, blocks: Iterable[Block]) -> int:
     """Write the items of ``blocks`` to a new folder, all but the index; returns how many there are."""
     folder.mkdir(parents=True)
     arrays: dict[str, ArrayFile] = {}
-    documents = DocumentWriter(folder)
+    documents, fields = LineWriter(folder, DOCUMENTS), FieldCollector()
 
     def stored() -> Iterator[tuple[int, Record]]:
         for ids, codes, columns, records in blocks:
@@ -55,10 +59,12 @@ def write_segment(folder: Path, blocks: Iterable[Block]) -> int:
                     arrays[name] = ArrayFile(folder / f"{name}.npy")
                 arrays[name].append(values)
             documents.append([as_json(record.document) for record in records])
+            fields.append(record.document for record in records)
             yield from zip(ids.tolist(), records, strict=True)
 
     try:
         write_catalogue(folder / "items.sqlite", stored())
+        fields.write(folder)
     finally:
         documents.close()
         for array in arrays.values():
@@ -73,10 +79,11 @@ class Segment:
         self.folder, self.entry = folder, entry
         self._make_backend = make_backend
         self._columns: dict[str, NDArray[Any]] = {}
+        self._fields: dict[str, Field] = {}
 
     def open(self) -> None:
         """Open every file now, so that a later generation may remove them."""
-        _ = self.ids, self.live, self.catalogue, self.documents
+        _ = self.ids, self.live, self.catalogue, self.documents, self.fields
         for name in ("code", *self.column_names):
             self.column(name)
         if (self.folder / "backend").is_dir():
@@ -85,7 +92,7 @@ class Segment:
     @cached_property
     def ids(self) -> Ids:
         """All ids, dead rows included, ascending."""
-        ids: Ids = np.asarray(_map(self.folder / "ids.npy"))
+        ids: Ids = np.asarray(load_mapped(self.folder / "ids.npy"))
         return ids
 
     @cached_property
@@ -93,7 +100,7 @@ class Segment:
         """bool ``(rows,)``."""
         if self.entry.live is None:
             return np.ones(self.entry.rows, bool)
-        bits = _map(self.folder / self.entry.live)
+        bits = load_mapped(self.folder / self.entry.live)
         return np.unpackbits(bits, count=self.entry.rows).astype(bool)
 
     @cached_property
@@ -101,9 +108,14 @@ class Segment:
         return Catalogue(self.folder / "items.sqlite")
 
     @cached_property
-    def documents(self) -> Documents | None:
+    def documents(self) -> Lines | None:
         """The documents by row; None in a segment of 0.1, where the catalogue has to be asked."""
-        return Documents(self.folder) if (self.folder / DOCUMENTS).exists() else None
+        return Lines(self.folder, DOCUMENTS) if lines_file(self.folder, DOCUMENTS).exists() else None
+
+    @cached_property
+    def fields(self) -> Fields | None:
+        """The index of the documents; None in a segment of an earlier version."""
+        return Fields(self.folder) if lines_file(self.folder, FIELDS).exists() else None
 
     @cached_property
     def column_names(self) -> list[str]:
@@ -134,7 +146,7 @@ class Segment:
     def column(self, name: str) -> NDArray[Any]:
         """A stored column by the name that rescorers use, or ``code``; mapped."""
         if name not in self._columns:
-            column = _map(self._file_of(name))
+            column = load_mapped(self._file_of(name))
             # Candidates lie anywhere in it; reading ahead around each would read thirty times as much from the disk.
             if name != "code":
                 column._mmap.madvise(mmap.MADV_RANDOM)
@@ -168,21 +180,57 @@ class Segment:
         found = self.catalogue.documents(ids.tolist())
         return [found[i] for i in ids.tolist()]
 
+    def matching(self, where: Where) -> Mask:
+        """bool ``(rows,)``: whose document the filter matches, dead rows included."""
+        return matching(where, self.entry.rows, self._rows_with)
+
+    def live_ids_of(self, where: Where) -> Ids:
+        """Ids of the live items that ``where`` matches, ascending."""
+        found = self.matching(where)
+        if self.entry.live is not None:
+            found &= self.live
+        return self.ids[found]
+
+    def _rows_with(self, where: In | Range) -> Mask:
+        if where.key != PATH:
+            return self.field(where.key).matching(where, self.entry.rows)
+        found = np.zeros(self.entry.rows, bool)
+        found[np.searchsorted(self.ids, self.catalogue.with_path(where))] = True
+        return found
+
+    def field(self, key: str) -> Field:
+        """The values of a key; where they are not indexed, by a look at each document, the first time."""
+        if key not in self._fields:
+            found = None if self.fields is None else self.fields.get(key)
+            if found is None:
+                collected = FieldCollector(most=float("inf"))
+                for start in range(0, self.entry.rows, BLOCK_ROWS):
+                    documents = self._documents(np.array(self.ids[start : start + BLOCK_ROWS]))
+                    collected.append({key: document[key]} if key in document else {} for document in documents)
+                found = collected.field(key)
+            self._fields[key] = found
+        return self._fields[key]
+
     def records(self, paths: Sequence[str] | None = None) -> Iterator[tuple[int, Record]]:
         """Live items with their ids: all, by id, or those of some paths."""
-        found = self.catalogue.records() if paths is None else iter(self.catalogue.records_of(paths))
+        if paths is not None:
+            some = self.catalogue.records_of(paths)
+            rows = self.rows_of(np.array([item for item, _ in some], np.int64))
+            return (one for one, row in zip(some, rows.tolist(), strict=True) if row >= 0)
         if self.entry.live is None:
-            return found
+            return self.catalogue.records()
         dead = set(self.dead_ids.tolist())
-        return ((item, record) for item, record in found if item not in dead)
+        return ((item, record) for item, record in self.catalogue.records() if item not in dead)
 
-    def blocks(self, live: NDArray[np.bool_] | None = None, first_id: int = 0) -> Iterator[Block]:
+    def blocks(
+        self, live: NDArray[np.bool_] | None = None, first_id: int = 0, size: int = BLOCK_ROWS
+    ) -> Iterator[Block]:
         """The live items (or those of another bitmap) from ``first_id`` on, to be written elsewhere."""
         kept = np.flatnonzero(self.live if live is None else live)
         kept = kept[self.ids[kept] >= first_id]
-        codes, columns = self.column("code"), {name: _map(self._file_of(name)) for name in self.column_names}
-        for start in range(0, len(kept), BLOCK_ROWS):
-            rows = kept[start : start + BLOCK_ROWS]
+        codes, columns = self.column("code"), {name: load_mapped(self._file_of(name)) for name in self.column_names}
+        for start in range(0, len(kept), size):
+            rows = kept[start : start + size]
             ids = np.array(self.ids[rows])
             wanted = set(ids.tolist())
             found = self.catalogue.records(int(ids[0]), int(ids[-1]))
@@ -193,12 +241,26 @@ class Segment:
                 [record for item, record in found if item in wanted],
             )
 
-    def write_index(self, kind: Kind, width: int) -> None:
-        """Make the backend's index from what is stored, and save it beside it."""
+    def write_index(self, kind: Kind, width: int, trained: Path | None = None) -> None:
+        """Make the backend's index from what is stored, and save it beside it.
+
+        trained: the folder of an empty index that has learnt. Where it is not there, this one learns from its items
+        and is saved there before it takes them, if its type can be saved without an item.
+        """
         backend, codes = self._make_backend(), self.column("code")
+
+        def keep() -> None:
+            if trained is not None and not trained.exists():
+                try:
+                    backend.save(trained)
+                except CbirError:
+                    shutil.rmtree(trained, ignore_errors=True)
+
         try:
+            if trained is not None and trained.exists():
+                backend.restore(trained)
             parts = self._parts(codes, documents=not backend.filters_ids)
-            fill(backend, parts, kind=kind, width=width, sample=lambda: training_codes(codes))
+            fill(backend, parts, kind=kind, width=width, sample=lambda: training_codes(codes), prepared=keep)
             backend.save(self.folder / "backend")
         finally:
             backend.close()
@@ -212,7 +274,7 @@ class Segment:
 
     def close(self) -> None:
         """Give back what was opened."""
-        for name in ("backend", "catalogue", "documents"):
+        for name in ("backend", "catalogue", "documents", "fields"):
             opened = self.__dict__.pop(name, None)
             if opened is not None:
                 opened.close()
@@ -229,10 +291,3 @@ def write_live(folder: Path, generation: int, live: NDArray[np.bool_]) -> str:
     name = f"live-{generation}.npy"
     save_array(folder / name, np.packbits(live))
     return name
-
-
-def _map(path: Path) -> Any:
-    try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise CorruptCollection(f"{path}: missing, cut short or altered ({error})") from error

@@ -17,7 +17,7 @@ from cbir_faiss.base.registry import load
 from cbir_faiss.errors import CorruptCollection, UnknownId
 from cbir_faiss.pipeline.fit import Fitted
 from cbir_faiss.storage.catalogue import Record
-from cbir_faiss.storage.manifest import Manifest, check_sizes, read_manifest
+from cbir_faiss.storage.manifest import Manifest, check_sizes, check_still_there, read_manifest
 from cbir_faiss.storage.segment import Segment
 from cbir_faiss.types import Hits, Ids, missing_hits
 
@@ -44,10 +44,11 @@ class Store:
                 for segment in store.segments:
                     segment.open()
                 _ = store.fitted
+                check_still_there(folder, store.manifest)
             except CorruptCollection:
                 store.close()
-                # A file that went while it was being opened belongs to a generation that has been replaced.
-                if attempt == _ATTEMPTS - 1 or read_manifest(folder).generation == store.manifest.generation:
+                # What went while it was being opened is of a generation, or a collection, that was replaced.
+                if attempt == _ATTEMPTS - 1 or read_manifest(folder) == store.manifest:
                     raise
             else:
                 return store
@@ -149,9 +150,8 @@ class Store:
 
     def select(self, where: Where) -> Ids:
         """Ids of the live items that ``where`` matches, ascending."""
-        parts = [segment.catalogue.select(where) for segment in self.segments]
-        live = [ids[segment.rows_of(ids) >= 0] for segment, ids in zip(self.segments, parts, strict=True)]
-        return np.concatenate(live) if live else np.empty(0, np.int64)
+        parts = [segment.live_ids_of(where) for segment in self.segments]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def records(self, paths: Sequence[str] | None = None) -> Iterator[tuple[int, Record]]:
         """Live items: all, by id, or those of some paths."""
@@ -172,11 +172,9 @@ class Store:
         """How many live items have each label, most frequent first."""
         counts: dict[str, int] = {}
         for segment in self.segments:
-            for label, count in segment.catalogue.labels().items():
-                counts[label] = counts.get(label, 0) + count
-            for dead in segment.catalogue.documents(segment.dead_ids.tolist()).values():
-                for label in _labels_of(dead):
-                    counts[label] -= 1
+            live = None if segment.entry.live is None else segment.live
+            for label, count in segment.field("label").counts(live):
+                counts[str(label)] = counts.get(str(label), 0) + count
         return dict(sorted(((k, v) for k, v in counts.items() if v), key=lambda kv: (-kv[1], kv[0])))
 
     # -- search
@@ -200,7 +198,7 @@ class Store:
             backend = segment.backend
             if where is None or not backend.filters_ids:
                 yield backend.search(codes, k, where, self._search_options)
-            elif len(allowed := segment.catalogue.select(where)):
+            elif len(allowed := segment.live_ids_of(where)):
                 yield backend.search(codes, k, allowed, self._search_options)
 
     def _only_held(self, hits: Hits) -> Hits:
@@ -243,8 +241,3 @@ def merge(found: Sequence[Hits], n: int, k: int) -> Hits:
     distances = np.concatenate([hits.distances for hits in found], axis=1)
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]
     return Hits(np.take_along_axis(ids, order, axis=1), np.take_along_axis(distances, order, axis=1))
-
-
-def _labels_of(document: dict[str, Any]) -> list[str]:
-    label = document.get("label", [])
-    return [str(one) for one in (label if isinstance(label, list) else [label])]

@@ -1,0 +1,210 @@
+"""Changing a collection that has grown: what an add costs, what it writes, what memory it takes, and what filters cost.
+
+    python benchmarks/growth.py                 1,000,000 vectors of 512 floats against 10,000; needs 12 GB in --scratch
+    python benchmarks/growth.py --items 200000 --backends faiss-binary-ivf
+    python benchmarks/growth.py --quick         20,000 against 2,000; stores nothing
+
+Codec lsh with 256 bits, and a rescorer that stores the floats. Every figure comes from a process of its own, which
+works through `Collection` on a copy of what was built.
+
+    add        seconds of each of 12 adds of 1,000 vectors with path, label and year, to the small and the large one
+    written    bytes that 100 such adds to the small one pass to the system to be written, for each byte of the vectors
+               and their documents; merges, and learning anew, are among them
+    memory     peak of RssAnon over what it was when the collection was open: over those adds, and over a delete of a
+               quarter of the large one, which writes what is left anew; of a graph, its file is taken off
+    filter     milliseconds of a search for 10 among all items, of one of ten labels, and of a range of years
+
+Raw figures go to benchmarks/results/growth.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _report import Anonymous, seconds, show, store
+
+from cbir_faiss.collection import Collection
+from cbir_faiss.config import parse_config
+
+DIM, BATCH, ADDS, TIMED = 512, 1000, 100, 12
+BACKENDS = ("faiss-binary-ivf", "faiss-binary-hnsw")
+FILTERS: dict[str, Any] = {"label": {"label": "c3"}, "years": {"year": {"gte": 2000, "lt": 2020}}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="20,000 against 2,000 vectors, nothing stored")
+    parser.add_argument("--items", type=int, default=1_000_000, help="of the large one (1,000,000)")
+    parser.add_argument("--backends", nargs="*", default=BACKENDS, help=f"({' '.join(BACKENDS)})")
+    parser.add_argument("--scratch", type=Path, help="where to build them (the system's folder for such)")
+    parser.add_argument("--one", nargs=2, metavar=("WHAT", "FOLDER"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(WORK[arguments.one[0]](Path(arguments.one[1]))))
+        return
+    sizes = {"small": 2_000, "large": 20_000} if arguments.quick else {"small": 10_000, "large": arguments.items}
+    results: dict[str, Any] = {}
+    for backend in arguments.backends:
+        with tempfile.TemporaryDirectory(prefix="growth-", dir=arguments.scratch) as place:
+            runs = _runs(backend, sizes, Path(place))
+        summary = _summary(runs)
+        results[f"{backend} {sizes['large']}"] = {"dim": DIM, "items": sizes, "runs": runs, **summary}
+        show(backend, [{"what": key, "": value} for key, value in summary.items()], ("what", ""))
+    if not arguments.quick:
+        print(store("growth", results))
+
+
+def _runs(backend: str, sizes: dict[str, int], place: Path) -> dict[str, Any]:
+    runs: dict[str, Any] = {}
+    for size, n in sizes.items():
+        _build(backend, n, place / f"{size}.cbir")
+        runs[f"add to {size}"] = _in_a_process("add", place / f"{size}.cbir")
+    runs["written"] = _in_a_process("many", place / "small.cbir")
+    runs["merge of large"] = _in_a_process("merge", place / "large.cbir")
+    runs["filter"] = _in_a_process("filter", place / "large.cbir")
+    return runs
+
+
+def _summary(runs: dict[str, Any]) -> dict[str, float]:
+    middle = {size: statistics.median(runs[f"add to {size}"]["seconds"]) for size in ("small", "large")}
+    memory = {
+        name: (run["rss_anon_bytes"] - run["graph_bytes"]) / 1e6 for name, run in runs.items() if "graph_bytes" in run
+    }
+    plain = statistics.median(runs["filter"]["all"])
+    return {
+        "add to small s": middle["small"],
+        "add to large s": middle["large"],
+        "large over small": middle["large"] / middle["small"],
+        "bytes written for a byte": runs["written"]["written_bytes"] / runs["written"]["added_bytes"],
+        **{f"{name}: peak MB": value for name, value in memory.items()},
+        "search ms": 1e3 * plain,
+        **{f"filter by {name}: ms more": 1e3 * (statistics.median(runs["filter"][name]) - plain) for name in FILTERS},
+    }
+
+
+# ------------------------------------------------------------------------------------------------- in its own process
+
+
+def _add(folder: Path) -> dict[str, Any]:
+    return _adding(folder, TIMED)
+
+
+def _many(folder: Path) -> dict[str, Any]:
+    return _adding(folder, ADDS)
+
+
+def _adding(folder: Path, times: int) -> dict[str, Any]:
+    with Collection.open(folder) as collection:
+        collection.search(_vectors(1, 10**7))
+        before, added, took, graph = _written(), 0, [], _index_bytes(folder)
+        with Anonymous() as memory:
+            for batch in range(times):
+                x, documents = _vectors(BATCH, 10**8 + batch), _documents(BATCH, f"new/{batch}")
+                added += x.nbytes + sum(len(json.dumps(document)) for document in documents)
+                began = time.perf_counter()
+                collection.add_vectors(x, documents)
+                took.append(time.perf_counter() - began)
+                graph = max(graph, _index_bytes(folder))
+        written = _written() - before
+    return {
+        "seconds": took,
+        "rss_anon_bytes": memory.peak - memory.first,
+        "graph_bytes": graph if _is_graph(folder) else 0,
+        "written_bytes": written,
+        "added_bytes": added,
+    }
+
+
+def _merge(folder: Path) -> dict[str, Any]:
+    with Collection.open(folder) as collection:
+        collection.search(_vectors(1, 10**7))
+        with Anonymous() as memory:
+            began = time.perf_counter()
+            collection.delete(range(0, len(collection), 4))
+            took = time.perf_counter() - began
+    graph = _index_bytes(folder) if _is_graph(folder) else 0
+    return {"seconds": [took], "rss_anon_bytes": memory.peak - memory.first, "graph_bytes": graph}
+
+
+def _filter(folder: Path) -> dict[str, Any]:
+    with Collection.open(folder) as collection:
+        queries = iter(_vectors(1000, 10**7))
+
+        def search(where: Any) -> Callable[[], Any]:
+            return lambda: collection.search_hits(next(queries)[None], 10, where)
+
+        return {name: seconds(search(where), 30) for name, where in {"all": None, **FILTERS}.items()}
+
+
+WORK = {"add": _add, "many": _many, "merge": _merge, "filter": _filter}
+
+
+def _in_a_process(what: str, folder: Path) -> dict[str, Any]:
+    work = folder.with_name("work.cbir")
+    shutil.copytree(folder, work)
+    done = subprocess.run([sys.executable, __file__, "--one", what, str(work)], stdout=subprocess.PIPE, check=True)
+    shutil.rmtree(work)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def _written() -> int:
+    """Bytes that this process has passed to the system to be written."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["wchar"])
+
+
+def _is_graph(folder: Path) -> bool:
+    with Collection.open(folder) as collection:
+        return "hnsw" in collection.manifest.backend.name
+
+
+def _index_bytes(folder: Path) -> int:
+    """The largest index file: what is held while it is made."""
+    return max(path.stat().st_size for path in folder.glob("segments/*/backend/index.faiss"))
+
+
+# ---------------------------------------------------------------------------------------------------- what is put in
+
+
+def _build(backend: str, n: int, out: Path) -> None:
+    vectors, documents = out.with_suffix(".npy"), out.with_suffix(".jsonl")
+    x = np.lib.format.open_memmap(vectors, "w+", np.float32, (n, DIM))
+    with documents.open("w") as file:
+        for start in range(0, n, BATCH):
+            x[start : start + BATCH] = _vectors(BATCH, start)
+            file.writelines(json.dumps(document) + "\n" for document in _documents(BATCH, str(start)))
+    config = {
+        "source": {"name": "vectors", "file": str(vectors), "documents": str(documents)},
+        "codecs": [{"name": "lsh", "bits": 256}],
+        "backends": [{"name": backend}],
+        "rescore": [{"name": "float"}],
+    }
+    Collection.build(parse_config(config), out).close()
+    vectors.unlink()
+
+
+def _vectors(n: int, seed: int) -> Any:
+    """Some of a thousand clusters."""
+    centres = np.random.default_rng(0).standard_normal((1000, DIM), dtype=np.float32)
+    rng = np.random.default_rng(1 + seed)
+    return centres[rng.integers(0, 1000, n)] + rng.standard_normal((n, DIM), dtype=np.float32)
+
+
+def _documents(n: int, name: str) -> list[dict[str, Any]]:
+    return [{"path": f"{name}/{i}.jpg", "label": f"c{i % 10}", "year": 1950 + i % 100} for i in range(n)]
+
+
+if __name__ == "__main__":
+    main()
