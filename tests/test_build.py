@@ -204,7 +204,7 @@ def test_changed_rows_of_a_file_of_vectors_are_picked_up(build: Any, tmp_path: P
     assert (report.items, len(report.failed)) == (42, 1)
     with Collection.open(tmp_path / "x.cbir") as collection:
         assert collection.info()["deleted"] == 2
-        assert collection.search(x[7:8], k=1)[0][0].path == "07"
+        assert collection.search(x[7:8], k=1)[0][0].path == "000000007"
 
 
 # -- what it refuses

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from cbir_faiss.base.checks import check_floats, check_payload
 from cbir_faiss.base.filters import parse_where
 from cbir_faiss.base.registry import make
 from cbir_faiss.collection.blocks import Clock, encoded_blocks
-from cbir_faiss.collection.source_changes import Seen, changes_of
+from cbir_faiss.collection.source_changes import Seen, changes_of, not_to_come_back
 from cbir_faiss.errors import InputError
 from cbir_faiss.pipeline.extraction import Extraction, Failure, Progress, extract
 from cbir_faiss.pipeline.fit import Fitted
@@ -67,7 +67,8 @@ class Writer:
             failed, before = list(found.failed), self.store.manifest.next_id
             old = [differs.replaced[row] for row in found.rows.tolist() if row in differs.replaced]
             if len(found):
-                self._change(old, self._blocks(self.store.fitted, source, found, failed))
+                by_hand = set(differs.rows) - differs.followed
+                self._change(old, self._blocks(self.store.fitted, source, found, failed, by_hand))
         unchanged = len(source.items()) - len(rows)
         return Added(self.store.manifest.next_id - before, len(old), unchanged, tuple(failed))
 
@@ -85,7 +86,7 @@ class Writer:
             first = self.store.manifest.next_id
             # Vectors come in a column of their own extractor's, whatever the collection's calls the embedding.
             fitted = replace(self.store.fitted, embedding=extractor.embeddings[0])
-            self._change([], self._blocks(fitted, source, found, []))
+            self._change([], self._blocks(fitted, source, found, [], range(len(x))))
         return np.arange(first, self.store.manifest.next_id)
 
     def delete(self, ids: Ids, where: Filter | None) -> int:
@@ -96,7 +97,9 @@ class Writer:
             if where is not None:
                 wanted = np.union1d(wanted, self.store.select(parse_where(where)))
             if len(wanted):
-                self._change(wanted.tolist(), ())
+                with threads.phase("fit"):
+                    change(self.store, delete=wanted, conclude=not_to_come_back(self.store, wanted.tolist()))
+                self._reopen()
         return len(wanted)
 
     @contextmanager
@@ -117,8 +120,10 @@ class Writer:
             change(self.store, delete=np.array(delete, np.int64), blocks=blocks)
         self._reopen()
 
-    def _blocks(self, fitted: Fitted, source: Source, found: Extraction, failed: list[Failure]) -> Iterator[Block]:
+    def _blocks(
+        self, fitted: Fitted, source: Source, found: Extraction, failed: list[Failure], by_hand: Container[int]
+    ) -> Iterator[Block]:
         metric, first_id = self.store.manifest.metric, self.store.manifest.next_id
         return encoded_blocks(
-            fitted, source, found, metric=metric, first_id=first_id, failed=failed, clock=Clock(), added=True
+            fitted, source, found, metric=metric, first_id=first_id, failed=failed, clock=Clock(), added=by_hand
         )
