@@ -41,6 +41,7 @@ from cbir_faiss.storage.changes import add_segment, shape_of
 from cbir_faiss.storage.manifest import Manifest, SegmentEntry
 from cbir_faiss.storage.segment import BLOCK_ROWS
 from cbir_faiss.storage.store import Store
+from cbir_faiss.types import Columns
 
 _ROWS = 2048  # of a source, given to a process at once; a killed build goes on after the last such part
 _NONE = -1
@@ -199,12 +200,12 @@ def _write_segment(config: Config, part: _Part, cwd: Path) -> tuple[SegmentEntry
 
     os.chdir(cwd)
     store, failed = Store(part.folder, part.manifest), list[Failure]()
-    found = Extraction(
-        part.rows,
-        lambda some, names: ray.get(part.blocks[some.start // BLOCK_ROWS]),  # type: ignore[union-attr]
-        lambda some: part.origins[some],
-        [],
-    )
+
+    def block(some: Any, names: Any) -> Columns:
+        columns: Columns = ray.get(part.blocks[some.start // BLOCK_ROWS])
+        return columns
+
+    found = Extraction(part.rows, block, lambda some: part.origins[some], [])
     blocks = encoded_blocks(
         store.fitted,
         config.source.make(),

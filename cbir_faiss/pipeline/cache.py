@@ -153,7 +153,7 @@ class EmbeddingCache:
 
     def _look_again(self) -> None:
         """Take the shards that are on the disk now."""
-        if self._folder is None or not self._folder.is_dir():
+        if self._folder is None:
             return
         with self._changing:
             known = {shard.folder: shard for shard in self._index.shards if isinstance(shard, Shard)}
@@ -275,9 +275,9 @@ class _Index:
             return self
         first = len(self.shards)
         places = [(number << _ROW_BITS) + np.arange(len(keys)) for number, (_, keys) in enumerate(new, first)]
-        halves = [_short(keys) for _, keys in new]
-        columns = [[self.first, *(one for one, _ in halves)], [self.second, *(two for _, two in halves)]]
-        first, second, all_places = (np.concatenate(parts) for parts in (*columns, [self.places, *places]))
+        halves = [(self.first, self.second), *(_short(keys) for _, keys in new)]
+        first, second = np.concatenate([one for one, _ in halves]), np.concatenate([two for _, two in halves])
+        all_places = np.concatenate([self.places, *places])
         order = np.argsort(first, kind="stable")
         shards = (*self.shards, *(shard for shard, _ in new))
         return _Index(shards, first[order], second[order], all_places[order])
