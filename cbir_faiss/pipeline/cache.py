@@ -273,8 +273,8 @@ class _Index:
         """This and more shards, each with its keys."""
         if not new:
             return self
-        first = len(self.shards)
-        places = [(number << _ROW_BITS) + np.arange(len(keys)) for number, (_, keys) in enumerate(new, first)]
+        numbered = enumerate(new, len(self.shards))
+        places = [(number << _ROW_BITS) + np.arange(len(keys)) for number, (_, keys) in numbered]
         halves = [(self.first, self.second), *(_short(keys) for _, keys in new)]
         first, second = np.concatenate([one for one, _ in halves]), np.concatenate([two for _, two in halves])
         all_places = np.concatenate([self.places, *places])
