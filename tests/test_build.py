@@ -277,6 +277,9 @@ def test_files_too_large_and_names_and_texts_that_are_none(build: Any, pictures:
     report = build()
     reason = "5,368,709,120 bytes are more than 100 megapixels take"
     assert (report.items, [(f.path, f.reason) for f in report.failed]) == (37, [("blob/large.png", reason)])
+    with Collection.open(tmp_path / "x.cbir") as collection:
+        done = collection.add([os.fsdecode(name), pictures / "checks"])
+        assert (done.added, done.unchanged) == (0, 13)
     table = pictures / "list.jsonl"
     lines = [
         {"path": "blob/00.png", "note": "\ud800"},

@@ -91,8 +91,11 @@ def test_a_cluster_builds_what_one_machine_builds(cluster: Path, pictures: Path)
     assert len(many) == 35
 
 
-def test_nodes_share_the_source_and_the_collection_and_nothing_else(cluster: Path, pictures: Path) -> None:
-    """Two parts of 2,048 rows and less, so that both nodes extract; the cache is the default one."""
+def test_nodes_share_the_source_and_the_collection_and_nothing_else(
+    cluster: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In small parts, so that both nodes extract; the cache is the default one."""
+    monkeypatch.setattr("cbir_faiss.collection.ray._ROWS", 64)
     place, copies = pictures.parent, pictures / "many"
     copies.mkdir()
     for i, picture in enumerate(sorted(pictures.glob("*/*.png"))[:16] * 150):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cbir_faiss import base
 from cbir_faiss._lib.files import is_folder
@@ -32,9 +32,13 @@ class Paths(FileSource):
 
     options: Options
 
+    def __init__(self, *, paths: Sequence[str | Path], **options: Any) -> None:
+        self._given = [Path(path) for path in paths]  # options are text, and a name need not be
+        super().__init__(paths=[shown(path) for path in self._given], **options)
+
     def _find(self) -> Iterator[tuple[base.Item, Path]]:
         found: dict[str, tuple[base.Item, Path]] = {}
-        for given in self.options.paths:
+        for given in self._given:
             path = placed(given)
             if not os.path.lexists(path):
                 raise InputError(f"no such file or folder: {shown(given)}")
