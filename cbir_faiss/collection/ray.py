@@ -57,7 +57,7 @@ def extract_by_ray(
         InputError: not one item could be used.
     """
     check_pair(source, extractor)
-    shared = None if cache is None or cache == default_cache() else cache.absolute()
+    place = None if cache is None or cache == default_cache() else cache.absolute()
     store = embeddings_of(cache or default_cache(), extractor)
     items, began = source.items(), time.perf_counter()
     origins, failed = Origins(len(items)), list[Failure]()
@@ -66,7 +66,7 @@ def extract_by_ray(
         data = ray.data.range(len(items), override_num_blocks=-(-len(items) // _ROWS))
         parts = data.map_batches(
             _Extracting,
-            fn_constructor_args=(config, shared, Path.cwd()),
+            fn_constructor_args=(config, place, Path.cwd()),
             batch_size=_ROWS,
             num_cpus=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
@@ -149,7 +149,7 @@ _FIELDS = ("row", "size", "changed", "digest", "reason")
 class _Extracting:
     """Extracts rows of the source; lives in a process of Ray, so that the model is loaded once.
 
-    cache: one at a path that every machine sees; None: the machine's own, where it keeps what it made, too.
+    cache: where each machine keeps what it made; None: in its own default place.
     """
 
     def __init__(self, config: Config, cache: Path | None, cwd: Path) -> None:
