@@ -7,6 +7,7 @@
     ├── InputError                 data of the wrong dtype, shape or content (also a ValueError)
     │   └── DimensionMismatch      vectors of another width than the index or codec was made for
     ├── BadImage                   one file that cannot be read as an image
+    │   └── NoAccess               it cannot be read at all now, whatever is in it
     ├── UnknownId                  an id that is not stored (also a KeyError)
     ├── Unsupported                the plugin does not have that metric or capability
     ├── CorruptCollection          a stored file is missing, cut short, altered or of another format
@@ -50,6 +51,10 @@ class DimensionMismatch(InputError):
 
 class BadImage(CbirError):
     """A file that cannot be used as an image; in a large job it is recorded and counted, not fatal."""
+
+
+class NoAccess(BadImage):
+    """A file that could not be opened: what is in it is not known, so a later build tries again."""
 
 
 class UnknownId(CbirError, KeyError):

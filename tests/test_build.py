@@ -22,7 +22,7 @@ from cbir_faiss.collection.build import BuildReport
 from cbir_faiss.config import parse_config
 from cbir_faiss.errors import CbirError, ConfigError
 from cbir_faiss.pipeline import cache
-from cbir_faiss.pipeline.extraction import stream
+from cbir_faiss.pipeline.extraction import Extraction, stream
 from cbir_faiss.storage.lock import writer_lock
 from cbir_faiss.storage.manifest import read_manifest
 
@@ -166,21 +166,146 @@ def test_files_that_fail_are_not_tried_again_until_they_change(
     assert [f.path for f in report.failed] == ["blob/bad.png"]
 
 
-def test_what_was_added_stays_and_what_was_deleted_comes_back(build: Any, pictures: Path, tmp_path: Path) -> None:
+def test_what_was_added_stays_and_what_was_deleted_stays_away(build: Any, pictures: Path, tmp_path: Path) -> None:
     build()
     other = tmp_path / "other.png"
     with Image.open(pictures / "blob" / "03.png") as image:
         image.rotate(90).save(other)
     with Collection.open(tmp_path / "x.cbir") as collection:
         collection.add([other])
+        assert collection.documents([0, 1, 2])[0]["path"] == "blob/00.png"
         collection.delete([0, 1])
+        collection.delete([2])
+    os.utime(pictures / "blob" / "01.png")
     (pictures / "checks" / "03.png").unlink()
-    assert build().items == 36
+    assert build().items == 33
+    (pictures / "checks" / "04.png").unlink()
+    assert build().items == 32  # it is remembered from build to build
     with Collection.open(tmp_path / "x.cbir") as collection:
         assert collection.search([other], k=1)[0][0].path == str(other)
-        assert collection.info()["labels"]["blob"] == 12
-    (pictures / "checks" / "04.png").unlink()
-    assert build().items == 35
+        assert collection.add([pictures / "blob" / "01.png"]).added == 1  # how to get one back
+    with Image.open(pictures / "blob" / "00.png") as image:
+        image.rotate(90).save(pictures / "blob" / "00.png")
+    assert build().items == 34  # a file that changed comes back, and what was added again stays
+    with Collection.open(tmp_path / "x.cbir") as collection:
+        assert collection.info()["labels"]["blob"] == 11
+
+
+def test_what_replaces_an_item_of_the_source_goes_with_its_file(build: Any, pictures: Path, tmp_path: Path) -> None:
+    build()
+    file, new = pictures / "blob" / "03.png", pictures / "blob" / "new.png"
+    with Image.open(file) as image:
+        image.rotate(90).save(new)
+        image.rotate(180).save(file)
+    with Collection.open(tmp_path / "x.cbir") as collection:
+        assert collection.add([file, new]).replaced == 1
+    file.unlink()
+    new.unlink()
+    assert build().items == 36  # only what was there by hand alone stays
+
+
+def test_adding_by_another_way_to_the_same_folder(
+    build: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through ``..``, from inside the folder, and through links to it."""
+    (tmp_path / "link").symlink_to(pictures)
+    real = tmp_path / "elsewhere" / "deep"
+    real.mkdir(parents=True)
+    (tmp_path / "aside").symlink_to(real)
+    build()
+    build("linked.cbir", source={"name": "folder", "root": str(tmp_path / "link")})
+    build("dotted.cbir", source={"name": "folder", "root": os.path.relpath(pictures)})
+    monkeypatch.chdir(pictures / "blob")
+    for out in ("x.cbir", "linked.cbir", "dotted.cbir"):
+        with Collection.open(tmp_path / out) as collection:
+            for given in ("../checks", "../../link/checks", "00.png", pictures, tmp_path / "aside/../../link/blob"):
+                done = collection.add([given])
+                assert (done.added, done.unchanged > 0) == (0, True), (out, given)
+    with Image.open("03.png") as image:
+        image.rotate(90).save("../checks/turned.png")
+    with Collection.open(tmp_path / "linked.cbir") as collection:
+        assert collection.add(["../checks"]).added == 1
+        assert collection.documents([36]) == [{"path": "checks/turned.png", "label": "checks"}]
+
+
+def test_a_file_that_may_not_be_read_is_tried_again(
+    build: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, shut = Path.read_bytes, {"blob/03.png"}
+
+    def read_bytes(self: Path) -> bytes:
+        if any(self == pictures / name for name in shut):
+            raise PermissionError(13, "Permission denied")
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    report = build()
+    assert (report.items, [(f.path, f.reason) for f in report.failed]) == (35, [("blob/03.png", "Permission denied")])
+    generation = read_manifest(tmp_path / "x.cbir").generation
+    assert len(build().failed) == 1
+    assert read_manifest(tmp_path / "x.cbir").generation == generation, "nothing has changed"
+    shut.clear()
+    report = build()
+    assert (report.items, report.failed) == (36, [])
+    shut.add("checks/01.png")  # written to, so that nobody knows whether it is the same: what was there stays
+    os.utime(pictures / "checks" / "01.png")
+    report = build()
+    assert (report.items, [f.path for f in report.failed]) == (36, ["checks/01.png"])
+
+
+def test_a_folder_that_may_not_be_listed_is_left_out(
+    build: Any, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, shut = os.scandir, {pictures / "blob"}
+
+    def scandir(path: Any = ".") -> Any:
+        if isinstance(path, Path) and path in shut:
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    build("whole.cbir")
+    monkeypatch.setattr(os, "scandir", scandir)
+    for out, items in (("x.cbir", 24), ("whole.cbir", 36)):  # what was found in it before is not taken for gone
+        report = build(out)
+        assert (report.items, [(f.path, f.reason) for f in report.failed]) == (items, [("blob", "Permission denied")])
+    shut.clear()
+    for out in ("x.cbir", "whole.cbir"):
+        report = build(out)
+        assert (report.items, report.failed) == (36, [])
+
+
+def test_files_too_large_and_names_and_texts_that_are_none(build: Any, pictures: Path, tmp_path: Path) -> None:
+    with (pictures / "blob" / "large.png").open("wb") as file:
+        file.truncate(5 << 30)
+    name = os.fsencode(pictures / "checks") + b"/caf\xe9.png"
+    try:
+        shutil.copy(pictures / "checks" / "00.png", os.fsdecode(name))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    report = build()
+    reason = "5,368,709,120 bytes are more than 100 megapixels take"
+    assert (report.items, [(f.path, f.reason) for f in report.failed]) == (37, [("blob/large.png", reason)])
+    with Collection.open(tmp_path / "x.cbir") as collection:
+        done = collection.add([os.fsdecode(name), pictures / "checks"])
+        assert (done.added, done.unchanged) == (0, 13)
+    table = pictures / "list.jsonl"
+    lines = [
+        {"path": "blob/00.png", "note": "\ud800"},
+        {"path": "blob/01.png", "label": "\udfff"},
+        {"path": "blob/02.png"},
+    ]
+    table.write_text("\n".join(json.dumps(line) for line in lines))
+    report = build("list.cbir", source={"name": "list", "file": str(table)})
+    assert report.items == 1
+    assert [f.path for f in report.failed] == ["blob/00.png", "blob/01.png"]
+    assert all("lone surrogate" in f.reason for f in report.failed)
+    table.write_text(json.dumps({"path": "\ud800.png"}))
+    with pytest.raises(CbirError, match="line 1: 'path' must be the path of an image"):
+        build("other.cbir", source={"name": "list", "file": str(table)})
+    with Collection.open(tmp_path / "x.cbir") as collection:
+        x = np.ones((1, collection.manifest.dim), np.float32)
+        with pytest.raises(CbirError, match="document 0 is not Unicode text"):
+            collection.add_vectors(x, [{"note": ["\ud800"]}])
 
 
 def test_a_changed_label_is_taken_over(build: Any, pictures: Path, tmp_path: Path) -> None:
@@ -212,7 +337,53 @@ def test_changed_rows_of_a_file_of_vectors_are_picked_up(build: Any, tmp_path: P
     assert (report.items, len(report.failed)) == (42, 1)
     with Collection.open(tmp_path / "x.cbir") as collection:
         assert collection.info()["deleted"] == 2
-        assert collection.search(x[7:8], k=1)[0][0].path == "07"
+        assert collection.search(x[7:8], k=1)[0][0].path == "000000007"
+
+
+def test_rows_keep_their_names_when_there_are_more(build: Any, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((101, 16)).astype(np.float32)
+    vectors = {"source": {"name": "vectors", "file": str(tmp_path / "x.npy")}, "extractors": [{"name": "vectors"}]}
+    np.save(tmp_path / "x.npy", x[:100])
+    build(**vectors)
+    np.save(tmp_path / "x.npy", x)
+    build(**vectors)
+    with Collection.open(tmp_path / "x.cbir") as collection:
+        assert (len(collection), collection.info()["deleted"], collection.manifest.next_id) == (101, 0, 101)
+
+
+def test_rows_of_an_older_collection_are_known_again(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.random.default_rng(0).standard_normal((101, 16)).astype(np.float32)
+    vectors = {"source": {"name": "vectors", "file": str(tmp_path / "x.npy")}, "extractors": [{"name": "vectors"}]}
+    np.save(tmp_path / "x.npy", x[:100])
+    with monkeypatch.context() as patch:  # names as they were given then
+        patch.setattr("cbir_faiss.sources.vectors.Vectors._digits", 2)
+        build(**vectors)
+    np.save(tmp_path / "x.npy", x)
+    build(**vectors)
+    with Collection.open(tmp_path / "x.cbir") as collection:
+        assert (len(collection), collection.info()["deleted"], collection.manifest.next_id) == (101, 0, 101)
+        assert [d["path"] for d in collection.documents([7, 100])] == ["07", "100"]
+
+
+def test_fitting_holds_only_the_columns_that_it_needs(
+    build: Any, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Any] = []
+    real = Extraction.block
+
+    def block(self: Any, rows: Any, names: Any = None) -> Any:
+        found = real(self, rows, names)
+        read.append((len(next(iter(found.values()))), sorted(found)))
+        return found
+
+    monkeypatch.setattr(Extraction, "block", block)
+    joined = {"name": "joined", "of": [{"name": "hog", "size": 32}, {"name": "phash"}]}
+    build(extractors=[joined], rescore=[{"name": "none"}])
+    fitting, encoding = [one for one in read if one[0] > 1]
+    assert len(fitting[1]) == 1
+    assert len(encoding[1]) > 1
 
 
 # -- what it refuses

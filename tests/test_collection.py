@@ -194,7 +194,7 @@ def test_a_collection_of_vectors(build: Build, tmp_path: Path) -> None:
     collection = build(COMBINATIONS[2], source=source, extractors=[{"name": "vectors"}])
     assert collection.report is not None
     assert (collection.report.items, collection.report.images_per_second) == (50, 0)
-    assert paths(collection.search(x[7:8])[0])[0] == "07"
+    assert paths(collection.search(x[7:8])[0])[0] == "000000007"
     assert len(collection.search_ids([7])[0]) == 5
     with pytest.raises(InputError, match="holds vectors"):
         collection.search([tmp_path / "x.png"])

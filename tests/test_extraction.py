@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import shutil
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import pytest
 
 from cbir_faiss.base import Item, Source
 from cbir_faiss.base.registry import make
-from cbir_faiss.errors import ConfigError, InputError
+from cbir_faiss.errors import CbirError, ConfigError, InputError
 from cbir_faiss.pipeline import extraction
 from cbir_faiss.pipeline.cache import EmbeddingCache
 
@@ -45,6 +46,36 @@ def test_only_new_content_is_computed(pictures: Path, tmp_path: Path) -> None:
     (pictures / "blob" / "01.png").rename(pictures / "blob" / "moved.png")
     found = extraction.extract(folder(pictures), make("extractors", "hog"), cache=tmp_path / "cache")
     assert (len(found), found.computed) == (37, 0)
+
+
+def test_what_is_hashed_is_what_is_decoded(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is replaced when it has been hashed must not become the embedding of what it was."""
+    file, other = pictures / "blob" / "00.png", (pictures / "stripes" / "00.png").read_bytes()
+    was = file.read_bytes()
+    sha256 = hashlib.sha256
+
+    def replacing(data: bytes = b"") -> Any:
+        if data == was:
+            file.write_bytes(other)
+        return sha256(data)
+
+    expected = extraction.extract(folder(pictures), make("extractors", "hog"), cache=None).columns["embedding"]
+    with monkeypatch.context() as patch:
+        patch.setattr("cbir_faiss.sources._file_source.hashlib.sha256", replacing)
+        extraction.extract(folder(pictures), make("extractors", "hog"), cache=tmp_path / "cache")
+    assert file.read_bytes() == other
+    file.write_bytes(was)
+    found = extraction.extract(folder(pictures), make("extractors", "hog"), cache=tmp_path / "cache")
+    np.testing.assert_array_equal(found.columns["embedding"], expected)
+
+
+def test_what_was_extracted_and_is_lost_is_an_error(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = EmbeddingCache.add
+    monkeypatch.setattr(EmbeddingCache, "add", lambda self, keys, columns: real(self, keys[:0], columns))
+    with pytest.raises(CbirError, match=r"36 of 36 items are not in the embedding cache"):
+        extraction.extract(folder(pictures), make("extractors", "hog"), cache=tmp_path / "cache")
 
 
 def test_other_options_are_another_cache(pictures: Path, tmp_path: Path) -> None:

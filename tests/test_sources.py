@@ -369,7 +369,7 @@ def test_vectors_labels(tmp_path: Path) -> None:
         source = Vectors(file=str(tmp_path / "x.npy"), labels=str(tmp_path / name))
         assert [item.labels[0] for item in source.items()] == expected.split()
     source = Vectors(file=str(tmp_path / "x.npy"), labels=str(tmp_path / "lines.txt"))
-    assert source.items()[1] == source.items()[-2] == Item("1", ("b c",))
+    assert source.items()[1] == source.items()[-2] == Item("000000001", ("b c",))
     assert source.matrix().dtype == np.float16
     (tmp_path / "lines.txt").write_text("a\n")
     np.save(tmp_path / "objects.npy", np.array([{}], object))

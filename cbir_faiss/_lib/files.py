@@ -34,3 +34,11 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     aside.replace(path)
     sync(path.parent)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; where one may not look, ``Path.is_dir`` raises, and this says no."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False

@@ -14,12 +14,13 @@ from cbir_faiss.base.extractor import Extractor
 from cbir_faiss.base.options import Options
 from cbir_faiss.base.plugin import Plugin
 from cbir_faiss.base.rescorer import Fetch, FirstStage, Places, Rescorer, located
-from cbir_faiss.base.source import Item, Source, Stamp
+from cbir_faiss.base.source import Content, Item, Source, Stamp
 
 __all__ = [
     "Backend",
     "Capabilities",
     "Codec",
+    "Content",
     "Extractor",
     "Fetch",
     "FirstStage",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from cbir_faiss.base.plugin import Plugin
 from cbir_faiss.errors import InputError
@@ -29,6 +30,14 @@ class Item:
     labels: tuple[str, ...] = ()
     payload: Payload = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+
+
+class Content(NamedTuple):
+    """What an item holds, read once: its key, and ``read(min_side)``, which does of the same bytes what
+    ``Source.read`` does."""
+
+    key: bytes
+    read: Callable[[int | None], Any]
 
 
 class Source(Plugin):
@@ -59,12 +68,21 @@ class Source(Plugin):
 
         Raises:
             BadImage: this one item cannot be used; a large job records it and goes on.
+            NoAccess: it cannot be read at all now; a later build tries again.
         """
         return self._read(index) if min_side is None else self._read_reduced(index, min_side)
 
     def content_key(self, index: int) -> bytes:
         """SHA-256 of the item's content (of a vector: of its float32 values): equal bytes, equal keys, any path."""
         return self._content_key(index)
+
+    def content(self, index: int) -> Content:
+        """``content_key`` and ``read`` of one look at the item: they belong together even where its file is replaced
+        meanwhile. Raises what these do."""
+        return self._content(index)
+
+    def name_like(self, path: str) -> None:
+        """Name the items as a collection of an earlier version does, one of whose items is ``path``."""
 
     def stamp(self, index: int) -> Stamp | None:
         """Size and time of change of the file that holds the item: while it is the same, so is the content.
@@ -85,6 +103,10 @@ class Source(Plugin):
     def _content_key(self, index: int) -> bytes: ...
     def _read_reduced(self, index: int, min_side: int) -> Any:
         return self._read(index)
+
+    def _content(self, index: int) -> Content:
+        """To be written where the item would be read twice: another may stand in its place the second time."""
+        return Content(self.content_key(index), partial(self.read, index))
 
     def _stamp(self, index: int) -> Stamp | None:
         return None

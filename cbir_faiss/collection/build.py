@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cbir_faiss._lib import threads
 from cbir_faiss._lib.files import sync
@@ -26,8 +27,10 @@ from cbir_faiss.collection.source_changes import Seen, changes_of, read_seen, wr
 from cbir_faiss.config import Choice, Config
 from cbir_faiss.errors import CbirError, ConfigError
 from cbir_faiss.pipeline.extraction import Extraction, Failure, Progress, extract
-from cbir_faiss.pipeline.fit import Fitted, Sample
+from cbir_faiss.pipeline.fit import Fitted, Sample, Unread
 from cbir_faiss.pipeline.rules import check_combination
+from cbir_faiss.sources._paths import placed
+from cbir_faiss.sources.folder import shown
 from cbir_faiss.storage.changes import (
     TRAINED,
     add_segment,
@@ -196,7 +199,7 @@ class Job:
         if self.config.engine is not None and not manifest.trained:
             from cbir_faiss.collection.ray import write_segments
 
-            return write_segments(self.config.engine, self.config, store, found, self.cache, failed)
+            return write_segments(self.config.engine, self.config, store, found, failed)
         blocks = encoded_blocks(
             fitted, source, found, metric=manifest.metric, first_id=0, failed=failed, clock=self.clock
         )
@@ -207,12 +210,15 @@ class Job:
 
     def _fit(self, source: Source, found: Extraction) -> Fitted:
         """Codec and rescorer, learnt from a sample of the items."""
-        rows = sample_rows(len(found))
-        columns, items = found.block(rows), source.items()
-        embedding = next(iter(columns))
-        sample = Sample(
-            {**columns, "embedding": columns[embedding]}, [items[row].labels for row in found.rows[rows].tolist()]
-        )
+        rows, items = sample_rows(len(found)), source.items()
+        embedding = found.names[0]
+
+        def column(name: str) -> NDArray[Any]:
+            name = embedding if name == "embedding" else name
+            return found.block(rows, [name])[name]
+
+        columns = Unread(tuple(dict.fromkeys(("embedding", *found.names))), column)
+        sample = Sample(columns, [items[row].labels for row in found.rows[rows].tolist()])
         codec = sample.fit_codec(self.config.codecs[0].make())
         return Fitted(codec, sample.fit_rescorer(self.config.rescore[0].make()), embedding)
 
@@ -277,14 +283,18 @@ class Job:
                 f"{extractor.fingerprint()[:12]} (other weights, or another version); choose another --out"
             )
         source_digest = source.source_digest()
-        if (manifest.source_digest, manifest.root, manifest.pending) == (source_digest, _root(source), None):
-            return self._report(manifest, None, read_seen(self.out, manifest).failed)
+        seen = read_seen(self.out, manifest)
+        unread = any(failure.stamp is None for failure in seen.failed)
+        known = (manifest.source_digest, manifest.root, manifest.pending)
+        if not unread and known == (source_digest, _root(source), None):
+            return self._report(manifest, None, seen.failed)
         with writer_lock(self.out), writing_to(self.out), open_replayed(self.out, adopt=self.adopt) as store:
             return self._follow(store, source, extractor, source_digest)
 
     def _follow(self, store: Store, source: Source, extractor: Extractor, source_digest: str) -> BuildReport:
+        known = read_seen(self.out, store.manifest)
         with self.clock.phase("extract"):
-            differs = changes_of(store, source, read_seen(self.out, store.manifest))
+            differs = changes_of(store, source, known)
         if differs.rows:
             with self.clock.phase("load"):
                 extractor.load()
@@ -292,12 +302,15 @@ class Job:
             found = extract(
                 source, extractor, cache=self.cache, progress=self.progress, rows=np.array(differs.rows, np.int64)
             )
-        failed = [*differs.seen.failed, *found.failed]
+        seen = differs.seen
+        failed = seen.failed = [*seen.failed, *found.failed]
+        facts = {"source_digest": source_digest, "root": _root(source)}
+        told = {name: getattr(store.manifest, name) for name in facts}
+        if not len(found) and not differs.delete and (seen.as_dict(), facts) == (known.as_dict(), told):
+            return self._report(store.manifest, found, failed)
 
         def conclude(generation: int) -> dict[str, Any]:
-            seen = Seen(sorted(failed, key=lambda failure: failure.path), differs.seen.touched)
-            name = write_seen(self.out, generation, seen)
-            return {"seen": name, "failed": len(failed), "source_digest": source_digest, "root": _root(source)}
+            return {"seen": write_seen(self.out, generation, seen), "failed": len(failed), **facts}
 
         with self.clock.phase("store"), threads.phase("fit", self.config.threads):
             blocks = encoded_blocks(
@@ -345,7 +358,7 @@ class Job:
 
 
 def _root(source: Source) -> str | None:
-    return None if source.root is None else str(source.root.absolute())
+    return None if source.root is None else shown(placed(source.root))
 
 
 def _entry(choice: Choice) -> PluginEntry:

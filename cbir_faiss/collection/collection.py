@@ -188,7 +188,7 @@ class Collection:
     def delete(self, ids: Iterable[int] = (), *, where: Filter | None = None, adopt: bool = False) -> int:
         """Delete items by id, or all that a filter matches, in one transaction; returns how many.
 
-        A later build brings back what its source still has, if it finds the source changed.
+        A later build leaves them out while their files are the same; ``add`` brings one back.
 
         Raises:
             UnknownId: an id that is not there; nothing is deleted then. CbirError: another writer.

@@ -1,7 +1,8 @@
 """A build by several processes or machines: Ray Data extracts, Ray tasks write segments, one manifest lists them.
 
-It is the code that one machine runs, on parts of the source. The cache and the collection must be at paths that every
-machine sees, and so must the source; what travels between processes are row numbers, digests and reasons.
+It is the code that one machine runs, on parts of the source. The source and the collection must be at paths that every
+machine sees. The cache need not be: each machine has its own, and embeddings travel to the one that builds, and from
+there to those that write.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from cbir_faiss.base.options import need
 from cbir_faiss.collection.blocks import Clock, encoded_blocks
 from cbir_faiss.config import Config, Engine
 from cbir_faiss.errors import BackendError, CbirError, InputError
-from cbir_faiss.pipeline.cache import default_cache
+from cbir_faiss.pipeline.cache import EmbeddingCache, default_cache
 from cbir_faiss.pipeline.extraction import (
     Extraction,
     Failure,
@@ -34,12 +35,13 @@ from cbir_faiss.pipeline.extraction import (
     assemble,
     check_pair,
     embeddings_of,
-    extract,
     stream,
 )
 from cbir_faiss.storage.changes import add_segment, shape_of
 from cbir_faiss.storage.manifest import Manifest, SegmentEntry
+from cbir_faiss.storage.segment import BLOCK_ROWS
 from cbir_faiss.storage.store import Store
+from cbir_faiss.types import Columns
 
 _ROWS = 2048  # of a source, given to a process at once; a killed build goes on after the last such part
 _NONE = -1
@@ -55,7 +57,8 @@ def extract_by_ray(
         InputError: not one item could be used.
     """
     check_pair(source, extractor)
-    cache = cache or default_cache()
+    place = None if cache is None or cache == default_cache() else cache.absolute()
+    store = embeddings_of(cache or default_cache(), extractor)
     items, began = source.items(), time.perf_counter()
     origins, failed = Origins(len(items)), list[Failure]()
     done = computed = 0
@@ -63,7 +66,7 @@ def extract_by_ray(
         data = ray.data.range(len(items), override_num_blocks=-(-len(items) // _ROWS))
         parts = data.map_batches(
             _Extracting,
-            fn_constructor_args=(config, cache.absolute(), Path.cwd()),
+            fn_constructor_args=(config, place, Path.cwd()),
             batch_size=_ROWS,
             num_cpus=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
@@ -75,20 +78,30 @@ def extract_by_ray(
                     failed.append(Failure(items[row].path, str(reason), stamp))
                 else:
                     origins.put(int(row), Origin(stamp, bytes(digest)))
+            _keep(store, part)
             done += len(part["row"])
             computed += int(part["computed"].sum())
             if progress:
                 progress(done, len(items))
-    found = assemble(
-        np.arange(len(items)), origins, embeddings_of(cache, extractor), failed, computed, time.perf_counter() - began
-    )
+    store.flush()
+    if done != len(items):
+        raise BackendError(f"engine ray: {done:,} of {len(items):,} items came back")
+    found = assemble(np.arange(len(items)), origins, store, failed, computed, time.perf_counter() - began)
     if not len(found):
         raise InputError(f"not one of {len(items)} items could be used; {failed[0].path}: {failed[0].reason}")
     return found
 
 
+def _keep(store: EmbeddingCache, part: dict[str, NDArray[Any]]) -> None:
+    """Take the columns of what this machine's cache does not have yet."""
+    digests = [bytes(digest) for digest in part["digest"]]
+    new = {digest: place for place, digest in enumerate(digests) if digest and digest not in store}
+    names = [name for name in part if name.startswith(_COLUMN)]
+    store.add(list(new), {name.removeprefix(_COLUMN): part[name][list(new.values())] for name in names})
+
+
 def write_segments(
-    engine: Engine, config: Config, store: Store, found: Extraction, cache: Path | None, failed: list[Failure]
+    engine: Engine, config: Config, store: Store, found: Extraction, failed: list[Failure]
 ) -> list[SegmentEntry]:
     """Segments of nearly equal length, in the order of the items; the codec's and rescorer's states are stored already.
 
@@ -99,10 +112,18 @@ def write_segments(
     with _cluster(engine) as (ray, _):
         task = ray.remote(_write_segment)
         parts = [
-            _Part(folder, manifest, f"1-{number}", start, found.rows[start:stop], found.origin(slice(start, stop)))
+            _Part(
+                folder,
+                manifest,
+                f"1-{number}",
+                start,
+                found.rows[start:stop],
+                found.origin(slice(start, stop)),
+                [ray.put(found.block(slice(at, min(at + BLOCK_ROWS, stop)))) for at in range(start, stop, BLOCK_ROWS)],
+            )
             for number, (start, stop) in enumerate(itertools.pairwise(limits), 1)
         ]
-        written = ray.get([task.remote(config, part, cache and cache.absolute(), Path.cwd()) for part in parts])
+        written = ray.get([task.remote(config, part, Path.cwd()) for part in parts])
     for _, lost in written:
         failed += lost
     return [entry for entry, _ in written if entry is not None]
@@ -110,7 +131,7 @@ def write_segments(
 
 @dataclass(frozen=True)
 class _Part:
-    """What a task needs to write one segment."""
+    """What a task needs to write one segment; blocks: its columns in Ray's store, ``BLOCK_ROWS`` each."""
 
     folder: Path
     manifest: Manifest
@@ -118,20 +139,25 @@ class _Part:
     first_id: int
     rows: NDArray[np.int64]
     origins: list[Origin]
+    blocks: list[Any]
 
 
+_COLUMN = "column "
 _FIELDS = ("row", "size", "changed", "digest", "reason")
 
 
 class _Extracting:
-    """Extracts rows of the source into the cache; lives in a process of Ray, so that the model is loaded once."""
+    """Extracts rows of the source; lives in a process of Ray, so that the model is loaded once.
 
-    def __init__(self, config: Config, cache: Path, cwd: Path) -> None:
+    cache: where each machine keeps what it made; None: in its own default place.
+    """
+
+    def __init__(self, config: Config, cache: Path | None, cwd: Path) -> None:
         os.chdir(cwd)  # a config's relative paths mean the same everywhere
         self._source: Source = config.source.make()
         self._extractor: Extractor = config.extractors[0].make()
         self._extractor.load()
-        self._store = embeddings_of(cache, self._extractor)
+        self._store = embeddings_of(cache or default_cache(), self._extractor)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         rows = batch["id"].tolist()
@@ -154,28 +180,35 @@ class _Extracting:
             "digest": np.array(columns[3], object),
             "reason": np.array(columns[4], object),
             "computed": np.array([computed, *[0] * (len(rows) - 1)]),
+            **self._columns(columns[3]),
         }
 
+    def _columns(self, digests: Sequence[bytes]) -> dict[str, NDArray[Any]]:
+        """The columns of all rows, zeros where one failed."""
+        there = [place for place, digest in enumerate(digests) if digest]
+        found = self._store.gather([digests[place] for place in there])
+        columns = {
+            name: np.zeros((len(digests), width), dtype) for name, (width, dtype) in self._extractor.outputs.items()
+        }
+        for name, column in found.items():
+            columns[name][there] = column
+        return {f"{_COLUMN}{name}": column for name, column in columns.items()}
 
-def _write_segment(
-    config: Config, part: _Part, cache: Path | None, cwd: Path
-) -> tuple[SegmentEntry | None, list[Failure]]:
+
+def _write_segment(config: Config, part: _Part, cwd: Path) -> tuple[SegmentEntry | None, list[Failure]]:
+    import ray
+
     os.chdir(cwd)
-    source: Source = config.source.make()
-    extractor: Extractor = config.extractors[0].make()
-    failed: list[Failure] = []
-    store = Store(part.folder, part.manifest)
-    if source.yields == "vector":
-        found = extract(source, extractor, cache=None, rows=part.rows)
-    else:
-        embeddings = embeddings_of(cache or default_cache(), extractor)
-        keys = [origin.digest for origin in part.origins]
-        found = Extraction(
-            part.rows, lambda some: embeddings.gather(_chosen(keys, some)), lambda some: part.origins[some], []
-        )
+    store, failed = Store(part.folder, part.manifest), list[Failure]()
+
+    def block(some: Any, names: Any) -> Columns:
+        columns: Columns = ray.get(part.blocks[some.start // BLOCK_ROWS])
+        return columns
+
+    found = Extraction(part.rows, block, lambda some: part.origins[some], [])
     blocks = encoded_blocks(
         store.fitted,
-        source,
+        config.source.make(),
         found,
         metric=part.manifest.metric,
         first_id=part.first_id,
@@ -184,10 +217,6 @@ def _write_segment(
     )
     make_backend = None if store.has_engine else store.make_backend
     return add_segment(part.folder, part.name, blocks, make_backend, shape_of(part.manifest)), failed
-
-
-def _chosen(keys: list[bytes], some: slice | NDArray[np.int64]) -> list[bytes]:
-    return keys[some] if isinstance(some, slice) else [keys[place] for place in some.tolist()]
 
 
 @contextmanager

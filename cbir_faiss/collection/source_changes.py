@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from cbir_faiss._lib.files import write_durably
 from cbir_faiss.base import Item, Source, Stamp
-from cbir_faiss.errors import BadImage
-from cbir_faiss.pipeline.extraction import Failure
+from cbir_faiss.errors import BadImage, NoAccess
+from cbir_faiss.pipeline.extraction import Failure, Origin
 from cbir_faiss.storage.catalogue import Record, document
 from cbir_faiss.storage.manifest import Manifest
 from cbir_faiss.storage.store import Store
@@ -26,10 +26,22 @@ class Seen:
     """What a build knows of files that no item's record tells.
 
     failed: those that could not be used. touched: new stamps of files that were written again with the same content.
+    deleted: what was deleted by hand and is not to come back as long as its file is the same.
     """
 
     failed: list[Failure] = field(default_factory=list)
     touched: dict[str, Stamp] = field(default_factory=dict)
+    deleted: dict[str, Origin] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it is written, in an order of its own."""
+        failed = [[failure.path, failure.reason, failure.stamp] for failure in self.failed]
+        deleted = {path: [origin.stamp, origin.digest.hex()] for path, origin in self.deleted.items()}
+        return {
+            "failed": sorted(failed, key=lambda row: str(row[0])),
+            "touched": dict(sorted(self.touched.items())),
+            **({"deleted": dict(sorted(deleted.items()))} if deleted else {}),
+        }
 
 
 @dataclass
@@ -37,11 +49,13 @@ class SourceChanges:
     """What a build has to do, and what is still true of the rest.
 
     rows: of the source, to extract. replaced: by row, the ids of those that are there with another content.
+    followed: those rows of ``replaced`` that a build made and not somebody by hand.
     gone: ids of what the source does not have any more.
     """
 
     rows: list[int] = field(default_factory=list)
     replaced: dict[int, int] = field(default_factory=dict)
+    followed: set[int] = field(default_factory=set)
     gone: list[int] = field(default_factory=list)
     seen: Seen = field(default_factory=Seen)
 
@@ -55,19 +69,35 @@ def read_seen(folder: Path, manifest: Manifest) -> Seen:
     if manifest.seen is None:
         return Seen()
     content = json.loads((folder / manifest.seen).read_bytes())
-    failed = [Failure(path, reason, _stamp(stamp)) for path, reason, stamp in content["failed"]]
-    return Seen(failed, {path: (size, changed) for path, (size, changed) in content["touched"].items()})
+    return Seen(
+        [Failure(path, reason, _stamp(stamp)) for path, reason, stamp in content["failed"]],
+        {path: (size, changed) for path, (size, changed) in content["touched"].items()},
+        {path: Origin(_stamp(s), bytes.fromhex(digest)) for path, (s, digest) in content.get("deleted", {}).items()},
+    )
 
 
 def write_seen(folder: Path, generation: int, seen: Seen) -> str | None:
     """Write it for a new generation; returns the file's name, None where there is nothing to say."""
-    if not seen.failed and not seen.touched:
+    if not seen.failed and not seen.touched and not seen.deleted:
         return None
     name = f"seen-{generation}.json"
-    failed = [(failure.path, failure.reason, failure.stamp) for failure in seen.failed]
-    content = {"failed": sorted(failed, key=lambda row: row[0]), "touched": dict(sorted(seen.touched.items()))}
-    write_durably(folder / name, json.dumps(content, ensure_ascii=False).encode())
+    write_durably(folder / name, json.dumps(seen.as_dict(), ensure_ascii=False).encode())
     return name
+
+
+def not_to_come_back(store: Store, ids: Sequence[int]) -> Callable[[int], dict[str, Any]]:
+    """How ``storage.changes.change`` concludes a deletion by hand of live items ``ids``: a build that finds their files
+    as they are leaves them out; one that changed comes back, and so does what is added."""
+
+    def conclude(generation: int) -> dict[str, Any]:
+        seen, wanted = read_seen(store.folder, store.manifest), set(ids)
+        paths = {str(document.get("path", "")) for document in store.documents(np.array(ids, np.int64))}
+        for item, record in store.records(sorted(paths - {""})):
+            if item in wanted:
+                seen.deleted[record.path] = Origin(record.stamp, record.digest)
+        return {"seen": write_seen(store.folder, generation, seen)}
+
+    return conclude
 
 
 def changes_of(store: Store, source: Source, seen: Seen, *, whole: bool = True) -> SourceChanges:
@@ -78,63 +108,95 @@ def changes_of(store: Store, source: Source, seen: Seen, *, whole: bool = True) 
     If it is not, it only has something to add, and what it would call the labels of a known file does not count.
     """
     look = _Look(store, source, seen, whole)
+    if whole:
+        source.name_like(next((record.path for _, record in store.records() if not record.added), ""))
     items = source.items()
     for start in range(0, len(items), _AT_ONCE):
         look.at(start, items[start : start + _AT_ONCE])
     if whole:
-        look.for_what_is_gone()
+        look.for_what_is_gone(items)
     return look.found
 
 
 class _Look:
-    def __init__(self, store: Store, source: Source, seen: Seen, compare_documents: bool) -> None:
-        self._store, self._source, self._seen = store, source, seen
-        self._compare_documents = compare_documents
+    def __init__(self, store: Store, source: Source, seen: Seen, whole: bool) -> None:
+        self._store, self._source, self._seen, self._whole = store, source, seen, whole
         self._failed = {failure.path: failure for failure in seen.failed}
         self._met = np.zeros(store.manifest.next_id, bool)
-        self.found = SourceChanges()
+        self.found = SourceChanges(seen=Seen(deleted=dict(seen.deleted)))
 
     def at(self, start: int, items: Iterable[Item]) -> None:
         """Items of the source from row ``start`` on."""
         items = list(items)
         known = {record.path: (i, record) for i, record in self._store.records([item.path for item in items])}
         for row, item in enumerate(items, start):
-            if item.path not in known:
-                self._unknown(row, item)
-                continue
-            number, record = known[item.path]
-            self._met[number] = True
-            if not self._is_same(row, item, record):
-                self.found.rows.append(row)
-                self.found.replaced[row] = number
+            number, record = known.get(item.path, (-1, None))
+            if record is not None:
+                self._met[number] = True
+            try:
+                same = self._is_unwanted(row, item) if record is None else self._is_same(row, item, record)
+            except NoAccess as error:
+                same = self._whole  # nobody can say that it is another: what is known of it stays
+                if same:
+                    self.found.seen.failed.append(Failure(item.path, str(error)))
+            if not same:
+                self._take(row, number, record)
 
-    def for_what_is_gone(self) -> None:
-        if np.count_nonzero(self._met) < len(self._store):
-            gone = (i for i, record in self._store.records() if not self._met[i] and not record.added)
-            self.found.gone += gone
+    def _take(self, row: int, number: int, record: Record | None) -> None:
+        self.found.rows.append(row)
+        if record is not None:
+            self.found.replaced[row] = number
+            if not record.added:
+                self.found.followed.add(row)
 
-    def _unknown(self, row: int, item: Item) -> None:
-        failure = self._failed.get(item.path)
-        if failure is not None and failure.stamp == self._source.stamp(row):
+    def for_what_is_gone(self, items: Iterable[Item]) -> None:
+        if np.count_nonzero(self._met) == len(self._store):
+            return
+        gone = {i: record.path for i, record in self._store.records() if not self._met[i] and not record.added}
+        above = {str(folder) for path in gone.values() for folder in PurePosixPath(path).parents}
+        # A folder is an item where nobody could look into it, and what was in it may still be there.
+        closed = above.intersection(item.path for item in items)
+        self.found.gone += [
+            i for i, path in gone.items() if not closed.intersection(map(str, PurePosixPath(path).parents))
+        ]
+
+    def _is_unwanted(self, row: int, item: Item) -> bool:
+        """Of what is not there: whether it failed or was deleted by hand, and its file is still the same."""
+        failure, origin = self._failed.get(item.path), self._seen.deleted.get(item.path)
+        stamp = self._source.stamp(row)
+        if failure is not None and failure.stamp is not None and failure.stamp == stamp:
             self.found.seen.failed.append(failure)
-        else:
-            self.found.rows.append(row)
+            return True
+        if origin is None:
+            return False
+        if stamp is None or stamp != origin.stamp:
+            if not self._has_content(row, origin.digest):
+                del self.found.seen.deleted[item.path]
+                return False
+            self.found.seen.deleted[item.path] = Origin(stamp, origin.digest)
+        return True
 
     def _is_same(self, row: int, item: Item, record: Record) -> bool:
-        if self._compare_documents and not _equal(document(item), record.document):
+        self.found.seen.deleted.pop(item.path, None)  # somebody has added it again
+        if self._whole and not _equal(document(item), record.document):
             return False
         stamp = self._source.stamp(row)
         if stamp == record.stamp:
             return True
-        if stamp != self._seen.touched.get(item.path):
-            try:
-                if self._source.content_key(row) != record.digest:
-                    return False
-            except BadImage:
-                return False
+        if stamp != self._seen.touched.get(item.path) and not self._has_content(row, record.digest):
+            return False
         if stamp is not None:
             self.found.seen.touched[item.path] = stamp
         return True
+
+    def _has_content(self, row: int, digest: bytes) -> bool:
+        """Raises NoAccess where nobody can tell."""
+        try:
+            return self._source.content_key(row) == digest
+        except NoAccess:
+            raise
+        except BadImage:
+            return False
 
 
 def _stamp(value: Any) -> Stamp | None:

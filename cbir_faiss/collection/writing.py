@@ -5,7 +5,7 @@ Reading and extracting come before the lock, so that who adds a folder does not 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from cbir_faiss.base.checks import check_floats, check_payload
 from cbir_faiss.base.filters import parse_where
 from cbir_faiss.base.registry import make
 from cbir_faiss.collection.blocks import Clock, encoded_blocks
-from cbir_faiss.collection.source_changes import Seen, SourceChanges, changes_of
+from cbir_faiss.collection.source_changes import Seen, SourceChanges, changes_of, not_to_come_back
 from cbir_faiss.errors import InputError
 from cbir_faiss.pipeline.extraction import Extraction, Failure, Progress, extract
 from cbir_faiss.pipeline.fit import Fitted
@@ -76,14 +76,15 @@ class Writer:
             with self._writing(patience=_PATIENCE):
                 differs = changes_of(self.store, source, Seen(), whole=False)
                 if rows.issuperset(differs.rows):
-                    return self._add(source, _among(found, differs.rows), differs)
+                    return self._add(source, found.among(differs.rows), differs)
                 rows.update(differs.rows)
 
     def _add(self, source: Source, found: Extraction, differs: SourceChanges) -> Added:
         failed, before = list(found.failed), self.store.manifest.next_id
         old = [differs.replaced[row] for row in found.rows.tolist() if row in differs.replaced]
         if len(found):
-            self._change(old, self._blocks(self.store.fitted, source, found, failed), len(found))
+            by_hand = set(differs.rows) - differs.followed
+            self._change(old, self._blocks(self.store.fitted, source, found, failed, by_hand), len(found))
         unchanged = len(source.items()) - len(differs.rows)
         return Added(self.store.manifest.next_id - before, len(old), unchanged, tuple(failed))
 
@@ -101,7 +102,7 @@ class Writer:
             first = self.store.manifest.next_id
             # Vectors come in a column of their own extractor's, whatever the collection's calls the embedding.
             fitted = replace(self.store.fitted, embedding=extractor.embeddings[0])
-            self._change([], self._blocks(fitted, source, found, []), len(found))
+            self._change([], self._blocks(fitted, source, found, [], range(len(x))), len(found))
         return np.arange(first, self.store.manifest.next_id)
 
     def delete(self, ids: Ids, where: Filter | None) -> int:
@@ -112,7 +113,9 @@ class Writer:
             if where is not None:
                 wanted = np.union1d(wanted, self.store.select(parse_where(where)))
             if len(wanted):
-                self._change(wanted.tolist(), ())
+                with threads.phase("fit"):
+                    change(self.store, delete=wanted, conclude=not_to_come_back(self.store, wanted.tolist()))
+                self._reopen()
         return len(wanted)
 
     @contextmanager
@@ -133,22 +136,10 @@ class Writer:
             change(self.store, delete=np.array(delete, np.int64), blocks=blocks, expected=expected)
         self._reopen()
 
-    def _blocks(self, fitted: Fitted, source: Source, found: Extraction, failed: list[Failure]) -> Iterator[Block]:
+    def _blocks(
+        self, fitted: Fitted, source: Source, found: Extraction, failed: list[Failure], by_hand: Container[int]
+    ) -> Iterator[Block]:
         metric, first_id = self.store.manifest.metric, self.store.manifest.next_id
         return encoded_blocks(
-            fitted, source, found, metric=metric, first_id=first_id, failed=failed, clock=Clock(), added=True
+            fitted, source, found, metric=metric, first_id=first_id, failed=failed, clock=Clock(), added=by_hand
         )
-
-
-def _among(found: Extraction, rows: Sequence[int]) -> Extraction:
-    """The part of an extraction that is of some rows of its source."""
-    places = np.flatnonzero(np.isin(found.rows, rows))
-    if len(places) == len(found):
-        return found
-    origins = found.origin(slice(0, len(found)))
-    return Extraction(
-        found.rows[places],
-        lambda some: found.block(places[some]),
-        lambda some: [origins[place] for place in places[some].tolist()],
-        found.failed,
-    )

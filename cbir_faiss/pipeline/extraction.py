@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from cbir_faiss._lib import threads
 from cbir_faiss.base import Extractor, Source, Stamp
-from cbir_faiss.errors import BadImage, ConfigError, InputError
-from cbir_faiss.pipeline.cache import KEY_BYTES, EmbeddingCache
+from cbir_faiss.errors import BadImage, CbirError, ConfigError, InputError, NoAccess
+from cbir_faiss.pipeline.cache import EmbeddingCache
+from cbir_faiss.pipeline.shards import KEY_BYTES
 from cbir_faiss.types import Columns
 
 Progress = Callable[[int, int], None]
@@ -35,7 +36,8 @@ _NO_STAMP = -1
 
 @dataclass(frozen=True)
 class Failure:
-    """One item that could not be used, and why; the stamp of its file tells when it is worth another try."""
+    """One item that could not be used, and why; the stamp of its file tells when it is worth another try (None: always,
+    for nobody has seen what is in it)."""
 
     path: str
     reason: str
@@ -63,7 +65,7 @@ class Extraction:
     def __init__(
         self,
         rows: NDArray[np.int64],
-        read: Callable[[slice | NDArray[np.int64]], Columns],
+        read: Callable[[slice | NDArray[np.int64], Collection[str] | None], Columns],
         origin: Callable[[slice], list[Origin]],
         failed: list[Failure],
         computed: int = 0,
@@ -75,13 +77,31 @@ class Extraction:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def block(self, rows: slice | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Columns of some rows of this extraction."""
-        return dict(self._read(rows))
+    def block(self, rows: slice | NDArray[np.int64], names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Columns of some rows of this extraction: all of them, or those of some names."""
+        return dict(self._read(rows, names))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The columns' names, the default embedding first."""
+        return tuple(self.block(slice(0, 1)))
 
     def origin(self, rows: slice) -> list[Origin]:
         """Where some rows of this extraction came from."""
         return self._origin(rows)
+
+    def among(self, rows: Sequence[int]) -> Extraction:
+        """The part that is of some rows of the source."""
+        places = np.flatnonzero(np.isin(self.rows, rows))
+        if len(places) == len(self):
+            return self
+        origins = self.origin(slice(0, len(self)))
+        return Extraction(
+            self.rows[places],
+            lambda some, names: self.block(places[some], names),
+            lambda some: [origins[place] for place in places[some].tolist()],
+            self.failed,
+        )
 
     @cached_property
     def columns(self) -> dict[str, NDArray[Any]]:
@@ -218,12 +238,18 @@ def assemble(
     computed: int,
     seconds: float,
 ) -> Extraction:
-    """The extraction of rows ``wanted`` of a source, once their columns are in ``store``."""
-    # What failed after it was seen (its embedding was not finite) is not in the store.
-    places = np.array([p for p in origins.places() if origins.digest(p) in store], np.int64)
+    """The extraction of rows ``wanted`` of a source, once their columns are in ``store``.
+
+    Raises:
+        CbirError: something that was seen, and did not fail, is not there.
+    """
+    places = origins.places()
+    lost = np.count_nonzero(~store.holds(origins.digests(places)))
+    if lost:
+        raise CbirError(f"{lost:,} of {len(places):,} items are not in the embedding cache any more; start again")
     return Extraction(
         wanted[places],
-        lambda some: store.gather([origins.digest(p) for p in places[some]]),
+        lambda some, names: store.gather(origins.digests(places[some]), names),
         lambda some: [origins.get(p) for p in places[some]],
         sorted(failed, key=lambda failure: failure.path),
         computed,
@@ -249,6 +275,10 @@ class Origins:
 
     def digest(self, place: int) -> bytes:
         return bytes(self._digests[place])
+
+    def digests(self, places: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """uint8 ``(n, 32)``."""
+        return self._digests[places]
 
     def get(self, place: int) -> Origin:
         size, changed = self._stamps[place].tolist()
@@ -277,10 +307,13 @@ class _Reader:
         # Before the content, so that a file that changes meanwhile is looked at again next time.
         stamp = self._source.stamp(row)
         try:
-            key = self._source.content_key(row)
+            content = self._source.content(row)
+            key = content.key
             if key in self._known:
                 return _Read(path, Origin(stamp, key))
-            prepared = self._extractor.prepare(self._source.read(row, self._min_side))
+            prepared = self._extractor.prepare(content.read(self._min_side))
+        except NoAccess as error:
+            return _Read(path, Origin(None, key), None, str(error))
         except BadImage as error:
             return _Read(path, Origin(stamp, key), None, str(error))
         return _Read(path, Origin(stamp, key), prepared)
@@ -362,12 +395,12 @@ def _from_matrix(source: Source, extractor: Extractor, matrix: NDArray[Any], wan
     name = next(iter(extractor.embeddings))
     whole = len(rows) == len(matrix)
 
-    def read(some: slice | NDArray[np.int64]) -> Columns:
+    def read(some: slice | NDArray[np.int64], names: Collection[str] | None) -> Columns:
         return {name: np.asarray(matrix[some] if whole else matrix[rows[some]], np.float32)}
 
     def origin(some: slice) -> list[Origin]:
         # As ``content_key`` would, row by row: the digest of a vector is that of its float32 values.
-        content = np.ascontiguousarray(read(some)[name]).view(np.uint8).reshape(-1).data
+        content = np.ascontiguousarray(read(some, None)[name]).view(np.uint8).reshape(-1).data
         width, stamp = 4 * matrix.shape[1], source.stamp(int(rows[0]))
         starts = range(0, len(content), width)
         return [Origin(stamp, hashlib.sha256(content[start : start + width]).digest()) for start in starts]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,28 @@ from numpy.typing import NDArray
 from cbir_faiss.base import Codec, Rescorer
 from cbir_faiss.base.labels import Labels, label_array
 from cbir_faiss.types import Codes, Columns
+
+
+@dataclass(frozen=True)
+class Unread(Mapping[str, NDArray[Any]]):
+    """Columns that are read when they are asked for, so that only those that are in use take memory."""
+
+    names: Sequence[str]
+    read: Callable[[str], NDArray[Any]]
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,15 +15,19 @@ from pydantic import Field
 
 from cbir_faiss import base
 from cbir_faiss.base.options import Options
-from cbir_faiss.errors import BadImage
+from cbir_faiss.errors import BadImage, NoAccess
 from cbir_faiss.images import DEFAULT_MAX_MEGAPIXELS
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
+_PIXEL_BYTES = 8  # four channels of sixteen bits: no image file takes more
+
+
 class FileOptions(Options):
-    """max_megapixels: larger images are failures; read from the header, so they cost nothing."""
+    """max_megapixels: larger images are failures; read from the header, so they cost nothing. So are files of more
+    bytes than such an image takes."""
 
     max_megapixels: float = Field(DEFAULT_MAX_MEGAPIXELS, gt=0)
 
@@ -41,15 +47,36 @@ class Files:
 
         return open_image(self.paths[index], max_megapixels=self.max_megapixels, min_side=min_side)
 
+    def content(self, index: int) -> base.Content:
+        """SHA-256 of the file, with the image of the same bytes. Raises what ``content_key`` does."""
+        data = self._bytes(index)
+        return base.Content(hashlib.sha256(data).digest(), partial(self._decoded, data))
+
     def content_key(self, index: int) -> bytes:
-        """SHA-256 of the file. BadImage where it cannot be read."""
+        """SHA-256 of the file. NoAccess where it cannot be read, BadImage where it is none that may hold an image."""
+        return hashlib.sha256(self._bytes(index)).digest()
+
+    def _bytes(self, index: int) -> bytes:
         path = self.paths[index]
-        if path.exists() and not path.is_file():
-            raise BadImage("not a regular file")  # reading a pipe would wait for ever
         try:
-            return hashlib.sha256(path.read_bytes()).digest()
+            status = path.stat()
+            if stat.S_ISDIR(status.st_mode):  # see ``images_below``
+                os.scandir(path).close()
+                raise NoAccess("a folder that could not be listed")
+            if not stat.S_ISREG(status.st_mode):
+                raise BadImage("not a regular file")  # reading a pipe would wait for ever
+            if status.st_size > self.max_megapixels * 1e6 * _PIXEL_BYTES:
+                raise BadImage(f"{status.st_size:,} bytes are more than {self.max_megapixels:g} megapixels take")
+            return path.read_bytes()
+        except FileNotFoundError as error:
+            raise BadImage(str(error.strerror)) from error
         except OSError as error:
-            raise BadImage(str(error.strerror or error)) from error
+            raise NoAccess(str(error.strerror or error)) from error
+
+    def _decoded(self, data: bytes, min_side: int | None) -> Image.Image:
+        from cbir_faiss.images.reading import open_image
+
+        return open_image(data, max_megapixels=self.max_megapixels, min_side=min_side)
 
     def stamp(self, index: int) -> base.Stamp | None:
         """Size and time of change of the file, None where it is gone."""
@@ -82,6 +109,9 @@ class FileSource(base.Source):
 
     def _content_key(self, index: int) -> bytes:
         return self.files.content_key(index)
+
+    def _content(self, index: int) -> base.Content:
+        return self.files.content(index)
 
     def _stamp(self, index: int) -> base.Stamp | None:
         return self.files.stamp(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +22,9 @@ class Given(base.Source):
         super().__init__()
         self._vectors = vectors
         self._all = [item_of(document) for document in documents]
+        for row, item in enumerate(self._all):
+            if not is_text(item):
+                raise InputError(f"document {row} is not Unicode text: it holds a lone surrogate")
 
     def matrix(self) -> Floats:
         """All of them."""
@@ -35,6 +39,17 @@ class Given(base.Source):
 
     def _content_key(self, index: int) -> bytes:
         return hashlib.sha256(self._vectors[index].tobytes()).digest()
+
+
+def is_text(item: base.Item) -> bool:
+    """Whether what is stored of an item can be: JSON may hold halves of characters, which are no text."""
+    try:
+        "".join((item.path, *item.labels)).encode()
+        if item.payload:
+            json.dumps(dict(item.payload), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def item_of(document: Mapping[str, Any], path: str = "") -> base.Item:

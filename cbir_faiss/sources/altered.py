@@ -68,11 +68,23 @@ class Altered(base.Source):
         return self._altered(self._of.read(index))
 
     def _read_reduced(self, index: int, min_side: int) -> Image.Image:
-        # Of the pixels that are read, only this share is left; turning leaves no shorter side.
-        return self._altered(self._of.read(index, math.ceil(min_side / (self.options.crop or 1))))
+        return self._altered(self._of.read(index, self._needed(min_side)))
 
     def _content_key(self, index: int) -> bytes:
-        return hashlib.sha256(self._alteration + self._of.content_key(index)).digest()
+        return self._key(self._of.content_key(index))
+
+    def _content(self, index: int) -> base.Content:
+        of = self._of.content(index)
+        return base.Content(
+            self._key(of.key), lambda side: self._altered(of.read(None if side is None else self._needed(side)))
+        )
+
+    def _needed(self, min_side: int) -> int:
+        # Of the pixels that are read, only this share is left; turning leaves no shorter side.
+        return math.ceil(min_side / (self.options.crop or 1))
+
+    def _key(self, of: bytes) -> bytes:
+        return hashlib.sha256(self._alteration + of).digest()
 
     def _stamp(self, index: int) -> base.Stamp | None:
         return self._of.stamp(index)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cbir_faiss import base
+from cbir_faiss._lib.files import is_folder
 from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import InputError
 from cbir_faiss.sources._file_source import FileOptions, FileSource
@@ -17,8 +18,8 @@ class Folder(FileSource):
     """Every image below ``root``, at any depth; its label is the first folder below ``root``, if it lies in one.
 
     A file counts as an image by its suffix; other files, and hidden files and folders, are passed over. Links to
-    folders are followed, but not back into a folder that one stands in. Names that are not UTF-8 are shown with
-    their odd bytes as ``\\xNN``.
+    folders are followed, but not back into a folder that one stands in. A folder that cannot be listed is an item that
+    cannot be read. Names that are not UTF-8 are shown with their odd bytes as ``\\xNN``.
     """
 
     name: ClassVar[str] = "folder"
@@ -47,8 +48,9 @@ class Folder(FileSource):
 
 def existing_folder(folder: Path, source: str) -> Path:
     """``folder``; InputError in the name of ``source`` where there is none."""
-    if not folder.is_dir():
-        raise InputError(f"source '{source}': {'not a folder' if folder.exists() else 'no such folder'}: {folder}")
+    if not is_folder(folder):
+        reason = "not a folder" if os.path.lexists(folder) else "no such folder"
+        raise InputError(f"source '{source}': {reason}: {shown(folder)}")
     return folder
 
 
@@ -65,7 +67,10 @@ def images_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) 
         status = folder.stat()
         entries = list(os.scandir(folder))
     except OSError as error:
-        raise InputError(f"source 'folder': cannot list {folder}: {error.strerror}") from error
+        if above:
+            yield folder  # an item that fails when it is read; what else there is can be used
+            return
+        raise InputError(f"source 'folder': cannot list {shown(folder)}: {error.strerror}") from error
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
@@ -73,9 +78,9 @@ def images_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) 
         if entry.name.startswith("."):
             continue
         path = folder / entry.name
-        # A directory entry raises where a link leads to itself; a Path says no.
+        # A directory entry raises where a link leads to itself or to where one may not look; this says no.
         linked = entry.is_symlink()
-        if path.is_dir() if linked else entry.is_dir():
+        if is_folder(path) if linked else entry.is_dir():
             yield from images_below(path, above | {here})
         # A link to nothing is an item that fails when it is read; pipes, sockets and devices are none.
         elif path.suffix.lower() in image_suffixes() and (linked or entry.is_file()):

@@ -16,6 +16,7 @@ from cbir_faiss import base
 from cbir_faiss.base.options import RelativePath, need
 from cbir_faiss.errors import InputError
 from cbir_faiss.sources._file_source import FileOptions, FileSource
+from cbir_faiss.sources._given import is_text
 
 _Row = tuple[str, dict[str, Any]]
 """Where a row stands ("line 3"), and its values by column."""
@@ -79,7 +80,7 @@ class List(FileSource):
 
 def _item(where: str, row: dict[str, Any]) -> base.Item:
     path, label = row.pop("path", None), row.pop("label", None)
-    if not isinstance(path, str) or not path or "\0" in path:
+    if not isinstance(path, str) or not path or "\0" in path or not is_text(base.Item(path)):
         raise InputError(f"{where}: 'path' must be the path of an image, not {path!r}")
     labels = label if isinstance(label, list) else [] if label is None else [label]
     if not all(isinstance(value, (str, int)) for value in labels):

@@ -114,7 +114,26 @@ class Oxford(FileSource):
         )
 
     def _read(self, index: int) -> Image.Image:
-        image = super()._read(index)
+        return self._cropped(index, super()._read(index))
+
+    def _read_reduced(self, index: int, min_side: int) -> Image.Image:
+        # A box is in pixels of the whole picture.
+        return super()._read_reduced(index, min_side) if self._box(index) is None else self._read(index)
+
+    def _content_key(self, index: int) -> bytes:
+        return self._key(index, super()._content_key(index))
+
+    def _content(self, index: int) -> base.Content:
+        whole = super()._content(index)
+        if self._box(index) is None:
+            return whole
+        return base.Content(self._key(index, whole.key), lambda min_side: self._cropped(index, whole.read(None)))
+
+    def _key(self, index: int, whole: bytes) -> bytes:
+        box = self._box(index)
+        return whole if box is None else hashlib.sha256(whole + repr(box).encode()).digest()
+
+    def _cropped(self, index: int, image: Image.Image) -> Image.Image:
         box = self._box(index)
         if box is None:
             return image
@@ -123,14 +142,6 @@ class Oxford(FileSource):
         if left >= right or top >= bottom:
             raise BadImage(f"its box {box} lies outside of its {image.width} x {image.height} pixels")
         return image.crop((left, top, right, bottom))
-
-    def _read_reduced(self, index: int, min_side: int) -> Image.Image:
-        # A box is in pixels of the whole picture.
-        return super()._read_reduced(index, min_side) if self._box(index) is None else self._read(index)
-
-    def _content_key(self, index: int) -> bytes:
-        key, box = super()._content_key(index), self._box(index)
-        return key if box is None else hashlib.sha256(key + repr(box).encode()).digest()
 
     def _box(self, index: int) -> Box | None:
         """The part that item ``index`` is of its picture, None where it is all of it."""

@@ -69,7 +69,10 @@ class Torchvision(base.Source):
         return self._rows.read(index, min_side)
 
     def _content_key(self, index: int) -> bytes:
-        return self._rows.content_key(index)
+        return self._content(index).key
+
+    def _content(self, index: int) -> base.Content:
+        return self._rows.content(index)
 
     def _stamp(self, index: int) -> base.Stamp | None:
         return self._rows.stamp(index) if isinstance(self._rows, Files) else None
@@ -92,9 +95,10 @@ class _Dataset:
         except Exception as error:  # whatever the data set's own reader meets
             raise BadImage(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 
-    def content_key(self, index: int) -> bytes:
+    def content(self, index: int) -> base.Content:
         image = self.read(index)
-        return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+        key = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+        return base.Content(key, lambda min_side: image)
 
 
 def _open(options: Torchvision.Options) -> Any:

@@ -20,10 +20,11 @@ from cbir_faiss.sources._given import item_of
 from cbir_faiss.types import Floats
 
 _BLOCK = 1 << 24
+_DIGITS = 9
 
 
 class Vectors(base.Source):
-    """Rows of a matrix; the path of an item is its row number, padded with zeros so that sorting keeps the order.
+    """Rows of a matrix; the path of an item is its row number of nine digits, so that sorting keeps the order.
 
     Files are memory-mapped where their format allows (everything but compressed or chunked HDF5).
     """
@@ -48,6 +49,7 @@ class Vectors(base.Source):
             return self
 
     options: Options
+    _digits = _DIGITS
 
     def matrix(self) -> NDArray[np.floating[Any]]:
         """All vectors at once, floats ``(n, dim)``, memory-mapped where possible; integers become float32.
@@ -101,8 +103,13 @@ class Vectors(base.Source):
 
     def _items(self) -> Sequence[base.Item]:
         if self.options.documents is None:
-            return _Rows(len(self._stored), self._labels)
-        return _Documented(_Lines(self.options.documents, len(self._stored)))
+            return _Rows(len(self._stored), self._labels, self._digits)
+        return _Documented(_Lines(self.options.documents, len(self._stored)), self._digits)
+
+    def name_like(self, path: str) -> None:
+        # Earlier versions took as many digits as the last row needed.
+        if path.isdecimal() and len(path) < _DIGITS:
+            self._digits = len(path)
 
     def _place(self) -> str:
         return f"no rows in {self.options.file}"
@@ -133,8 +140,8 @@ class Vectors(base.Source):
 class _Rows(Sequence[base.Item]):
     """Items made when they are looked at: a million of them kept would be larger than their vectors."""
 
-    def __init__(self, count: int, labels: list[str] | None) -> None:
-        self._indices, self._labels, self._digits = range(count), labels, len(str(max(0, count - 1)))
+    def __init__(self, count: int, labels: list[str] | None, digits: int) -> None:
+        self._indices, self._labels, self._digits = range(count), labels, digits
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -178,8 +185,8 @@ class _Lines:
 class _Documented(Sequence[base.Item]):
     """Items made of their documents when they are looked at."""
 
-    def __init__(self, lines: _Lines) -> None:
-        self._lines, self._digits = lines, len(str(max(0, len(lines) - 1)))
+    def __init__(self, lines: _Lines, digits: int) -> None:
+        self._lines, self._digits = lines, digits
 
     def __len__(self) -> int:
         return len(self._lines)
