@@ -71,9 +71,8 @@ def mutants(file: str, source: bytes) -> Iterator[Mutant]:
     lines = source.splitlines(keepends=True)
     starts = [0, *itertools.accumulate(map(len, lines))]
     for node in _acting(ast.parse(source)):
-        for (line, column), (end_line, end_column), new in _changes(node, source, starts):
-            start, stop = starts[line - 1] + column, starts[end_line - 1] + end_column
-            changed = source[:start] + new + source[stop:]
+        for start, stop, new in _changes(node, source, starts):
+            changed = source[:start] + new.encode() + source[stop:]
             pairs = zip(lines, changed.splitlines(keepends=True), strict=True)
             number, (old, now) = next((n, pair) for n, pair in enumerate(pairs, 1) if pair[0] != pair[1])
             yield Mutant(file, number, old.decode().strip(), now.decode().strip(), changed)
@@ -99,38 +98,40 @@ def _silent(node: ast.AST) -> bool:
     return False
 
 
-Place = tuple[int, int]
+def _changes(node: ast.AST, source: bytes, starts: Sequence[int]) -> Iterator[tuple[int, int, str]]:
+    """What may stand from one byte to another instead of what is there."""
 
+    def span(one: ast.expr) -> tuple[int, int]:
+        return starts[one.lineno - 1] + one.col_offset, starts[one.end_lineno - 1] + one.end_col_offset
 
-def _changes(node: ast.AST, source: bytes, starts: Sequence[int]) -> Iterator[tuple[Place, Place, bytes]]:
-    """What may stand from one place (line, column) to another instead of what is there."""
-    match node:
-        case ast.Compare():
-            spots = list(zip([node.left, *node.comparators], node.comparators, node.ops, strict=False))
-        case ast.BinOp():
-            spots = [(node.left, node.right, node.op)]
-        case ast.AugAssign():
-            spots = [(node.target, node.value, node.op)]
-        case ast.BoolOp():
-            spots = [(a, b, node.op) for a, b in itertools.pairwise(node.values)]
-        case _:
-            spots = []
-    for left, right, op in spots:
-        end, start = (left.end_lineno, left.end_col_offset), (right.lineno, right.col_offset)
-        between = source[starts[end[0] - 1] + end[1] : starts[start[0] - 1] + start[1]]
+    for left, right, op in _operators(node):
+        start, stop = span(left)[1], span(right)[0]
         symbol, *others = SWAPS.get(type(op), "").split(", ")
         for other in others:
-            yield end, start, between.replace(symbol.encode(), other.encode(), 1)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Not, ast.USub)):
-        length = len("not") if isinstance(node.op, ast.Not) else len("-")
-        yield (node.lineno, node.col_offset), (node.lineno, node.col_offset + length), b""
-    if isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
-        value = node.value
-        values = (
-            [not value] if isinstance(value, bool) else [value + 1, value - 1 if isinstance(value, int) else value * 2]
-        )
-        for changed in values:
-            yield (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset), repr(changed).encode()
+            yield start, stop, source[start:stop].decode().replace(symbol, other, 1)
+    match node:
+        case ast.UnaryOp(op=ast.Not() | ast.USub()):
+            start = span(node)[0]
+            yield start, start + len("not" if isinstance(node.op, ast.Not) else "-"), ""
+        case ast.Constant(value=bool(value)):
+            yield *span(node), repr(not value)
+        case ast.Constant(value=int(value) | float(value)):
+            yield *span(node), repr(value + 1)
+            yield *span(node), repr(value - 1 if isinstance(value, int) else value * 2 or -1.0)
+
+
+def _operators(node: ast.AST) -> list[tuple[ast.expr, ast.expr, ast.AST]]:
+    """What is left and right of each operator that has two sides, and the operator."""
+    match node:
+        case ast.Compare():
+            return list(zip([node.left, *node.comparators], node.comparators, node.ops, strict=False))
+        case ast.BinOp():
+            return [(node.left, node.right, node.op)]
+        case ast.AugAssign():
+            return [(node.target, node.value, node.op)]
+        case ast.BoolOp():
+            return [(left, right, node.op) for left, right in itertools.pairwise(node.values)]
+    return []
 
 
 def equivalents(text: str) -> list[tuple[str, str, set[str]]]:

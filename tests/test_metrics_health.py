@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cbir_faiss.errors import DimensionMismatch, InputError
+from cbir_faiss.measures import code_statistics
 from cbir_faiss.measures.code_statistics import code_health
 
 
@@ -117,3 +118,11 @@ def test_a_code_and_a_prefix_of_one_bit() -> None:
     assert (health["effective_bits"], health["correlation_mean"]) == (1, 0)
     assert health["prefix"]["distinct"] == 2
     assert code_health(np.array([[0], [128]], np.uint8), 8, sample=1)["sample"] == 1
+
+
+def test_codes_are_counted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = np.random.default_rng(5).integers(0, 256, (100, 2), dtype=np.uint8)
+    expected = code_health(codes, 16)
+    for rows in (1, 33, 100):
+        monkeypatch.setattr(code_statistics, "_ROWS", rows)
+        assert code_health(codes, 16) == expected
