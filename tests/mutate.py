@@ -234,8 +234,8 @@ def main() -> None:
     asked = parser.parse_args()
     files = sorted({str(path.relative_to(ROOT)) for pattern in asked.files for path in ROOT.glob(pattern)})
     every = [mutant for file in files for mutant in mutants(file, (ROOT / file).read_bytes())]
-    known = {(file, line): after for file, line, after in equivalents(EQUIVALENT.read_text(encoding="utf-8"))}
-    every = [one for one in every if not known.get((one.file, one.before), set()) & {"*", one.after}]
+    known = {(file, line, after) for file, line, some in equivalents(EQUIVALENT.read_text("utf-8")) for after in some}
+    every = [one for one in every if not known & {(one.file, one.before, after) for after in ("*", one.after)}]
     chosen = random.Random(asked.seed).sample(every, min(asked.count, len(every)))
     alive = 0
     for mutant in survivors(ROOT, chosen, asked.jobs):

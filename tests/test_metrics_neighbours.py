@@ -185,3 +185,16 @@ def test_the_nearest_are_among_the_candidates_whatever_k_is(data) -> None:
     assert true_distances(items, queries, nothing, "l2").shape == (30, 0)
     with pytest.raises(InputError, match="2 queries with hits and 3"):
         knn_recall(np.zeros((2, 1)), np.zeros((3, 1)), 1)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("k", [1, 2, 7, 39, 40])
+def test_no_spare_candidates_are_needed_where_nothing_is_rounded(metric, k, monkeypatch) -> None:
+    monkeypatch.setattr(neighbours, "_SPARE", 0)
+    random = np.random.default_rng(5)
+    items, queries = (random.integers(-20, 21, (n, 8)).astype(np.float32) for n in (40, 60))
+    items -= items.mean(axis=0).round()
+    expected = np.sort(all_distances(items, queries, metric), axis=1)[:, :k]
+    for block in (7, 40):
+        monkeypatch.setattr(neighbours, "_ITEMS", block)
+        np.testing.assert_allclose(exact_thresholds(items, queries, k, metric), expected, rtol=1e-5, atol=1e-2)
