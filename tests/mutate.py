@@ -197,8 +197,8 @@ class Copy:
         Path(importlib.util.cache_from_source(str(file))).unlink(missing_ok=True)
 
 
-def survivors(root: Path, chosen: Sequence[Mutant], jobs: int = 1) -> Iterator[Mutant]:
-    """Those of ``chosen`` that the tests of their files do not notice."""
+def tried(root: Path, chosen: Sequence[Mutant], jobs: int = 1) -> Iterator[tuple[Mutant, bool]]:
+    """Each of ``chosen``, and whether the tests of its file kill it."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         copies: SimpleQueue[Copy] = SimpleQueue()
         for job in range(jobs):
@@ -213,15 +213,15 @@ def survivors(root: Path, chosen: Sequence[Mutant], jobs: int = 1) -> Iterator[M
                 sys.exit(f"fails without any mutant, or has no tests: {' '.join(modules)}")
             limits[modules] = 20 + 4 * (time.monotonic() - began)
 
-        def survives(mutant: Mutant) -> bool:
+        def killed(mutant: Mutant) -> bool:
             copy, own = copies.get(), tests[mutant.file]
             try:
-                return not copy.kills(mutant, own, limits[tuple(sorted(own))])
+                return copy.kills(mutant, own, limits[tuple(sorted(own))])
             finally:
                 copies.put(copy)
 
         with ThreadPoolExecutor(jobs) as pool:
-            yield from itertools.compress(chosen, pool.map(survives, chosen))
+            yield from zip(chosen, pool.map(killed, chosen), strict=True)
 
 
 def main() -> None:
@@ -238,9 +238,11 @@ def main() -> None:
     every = [one for one in every if not known & {(one.file, one.before, after) for after in ("*", one.after)}]
     chosen = random.Random(asked.seed).sample(every, min(asked.count, len(every)))
     alive = 0
-    for mutant in survivors(ROOT, chosen, asked.jobs):
-        alive += 1
-        print(mutant, end="\n\n", flush=True)
+    for number, (mutant, killed) in enumerate(tried(ROOT, chosen, asked.jobs), 1):
+        if not killed:
+            alive += 1
+            print(mutant, end="\n\n", flush=True)
+        print(f"{number} of {len(chosen)} tried, {alive} alive", end="\r", file=sys.stderr, flush=True)
     share = 1 - alive / max(1, len(chosen))
     print(f"{len(chosen) - alive} of {len(chosen)} killed ({share:.1%}); {len(every)} in {len(files)} files")
     sys.exit(share < asked.least)

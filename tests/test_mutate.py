@@ -72,7 +72,7 @@ def test_operators_and_constants(code: str, expected: set[str]) -> None:
 
 def test_what_the_tests_do_not_notice_survives(tiny: Path) -> None:
     chosen = [one for one in mutate.mutants("tiny/cap.py", (tiny / "tiny/cap.py").read_bytes()) if one.line in (2, 8)]
-    alive = list(mutate.survivors(tiny, chosen, jobs=2))
+    alive = [one for one, killed in mutate.tried(tiny, chosen, jobs=2) if not killed]
     assert {one.after for one in alive} == {"if a < 1:", "if a <= 0:"}
     assert str(alive[0]).startswith("tiny/cap.py:8\n- if a < 0:\n+ if a <")
     assert (tiny / "tiny/cap.py").read_text() == TINY
@@ -86,7 +86,7 @@ def test_tests_that_fail_anyhow_or_test_something_else_say_nothing(tiny: Path, t
     chosen = list(mutate.mutants("tiny/cap.py", TINY.encode()))[:1]
     (tiny / "tests/test_tiny.py").write_text("def test_wrong():\n    assert False")
     with pytest.raises(SystemExit, match=r"fails without any mutant.* tests/test_tiny\.py"):
-        list(mutate.survivors(tiny, chosen))
+        list(mutate.tried(tiny, chosen))
     with pytest.raises(SystemExit, match="other files"):
         mutate.Copy(tiny, tmp_path / "copy").check_imported(["json/tool.py"])
 
