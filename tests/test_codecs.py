@@ -128,6 +128,25 @@ def test_hadamard_signs_of_a_seed_never_change():
     np.testing.assert_allclose(first, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("dim", "outputs", "seed", "padded", "expected"),
+    [
+        (5, 8, 0, 8, [0.08203, 0.57162, 0.68812, -0.49817]),
+        (64, 64, 1, 64, [-0.37817, 0.19097, 0.00695, -0.69959]),
+        (100, 300, 2, 128, [-0.57909, -1.24908, 0.15294, -0.28257]),
+        (192, 256, 3, 192, [0.55367, 0.20443, -0.87999, 0.86224]),
+        (640, 640, 7, 640, [1.12106, 0.46118, -0.64562, 0.66783]),
+        (20000, 16, 1, 20096, [0.86441, 0.61135, 0.33242, 0.24753]),
+    ],
+)
+def test_hadamard_rotations_of_a_seed_never_change(dim, outputs, seed, padded, expected):
+    """Nor do those whose middle matrix is a DCT, is stacked, or has a larger radix."""
+    x = np.cos(np.arange(dim, dtype=np.float32))[None]
+    turned = HadamardRotation(dim, outputs, seed).apply(x)[0]
+    np.testing.assert_allclose(turned[[0, 1, outputs // 2, -1]], expected, atol=2e-5)
+    assert HadamardRotation.padded(dim) == padded
+
+
 def test_hadamard_matrix():
     matrix = hadamard(8)
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(8), atol=1e-6)
