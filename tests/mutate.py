@@ -154,6 +154,7 @@ class Copy:
 
     def __init__(self, root: Path, folder: Path) -> None:
         self.tree, self._scratch = folder / "tree", folder / "scratch"
+        self._scratch.mkdir(parents=True)
         left_out = shutil.ignore_patterns(".*", "__pycache__", "runs", "dist", "build", "*.cbir")
         shutil.copytree(root, self.tree, ignore=left_out)
         self._env = {**os.environ, "PYTHONPATH": f"{self.tree}{os.pathsep}{self.tree / 'connectors'}"}
@@ -169,8 +170,9 @@ class Copy:
             sys.exit(f"other files than those of {self.tree} are imported:\n{done.stdout}")
 
     def passes(self, tests: Sequence[str], timeout: float | None = None) -> bool:
-        options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", f"--basetemp={self._scratch}"]
-        command = [sys.executable, "-m", "pytest", *options, *tests]
+        # What killed the last mutant is tried first on the next one, which is often of the same file.
+        options = ["-x", "-q", "-m", "not slow", "--ff", "-o", f"cache_dir={self._scratch / 'cache'}"]
+        command = [sys.executable, "-m", "pytest", *options, f"--basetemp={self._scratch / 'tmp'}", *tests]
         with subprocess.Popen(
             command, cwd=self.tree, env=self._env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -236,7 +238,7 @@ def main() -> None:
     every = [mutant for file in files for mutant in mutants(file, (ROOT / file).read_bytes())]
     known = {(file, line, after) for file, line, some in equivalents(EQUIVALENT.read_text("utf-8")) for after in some}
     every = [one for one in every if not known & {(one.file, one.before, after) for after in ("*", one.after)}]
-    chosen = random.Random(asked.seed).sample(every, min(asked.count, len(every)))
+    chosen = sorted(random.Random(asked.seed).sample(every, min(asked.count, len(every))))
     alive = 0
     for number, (mutant, killed) in enumerate(tried(ROOT, chosen, asked.jobs), 1):
         if not killed:
