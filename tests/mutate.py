@@ -143,10 +143,10 @@ def equivalents(text: str) -> list[tuple[str, str, set[str]]]:
 def own_tests(file: str, folder: Path) -> list[str]:
     """The test modules of a file, those with its name first."""
     path = Path(file)
-    stem, room = path.stem.strip("_"), path.parent.name
+    stem, room = path.stem, path.parent.name
     patterns = [stem, f"{stem}_*", *TESTS.get(room, [f"{room}*"])]
     found = {f"tests/{test.name}" for pattern in patterns for test in folder.glob(f"test_{pattern}.py")}
-    return sorted(found, key=lambda test: (stem not in test, test))
+    return sorted(found, key=lambda test: (stem.strip("_") not in test, test))
 
 
 class Copy:
