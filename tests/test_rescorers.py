@@ -334,3 +334,10 @@ def test_defaults_of_the_options():
     relevance = registry.make("rescorers", "relevance").options.model_dump()
     assert relevance == {"candidates": 100, "t": 0.2, "priors": "none"}
     assert registry.make("rescorers", "float", candidates=1).candidates == 1
+
+
+def test_candidates_reach_as_far_as_another_order_can():
+    """By the printed formula a hash outweighs one bit of the code, and never two."""
+    assert registry.make("rescorers", "phash").reach == 0
+    assert registry.make("rescorers", "phash", formula="printed").reach == 1
+    assert registry.make("rescorers", "float").reach is None
