@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cbir_faiss.base import registry
 from cbir_faiss.codecs._hadamard import HadamardRotation, hadamard
-from cbir_faiss.codecs._itq import itq_rotation, polar
+from cbir_faiss.codecs._itq import _halley_weights, itq_rotation, polar
 from cbir_faiss.codecs._training import principal_components
 from cbir_faiss.errors import ConfigError, InputError
 from cbir_faiss.testing import CodecContract
@@ -126,6 +126,25 @@ def test_hadamard_signs_of_a_seed_never_change():
     first = HadamardRotation(70, 70, 42).apply(np.eye(70, dtype=np.float32)[:1])[0, :6]
     expected = [-0.0455752, -0.1450121, 0.1146286, 0.0483374, 0.0151918, -0.0842451]
     np.testing.assert_allclose(first, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dim", "outputs", "seed", "padded", "expected"),
+    [
+        (5, 8, 0, 8, [0.08203, 0.57162, 0.68812, -0.49817]),
+        (64, 64, 1, 64, [-0.37817, 0.19097, 0.00695, -0.69959]),
+        (100, 300, 2, 128, [-0.57909, -1.24908, 0.15294, -0.28257]),
+        (192, 256, 3, 192, [0.55367, 0.20443, -0.87999, 0.86224]),
+        (640, 640, 7, 640, [1.12106, 0.46118, -0.64562, 0.66783]),
+        (20000, 16, 1, 20096, [0.86441, 0.61135, 0.33242, 0.24753]),
+    ],
+)
+def test_hadamard_rotations_of_a_seed_never_change(dim, outputs, seed, padded, expected):
+    """Nor do those whose middle matrix is a DCT, is stacked, or has a larger radix."""
+    x = np.cos(np.arange(dim, dtype=np.float32))[None]
+    turned = HadamardRotation(dim, outputs, seed).apply(x)[0]
+    np.testing.assert_allclose(turned[[0, 1, outputs // 2, -1]], expected, atol=2e-5)
+    assert HadamardRotation.padded(dim) == padded
 
 
 def test_hadamard_matrix():
@@ -340,3 +359,156 @@ def test_a_large_database_is_sampled_with_the_seed():
     )
     np.testing.assert_array_equal(one.state["mean"], two.state["mean"])
     assert not np.array_equal(one.state["mean"], three.state["mean"])
+
+
+# ---------------------------------------------------------------------------------- what a code is, however it is made
+
+
+def test_sh_takes_the_smoothest_eigenfunctions_of_the_box():
+    x = decaying(500, 12)
+    codec = registry.make("codecs", "sh", bits=40).fit(x)
+    directions = codec.state["matrix"].astype(np.float64)
+    _, _, vt = np.linalg.svd((x - x.mean(axis=0)).astype(np.float64), full_matrices=False)
+    np.testing.assert_allclose(np.abs((directions * vt.T).sum(axis=0)), 1, atol=1e-3)
+    along = (x - codec.state["mean"]) @ directions
+    low, high = np.percentile(along, [5, 95], axis=0)
+    waves = sorted((k / (high[j] - low[j]), j, k) for j in range(12) for k in range(1, 41))[:40]
+    expected = np.stack([np.cos(k * np.pi * (along[:, j] - low[j]) / (high[j] - low[j])) for _, j, k in waves], axis=1)
+    np.testing.assert_allclose(codec.project(x), expected, atol=5e-3)
+
+
+def test_sh_leaves_out_a_component_that_is_constant_between_the_percentiles():
+    x = np.zeros((400, 9), np.float32)
+    x[4:, 0] = np.arange(396) % 99
+    x[:4, 1] = 1000  # a hundredth of the vectors
+    codec = registry.make("codecs", "sh", bits=8, center=False).fit(x)
+    assert codec.state["matrix"].shape == (9, 1)
+    with pytest.raises(InputError, match="all training vectors are equal"):
+        registry.make("codecs", "sh", bits=8, center=False).fit(x * (np.arange(9) == 1))
+
+
+@pytest.mark.parametrize("condition", [3, 1e2, 1e4])
+def test_polar_factor_takes_few_solves_and_no_svd(condition, monkeypatch):
+    rng = np.random.default_rng(1)
+    u, _, vt = np.linalg.svd(rng.standard_normal((40, 64)), full_matrices=False)
+    matrix = ((u * np.geomspace(1, 1 / condition, 40)) @ vt).astype(np.float32)
+    solve, solved = np.linalg.solve, []
+    monkeypatch.setattr(np.linalg, "solve", lambda a, b: solved.append(1) or solve(a, b))
+    monkeypatch.setattr(np.linalg, "svd", None)
+    for tolerance in (0.05, 1e-3):
+        factor = polar(matrix * 1e3, tolerance)
+        assert np.abs(factor @ factor.T - np.eye(40)).max() < tolerance
+    assert len(solved) <= 2 * 4
+
+
+def test_halleys_weights_lift_an_interval_as_near_to_one_as_they_can():
+    for lower in (1e-4, 1e-3, 0.05, 0.5, 0.99, 0.9995):
+        a, b, c = _halley_weights(lower)
+        x = np.geomspace(lower, 1, 20_001)
+        lifted = x * (a + b * x**2) / (1 + c * x**2)
+        assert lifted[-1] == pytest.approx(1)
+        assert lifted.max() == pytest.approx(1, abs=1e-5)
+        assert lifted.min() == pytest.approx(lifted[0], rel=1e-3)
+        if lower < 0.9:  # above, it is one to within rounding
+            # Of the best one the least is met twice: at the lower end, and between two greatest.
+            between = 1 - lifted[np.argmax(lifted[:-1]) :].min()
+            assert between == pytest.approx(1 - lifted[0], rel=1e-2)
+
+
+def test_itq_rotation_of_a_seed_needs_few_iterations():
+    x = decaying() - decaying().mean(axis=0)
+    _, directions, _ = principal_components(x)
+    z = (x @ directions[:, :32]).astype(np.float32)
+    sums = [np.abs(z @ itq_rotation(z, 32, iterations, seed=0)).sum() for iterations in (1, 8, 20, 60)]
+    assert sums == sorted(sums)
+    assert sums[1] > 0.985 * sums[-1]
+    assert sums[2] > 0.993 * sums[-1]
+    assert not np.array_equal(itq_rotation(z, 32, 3, seed=0), itq_rotation(z, 32, 3, seed=1))
+    random = np.linalg.qr(np.random.default_rng(5).standard_normal((32, 32)))[0]  # where it begins
+    np.testing.assert_allclose(itq_rotation(z, 32, 0, seed=5), random, atol=1e-6)
+    wide = itq_rotation(z[:, :20], 32, 10, seed=0)  # fewer components than bits
+    np.testing.assert_allclose(wide @ wide.T, np.eye(20), atol=1e-9)
+
+
+def test_principal_components_are_ordered_and_point_where_their_largest_element_is_positive():
+    x = decaying(300, 20) - 0.5
+    x[:, 7] = x[:, 3]  # 19 that vary
+    variances, directions, rank = principal_components(x)
+    assert rank == 19
+    assert (np.diff(variances) <= 0).all()
+    np.testing.assert_allclose(variances, ((x @ directions) ** 2).mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(directions.T @ directions, np.eye(20), atol=1e-9)
+    assert (directions[np.abs(directions).argmax(axis=0), np.arange(20)] > 0).all()
+    variances, _, rank = principal_components(x[:4])
+    assert (rank, (variances >= 0).all()) == (4, True)
+    scales = np.array([1e4, *[1e-1] * 5], np.float32)  # of the sum of squares the others are rounding
+    assert principal_components(np.random.default_rng(0).standard_normal((60, 6), np.float32) * scales)[2] == 1
+    assert principal_components(np.zeros((3, 5), np.float32))[2] == 0
+
+
+def test_ksh_is_a_kernel_machine():
+    x, labels = decaying(200), np.arange(200) % 3
+    codec = registry.make("codecs", "ksh", bits=8, anchors=30).fit(x, labels)
+    centred, anchors = x - codec.state["mean"], codec.state["anchors"]
+    assert (anchors[:, None] == centred[None]).all(axis=2).any(axis=1).all()
+    apart = ((centred[:, None].astype(np.float64) - anchors) ** 2).sum(axis=2)
+    assert float(codec.state["spread"]) == pytest.approx(apart.mean(), rel=1e-4)
+    kernel = np.exp(-apart / (2 * apart.mean()))
+    np.testing.assert_allclose(codec.state["kernel_mean"], kernel.mean(axis=0), atol=1e-5)
+    matrix = codec.state["matrix"].astype(np.float64)
+    np.testing.assert_allclose(codec.project(x), (kernel - kernel.mean(axis=0)) @ matrix, atol=2e-2)
+
+
+def test_ksh_gets_nearer_to_the_labels_by_climbing_and_by_more_bits():
+    rng = np.random.default_rng(2)
+    labels = np.arange(240) % 4
+    x = (rng.standard_normal((4, 16))[labels] + rng.standard_normal((240, 16))).astype(np.float32)
+    similar = np.where(labels[:, None] == labels[None], 1, -1)
+
+    def error(bits, steps):
+        codec = registry.make("codecs", "ksh", bits=bits, anchors=60, steps=steps).fit(x, labels)
+        signs = np.unpackbits(codec.encode(x), axis=1) * 2.0 - 1
+        return ((signs @ signs.T / bits - similar) ** 2).mean()
+
+    assert error(8, 30) < 0.93 * error(8, 0)
+    assert error(32, 30) < error(8, 30)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "options"),
+    [
+        ("lsh", "lsh", {"bits": 64}),
+        ("lsh", "_hadamard", {"bits": 64, "projection": "hadamard"}),
+        ("rotate", "_hadamard", {"rotation": "hadamard"}),
+        ("ksh", "ksh", {"bits": 16, "anchors": 20}),
+        ("itq", "_itq", {"bits": 16}),
+    ],
+)
+def test_the_size_of_blocks_changes_nothing(name, module, options, monkeypatch):
+    x, labels = decaying(101), np.arange(101) % 3
+    expected = registry.make("codecs", name, **options).fit(x, labels)
+    for rows in (1, 7, 50):
+        monkeypatch.setattr(f"cbir_faiss.codecs.{module}._ROWS", rows)
+        codec = registry.make("codecs", name, **options).fit(x, labels)
+        np.testing.assert_allclose(codec.project(x), expected.project(x), atol=1e-3)
+        assert (codec.encode(x) != expected.encode(x)).mean() < 0.01
+
+
+def test_defaults_of_the_options():
+    for name, expected in {
+        "itq": {"iterations": 20, "normalise": True, "center": True, "seed": 0, "train_size": 50_000},
+        "rotate": {"iterations": 20, "normalise": False, "center": True, "seed": 0, "train_size": 50_000},
+        "ksh": {"anchors": 300, "steps": 30, "normalise": False, "seed": 0, "train_size": 5_000},
+        "lsh": {"normalise": False, "center": True, "seed": 0, "train_size": 50_000},
+        "sign": {"normalise": False, "center": False},
+        "sigmoid-mean": {"normalise": False, "center": False},
+        "threshold": {"seed": 0, "train_size": 50_000},
+    }.items():
+        bits = {"bits": 16} if "bits" in registry.load("codecs", name).Options.model_fields else {}
+        options = registry.make("codecs", name, **bits).options.model_dump()
+        assert {key: options[key] for key in expected} == expected
+
+
+def test_what_learns_from_differences_needs_two_vectors():
+    needed = {name: registry.load("codecs", name).min_train for name in ("itq", "pca-sign", "sh", "ksh", "lsh", "raw")}
+    assert needed == {"itq": 2, "pca-sign": 2, "sh": 2, "ksh": 2, "lsh": 1, "raw": 1}

@@ -99,3 +99,11 @@ def test_orthogonal_hyperplanes_are_orthogonal() -> None:
 def test_bits_that_are_no_whole_bytes(bits: Any) -> None:
     with pytest.raises(ConfigError, match="bits"):
         LSH(bits=bits)
+
+
+def test_hyperplanes_are_the_normals_of_their_seed() -> None:
+    codec = LSH(bits=48, seed=3, center=False).fit(np.ones((2, 10), np.float32))
+    normals = np.random.default_rng(3).standard_normal((10, 48), dtype=np.float32)
+    np.testing.assert_allclose(codec.project(np.eye(10, dtype=np.float32)), normals, rtol=1e-6)
+    assert codec.state["probe"].shape == (16,)
+    assert LSH(bits=8, seed=3).fit(np.ones((2, 10), np.float32)).state["probe"].shape == (8,)

@@ -48,3 +48,24 @@ def test_values_that_cannot_be_resampled_are_refused() -> None:
         bootstrap_ci(np.zeros(3), resamples=0)
     with pytest.raises(InputError, match="of the same queries"):
         paired_difference(np.zeros(3), np.zeros(4))
+
+
+def test_the_interval_is_that_of_a_thousand_seeded_draws_of_all_queries() -> None:
+    """Published intervals are made again from the same values."""
+    values = np.random.default_rng(3).random(37)
+    random = np.random.default_rng(0)
+    means = [values[random.integers(37, size=37)].mean() for _ in range(1000)]
+    np.testing.assert_allclose(bootstrap_ci(values), np.quantile(means, [0.025, 0.975]), rtol=1e-12)
+    mean, interval = paired_difference(values, np.zeros(37))
+    assert mean == pytest.approx(values.mean())
+    np.testing.assert_allclose(interval, bootstrap_ci(values), rtol=1e-12)
+
+
+def test_more_queries_than_draws_at_a_time_and_one_resample(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(4).random(30)
+    expected = bootstrap_ci(values, resamples=7)
+    for draws in (1, 30, 31, 75):  # one resample at a time, and several with a rest
+        monkeypatch.setattr(bootstrap, "_DRAWS", draws)
+        np.testing.assert_allclose(bootstrap_ci(values, resamples=7), expected, rtol=1e-12)
+    low, high = bootstrap_ci(values, resamples=1)
+    assert low == high

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cbir_faiss.errors import InputError
+from cbir_faiss.measures import curves
 from cbir_faiss.measures.curves import (
     map_curve,
     map_curve_tied,
@@ -102,8 +103,21 @@ def test_curves_of_nothing_are_refused() -> None:
         precision_recall_tied(some, 1)
     with pytest.raises(InputError, match="at least 2 points"):
         precision_recall([np.ones((1, 2), bool)], 1)
-    with pytest.raises(InputError, match="ranks from 1"):
-        map_curve_tied(some, [])
+    for ks in ([], [0], [3, 0]):
+        with pytest.raises(InputError, match="ranks from 1"):
+            map_curve_tied(some, ks)
+
+
+def test_curves_do_not_depend_on_how_many_queries_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(6)
+    items = random.integers(0, 9, (25, 12)).astype(np.int32)
+    tied = Histograms(items, random.integers(0, items + 1).astype(np.int32))
+    expected = precision_recall_tied(tied, 7), precision_within_radius(tied)
+    assert len(precision_recall_tied(tied)) == len(precision_recall([untied(items > 4).relevant > 0])) == 11
+    for cells in (1, 30, 24):
+        monkeypatch.setattr(curves, "_CELLS", cells)
+        np.testing.assert_allclose(precision_recall_tied(tied, 7), expected[0], rtol=1e-12)
+        np.testing.assert_allclose(precision_within_radius(tied), expected[1], rtol=1e-12)
 
 
 @pytest.mark.slow

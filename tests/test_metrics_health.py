@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cbir_faiss.errors import DimensionMismatch, InputError
+from cbir_faiss.measures import code_statistics
 from cbir_faiss.measures.code_statistics import code_health
 
 
@@ -92,3 +93,36 @@ def test_bad_input_is_refused() -> None:
         code_health(np.zeros((0, 2), np.uint8), 16)
     with pytest.raises(InputError, match="at least 1"):
         code_health(np.zeros((3, 2), np.uint8), 16, sample=0)
+
+
+def test_the_fullest_hundredth_of_many_buckets() -> None:
+    values = np.concatenate([np.arange(300), np.repeat([7, 30, 100], [50, 30, 20])])
+    codes = np.stack([values // 256, values % 256], axis=1).astype(np.uint8)
+    health = code_health(codes, 16)
+    assert health["distinct"] == 300
+    assert health["largest_share"] == 51 / 400
+    assert health["top1_share"] == pytest.approx((51 + 31 + 21) / 400)
+
+
+def test_defaults_are_those_that_are_documented() -> None:
+    codes = np.random.default_rng(4).integers(0, 256, (20_003, 3), dtype=np.uint8)
+    health = code_health(codes, 24)
+    assert (health["items"], health["sample"], health["prefix"]["bits"]) == (20_003, 20_000, 16)
+    assert health == code_health(codes, 24, seed=0)
+    assert health != code_health(codes, 24, seed=1)
+
+
+def test_a_code_and_a_prefix_of_one_bit() -> None:
+    health = code_health(np.array([[0], [128], [128]], np.uint8), 1, prefix=1)
+    assert health["ones_mean"] == pytest.approx(2 / 3)
+    assert (health["effective_bits"], health["correlation_mean"]) == (1, 0)
+    assert health["prefix"]["distinct"] == 2
+    assert code_health(np.array([[0], [128]], np.uint8), 8, sample=1)["sample"] == 1
+
+
+def test_codes_are_counted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = np.random.default_rng(5).integers(0, 256, (100, 2), dtype=np.uint8)
+    expected = code_health(codes, 16)
+    for rows in (1, 33, 100):
+        monkeypatch.setattr(code_statistics, "_ROWS", rows)
+        assert code_health(codes, 16) == expected

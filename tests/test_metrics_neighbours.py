@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cbir_faiss.errors import DimensionMismatch, InputError, Unsupported
-from cbir_faiss.measures import neighbours, rankings
+from cbir_faiss.measures import neighbours, rankings, scores
 from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
 from cbir_faiss.measures.rankings import full_rankings
 from cbir_faiss.measures.relevance import Relevance
@@ -148,3 +148,53 @@ def test_rankings_of_other_labels_are_refused(data) -> None:
     assert relevance is not None
     with pytest.raises(InputError, match="but labels of"):
         next(full_rankings(items, queries, relevance, "l2"))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_many_items_are_those_of_few_at_a_time(data, metric, monkeypatch) -> None:
+    items, queries = data
+    expected = exact_thresholds(items, queries, 5, metric)
+    relevance = Relevance.from_labels([(str(i % 3),) for i in range(700)], [("1",)] * 30)
+    assert relevance is not None
+    ranked = np.concatenate(list(full_rankings(items, queries, relevance, metric)))
+    for rows in (1, 64, 699):
+        monkeypatch.setattr(scores, "_ROWS", rows)
+        np.testing.assert_allclose(exact_thresholds(items, queries, 5, metric), expected, rtol=1e-6, atol=1e-4)
+        again = np.concatenate(list(full_rankings(items, queries, relevance, metric)))
+        assert (again == ranked).mean() > 0.999  # distances are those of float32
+
+
+def test_the_allowance_is_a_millionth_of_what_a_search_works_with(data) -> None:
+    items, queries = data
+    spread = ((queries - items.mean(axis=0)) ** 2).sum(axis=1)[:, None]
+    lengths = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(items, axis=1).max()
+    for metric in METRICS:
+        nearest = np.sort(all_distances(items, queries, metric), axis=1)[:, :3]
+        expected = {"l2": nearest + spread, "ip": np.repeat(lengths, 3, axis=1), "cosine": np.ones((30, 3))}[metric]
+        allowed = exact_thresholds(items, queries, 3, metric) - nearest
+        np.testing.assert_allclose(allowed, 1e-6 * expected, rtol=1e-3)
+
+
+def test_the_nearest_are_among_the_candidates_whatever_k_is(data) -> None:
+    items, queries = data
+    for k in (1, 2, 699, 700, 701):
+        thresholds = exact_thresholds(items, queries, k, "l2")
+        expected = np.sort(all_distances(items, queries, "l2"), axis=1)[:, :k]
+        np.testing.assert_allclose(thresholds, expected, rtol=1e-5, atol=2e-4)
+    nothing = np.empty((30, 0), np.int64)
+    assert true_distances(items, queries, nothing, "l2").shape == (30, 0)
+    with pytest.raises(InputError, match="2 queries with hits and 3"):
+        knn_recall(np.zeros((2, 1)), np.zeros((3, 1)), 1)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("k", [1, 2, 7, 39, 40])
+def test_no_spare_candidates_are_needed_where_nothing_is_rounded(metric, k, monkeypatch) -> None:
+    monkeypatch.setattr(neighbours, "_SPARE", 0)
+    random = np.random.default_rng(5)
+    items, queries = (random.integers(-20, 21, (n, 8)).astype(np.float32) for n in (40, 60))
+    items -= items.mean(axis=0).round()
+    expected = np.sort(all_distances(items, queries, metric), axis=1)[:, :k]
+    for block in (7, 40):
+        monkeypatch.setattr(neighbours, "_ITEMS", block)
+        np.testing.assert_allclose(exact_thresholds(items, queries, k, metric), expected, rtol=1e-5, atol=1e-2)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbir_faiss.errors import DimensionMismatch, InputError
+from cbir_faiss.measures import relevance as relevance_module
 from cbir_faiss.measures.histograms import hamming_histograms
 from cbir_faiss.measures.relevance import Relevance
 
@@ -90,3 +91,20 @@ def test_codes_that_do_not_fit_are_refused() -> None:
         hamming_histograms(np.zeros((2, 4), np.float32), codes, relevance)
     with pytest.raises(InputError, match="but labels of"):
         hamming_histograms(codes, codes, relevance)
+
+
+@pytest.mark.parametrize("labels", [[("a",), ("b",), ()], [("a", "b"), ("b",), ("c",), ()]])
+def test_pairs_are_looked_at_in_blocks(labels: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    items, queries = ([labels[i % len(labels)] for i in range(n)] for n in (50, 17))
+    random = np.random.default_rng(0)
+    rows = random.integers(-1, 50, (17, 9))
+    expected = Relevance.from_labels(items, queries)
+    assert expected is not None
+    totals, found = expected.totals, expected.of(rows)
+    for pairs in (1, 60, 500):
+        monkeypatch.setattr(relevance_module, "_PAIRS", pairs)
+        again = Relevance.from_labels(items, queries)
+        assert again is not None
+        np.testing.assert_array_equal(again.totals, totals)
+        np.testing.assert_array_equal(again.of(rows), found)
+    assert expected.of(np.empty((17, 0), np.int64)).shape == (17, 0)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbir_faiss.errors import InputError
+from cbir_faiss.measures import ties
 from cbir_faiss.measures.histograms import Histograms
 from cbir_faiss.measures.metrics import MEASURES, average_precision, measure, per_query
 from cbir_faiss.measures.ties import TiedRankings
@@ -174,3 +175,29 @@ def test_histograms_of_other_data_are_refused() -> None:
     histograms = Histograms(np.array([[1, 1]], np.int32), np.array([[1, 0]], np.int32))
     with pytest.raises(InputError, match="other data"):
         measure(np.array([[True]]), np.array([2]), [1], histograms=histograms)
+
+
+def some_ties(seed: int) -> tuple[Histograms, np.ndarray]:
+    random = np.random.default_rng(seed)
+    items = random.integers(0, 9, (23, 11)).astype(np.int32)
+    relevant = random.integers(0, items + 1).astype(np.int32)
+    return Histograms(items, relevant), relevant.sum(axis=1, dtype=np.int64)
+
+
+@pytest.mark.parametrize("deepest", [1, 2, 7, 20])
+def test_what_lies_deeper_than_asked_for_changes_nothing(deepest: int) -> None:
+    histograms, totals = some_ties(8)
+    whole, head = TiedRankings(histograms, 99), TiedRankings(histograms, deepest)
+    for k in range(1, deepest + 1):
+        expected = whole.measures(k, totals)
+        for name, spread in head.measures(k, totals).items():
+            np.testing.assert_allclose(spread, expected[name], rtol=1e-12, atol=1e-15)
+
+
+def test_queries_are_worked_on_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    histograms, totals = some_ties(9)
+    expected = TiedRankings(histograms, 40).measures(17, totals)
+    for cells in (1, 30):
+        monkeypatch.setattr(ties, "_CELLS", cells)
+        for name, spread in TiedRankings(histograms, 40).measures(17, totals).items():
+            np.testing.assert_array_equal(spread, expected[name])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cbir_faiss.base import registry
 from cbir_faiss.errors import ConfigError, CorruptCollection, DimensionMismatch, InputError
+from cbir_faiss.rescorers import _rerank
 from cbir_faiss.types import Hits
 
 RNG = np.random.default_rng(0)
@@ -279,3 +280,64 @@ def test_what_is_kept_in_fewer_bytes_is_fetched():
     fetch.located = None  # not even asked
     rescorer.rescore({"embedding": QUERIES[:2]}, hits_of([[1, 2], [3, 4]]), fetch, k=2)
     assert fetch.asked
+
+
+def test_int8_is_the_range_of_each_dimension_in_255_steps():
+    rescorer = registry.make("rescorers", "float", store="int8").fit({"embedding": ITEMS})
+    packed = rescorer.pack({"embedding": ITEMS})["embedding"]
+    assert (packed.min(axis=0) == 0).all()
+    assert (packed.max(axis=0) == 255).all()
+    step = (ITEMS.max(axis=0) - ITEMS.min(axis=0)) / 255
+    unpacked = rescorer.unpack({"embedding": packed})["embedding"]
+    assert (np.abs(unpacked - ITEMS) <= step * 0.501 + 1e-6).all()
+    below = rescorer.pack({"embedding": ITEMS.min(axis=0, keepdims=True) - 1})["embedding"]
+    assert (below == 0).all()
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["alike", "apart"])
+def test_the_size_of_blocks_changes_nothing(shared, monkeypatch):
+    rescorer = registry.make("rescorers", "float", metric="l2").fit({"embedding": ITEMS})
+    ids = everything().ids if shared else RNG.integers(0, 300, (len(QUERIES), 6))
+    ids[3, -2:] = -1
+    truth = np.where(ids < 0, np.inf, np.take_along_axis(expected("l2", False), np.maximum(ids, 0), axis=1))
+    for queries, rows_bytes in ((16, 1 << 23), (5, 4 * 24 * 3), (1, 1)):
+        monkeypatch.setattr(_rerank, "_QUERIES", queries)
+        monkeypatch.setattr(_rerank, "_ROWS_BYTES", rows_bytes)
+        hits = rescorer.rescore({"embedding": QUERIES}, hits_of(ids), store(rescorer), k=400)
+        np.testing.assert_allclose(hits.distances, np.sort(truth, axis=1), rtol=1e-4, atol=1e-4)
+
+
+def test_candidates_that_queries_share_are_read_once():
+    rescorer = registry.make("rescorers", "float").fit({"embedding": ITEMS})
+    fetch = store(rescorer)
+    rescorer.rescore({"embedding": QUERIES[:16]}, hits_of(everything().ids[:16]), fetch, k=5)
+    assert sum(map(len, fetch.asked)) == len(ITEMS)
+    far = store(rescorer)
+    rescorer.rescore({"embedding": QUERIES[:4]}, hits_of([[0, 1], [299, 2], [3, 4], [150, 5]]), far, k=2)
+    assert sum(map(len, far.asked)) == 8
+
+
+def test_no_more_than_float16_holds_and_no_less():
+    largest = float(np.finfo(np.float16).max)
+    rescorer = registry.make("rescorers", "float", store="float16").fit({"embedding": ITEMS})
+    packed = rescorer.pack({"embedding": np.full((1, 24), -largest, np.float32)})["embedding"]
+    assert np.isfinite(packed).all()
+    with pytest.raises(InputError, match="65600 does not fit in float16"):
+        rescorer.pack({"embedding": np.full((1, 24), -65600, np.float32)})
+
+
+def test_defaults_of_the_options():
+    options = registry.make("rescorers", "float").options.model_dump()
+    assert options == {"candidates": 100, "metric": "cosine", "center": True, "store": "float32"}
+    assert registry.make("rescorers", "asymmetric").candidates == 100
+    assert registry.make("rescorers", "phash").options.model_dump() == {"candidates": 100, "formula": "strict"}
+    relevance = registry.make("rescorers", "relevance").options.model_dump()
+    assert relevance == {"candidates": 100, "t": 0.2, "priors": "none"}
+    assert registry.make("rescorers", "float", candidates=1).candidates == 1
+
+
+def test_candidates_reach_as_far_as_another_order_can():
+    """By the printed formula a hash outweighs one bit of the code, and never two."""
+    assert registry.make("rescorers", "phash").reach == 0
+    assert registry.make("rescorers", "phash", formula="printed").reach == 1
+    assert registry.make("rescorers", "float").reach is None
