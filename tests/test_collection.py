@@ -534,7 +534,7 @@ def test_an_item_is_rewritten_seldom_and_segments_are_few(of_vectors: Any, monke
 
 def test_filters_of_any_size_and_documents_of_any_text(of_vectors: Any) -> None:
     collection = of_vectors({"name": "faiss-binary-ivf", "nlist": 4}, 200)
-    odd = {"path": "a\udcff.jpg", "label": "\ud800", "big": 2**70, "nested": {"x": [1]}}
+    odd = {"path": "ä/\U0001f33b.jpg", "label": "\u2028", "big": 2**70, "nested": {"x": [1]}}
     (item,) = collection.add_vectors(VECTORS[:1], [odd]).tolist()
     ask: list[Any] = [
         {"path": {"in": [f"no/{i}" for i in range(40_000)] + [odd["path"]]}},
@@ -546,11 +546,14 @@ def test_filters_of_any_size_and_documents_of_any_text(of_vectors: Any) -> None:
     for where in ask:
         assert [hit.id for hit in collection.search(VECTORS[:3], k=3, where=where)[0]] == [item]
     assert collection.search(VECTORS[:1], where={"nested": 1}) == [[]]
-    assert collection.info()["labels"] == {"\ud800": 1}
+    assert collection.info()["labels"] == {"\u2028": 1}
     assert collection.documents([item]) == [odd]
+    with pytest.raises(InputError, match="lone surrogate"):
+        collection.add_vectors(VECTORS[:1], [{"label": "\ud800"}])
+    assert collection.search(VECTORS[:1], where={"label": "\ud800"}) == [[]]
     with pytest.raises(InputError, match="nested at most 100 deep"):
         collection.search(VECTORS[:1], where="not " * 5000 + "a = 1")
-    assert collection.delete(where={"path": {"in": [odd["path"], *(f"{i:03}" for i in range(190))]}}) == 191
+    assert collection.delete(where={"path": {"in": [odd["path"], *(f"{i:09}" for i in range(190))]}}) == 191
 
 
 def test_a_delete_rewrites_the_segments_with_many_dead_rows_alone(of_vectors: Any) -> None:
