@@ -19,7 +19,7 @@ from cbir_faiss.pipeline.fit import Fitted
 from cbir_faiss.storage.catalogue import Record
 from cbir_faiss.storage.manifest import Manifest, check_sizes, check_still_there, read_manifest
 from cbir_faiss.storage.segment import Segment
-from cbir_faiss.types import Hits, Ids, missing_hits
+from cbir_faiss.types import MISSING_ID, Hits, Ids, missing_hits
 
 _ATTEMPTS = 5
 
@@ -182,7 +182,7 @@ class Store:
     def search(self, codes: NDArray[Any], k: int, where: Where | None) -> Hits:
         """The ``k`` nearest live items of each of ``codes`` in the index."""
         if self.engine is not None:
-            return self._only_held(self.engine.search(codes, k, where, self._search_options))
+            return self._search_engine(self.engine, codes, k, where)
         if where is None and len(self.segments) == 1:
             return self.segments[0].backend.search(codes, k, None, self._search_options)
         return merge(list(self._search_segments(codes, k, where)), len(codes), k)
@@ -201,14 +201,21 @@ class Store:
             elif len(allowed := segment.live_ids_of(where)):
                 yield backend.search(codes, k, allowed, self._search_options)
 
-    def _only_held(self, hits: Hits) -> Hits:
-        """An engine may be ahead of this generation, or behind; what this one does not hold is left out."""
-        gone = (hits.ids >= 0) & ~self.holds(hits.ids)
-        if not gone.any():
-            return hits
-        order = np.argsort(gone, axis=1, kind="stable")
-        ids, distances = np.where(gone, -1, hits.ids), np.where(gone, np.float32(np.inf), hits.distances)
-        return Hits(np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1))
+    def _search_engine(self, engine: Backend, codes: NDArray[Any], k: int, where: Where | None) -> Hits:
+        """An engine may be ahead of this generation: what this one does not hold is left out, and the next taken."""
+        wanted = k
+        while True:
+            hits = engine.search(codes, wanted, where, self._search_options)
+            gone = (hits.ids >= 0) & ~self.holds(hits.ids)
+            if wanted == k and not gone.any():
+                return hits
+            order = np.argsort(gone, axis=1, kind="stable")[:, :k]
+            ids, distances = np.where(gone, MISSING_ID, hits.ids), np.where(gone, np.float32(np.inf), hits.distances)
+            found = np.take_along_axis(ids, order, 1)
+            full = found[:, -1] != MISSING_ID
+            if wanted >= engine.count() or bool((full | (hits.ids[:, -1] == MISSING_ID)).all()):
+                return Hits(found, np.take_along_axis(distances, order, 1))
+            wanted = min(engine.count(), 2 * wanted)
 
     def close(self) -> None:
         """Give back files and connections."""
