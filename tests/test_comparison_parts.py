@@ -274,6 +274,22 @@ def test_curves_go_from_end_to_end_and_meet_the_measures(data: dict[str, Any]) -
     assert precision[-1] == pytest.approx(0.2, abs=0.01), "of all items a fifth is right"
 
 
+def test_a_row_is_measured_the_same_beside_others(data: dict[str, Any]) -> None:
+    codecs = [{"name": "lsh", "bits": bits} for bits in (8, 16, 24)]
+    together = cf.compare(**data, codecs=codecs, backends=["faiss-binary-flat"])
+    for codec, row in zip(codecs, together, strict=True):
+        (alone,) = cf.compare(**data, codecs=[codec], backends=["faiss-binary-flat"])
+        assert (row["metrics"], row["curves"]) == (alone["metrics"], alone["curves"])
+
+
+def test_as_many_hits_are_judged_as_neighbours_are_asked_for(data: dict[str, Any]) -> None:
+    for labels in ({}, {"labels": data["labels"], "query_labels": data["query_labels"]}):
+        (row,) = cf.compare(
+            vectors=data["vectors"], queries=data["queries"], **labels, k=[1], truth={"metric": "l2", "k": 10}
+        )
+        assert row["metrics"]["knn_recall@10"] == 1
+
+
 # -- pictures
 
 
