@@ -290,6 +290,17 @@ def test_as_many_hits_are_judged_as_neighbours_are_asked_for(data: dict[str, Any
         assert row["metrics"]["knn_recall@10"] == 1
 
 
+def test_hits_are_rescored_by_the_embeddings_whatever_the_codec_made_of_them(data: dict[str, Any]) -> None:
+    (row,) = cf.compare(
+        **data,
+        codecs=["rotate"],
+        backends=["faiss-flat"],
+        rescore=[{"name": "float", "metric": "l2", "candidates": "all"}],
+        truth={"metric": "l2", "k": 10},
+    )
+    assert row["metrics"]["knn_recall@10"] == 1
+
+
 # -- pictures
 
 
