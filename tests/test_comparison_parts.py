@@ -14,8 +14,9 @@ from PIL import Image
 
 import cbir_faiss as cf
 from cbir_faiss._lib import threads
+from cbir_faiss.base.registry import make
 from cbir_faiss.comparison import environment as environments
-from cbir_faiss.comparison import timing
+from cbir_faiss.comparison import resident, timing
 from cbir_faiss.comparison.combine import describe, digest, slug
 from cbir_faiss.comparison.environment import environment
 from cbir_faiss.comparison.evaluator import CURVE_KS
@@ -272,6 +273,54 @@ def test_curves_go_from_end_to_end_and_meet_the_measures(data: dict[str, Any]) -
     radius, precision = zip(*rows[1]["curves"]["radius"], strict=True)
     assert (radius[0], radius[-1], len(radius)) == (0, 1, 65)
     assert precision[-1] == pytest.approx(0.2, abs=0.01), "of all items a fifth is right"
+
+
+def test_a_row_is_measured_the_same_beside_others(data: dict[str, Any]) -> None:
+    codecs = [{"name": "lsh", "bits": bits} for bits in (8, 16, 24)]
+    together = cf.compare(**data, codecs=codecs, backends=["faiss-binary-flat"])
+    for codec, row in zip(codecs, together, strict=True):
+        (alone,) = cf.compare(**data, codecs=[codec], backends=["faiss-binary-flat"])
+        assert (row["metrics"], row["curves"]) == (alone["metrics"], alone["curves"])
+
+
+def test_as_many_hits_are_judged_as_neighbours_are_asked_for(data: dict[str, Any]) -> None:
+    for labels in ({}, {"labels": data["labels"], "query_labels": data["query_labels"]}):
+        (row,) = cf.compare(
+            vectors=data["vectors"], queries=data["queries"], **labels, k=[1], truth={"metric": "l2", "k": 10}
+        )
+        assert row["metrics"]["knn_recall@10"] == 1
+
+
+def test_hits_are_rescored_by_the_embeddings_whatever_the_codec_made_of_them(data: dict[str, Any]) -> None:
+    (row,) = cf.compare(
+        **data,
+        codecs=["rotate"],
+        backends=["faiss-flat"],
+        rescore=[{"name": "float", "metric": "l2", "candidates": "all"}],
+        truth={"metric": "l2", "k": 10},
+    )
+    assert row["metrics"]["knn_recall@10"] == 1
+
+
+def test_resident_is_what_the_system_says_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "VmRSS:\t 900 kB\nRssAnon:\t 100 kB\nRssFile:\t 50 kB\nRssShmem:\t 28 kB\n"
+    monkeypatch.setattr(resident, "Path", lambda path: SimpleNamespace(read_text=lambda: text))
+    assert resident.resident_bytes() == 128 * 1024
+
+
+def test_an_index_is_weighed_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    x = np.random.default_rng(0).random((40_000, 128), np.float32)
+    backend = make("backends", "faiss-flat")
+    backend.create(128, "float")
+    backend.upsert(np.arange(len(x)), x)
+    backend.save(tmp_path / "index")
+    backend.close()
+    with resident.ResidentMeter() as meter:
+        for _ in range(2):
+            taken = meter.measure("faiss-flat", {}, tmp_path / "index", x[:1])
+            assert taken is not None
+            assert 0.9 * x.nbytes < taken < 2 * x.nbytes
 
 
 # -- pictures
