@@ -168,7 +168,7 @@ PROCESSES.set_forkserver_preload(["test_crashes"])  # imported once, not by ever
 TestSchedules = Schedule.TestCase
 TestSchedules.settings = settings(
     max_examples=SCHEDULES - SCHEDULES // 10,
-    stateful_step_count=12,
+    stateful_step_count=8,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
