@@ -27,6 +27,7 @@ from cbir_faiss.storage.manifest import read_manifest
 
 DIM = 16
 SCHEDULES = int(os.environ.get("CBIR_SCHEDULES", "50"))
+KILLED = max(3, SCHEDULES // 25)  # a process for each change takes its time
 BACKENDS: dict[str, dict[str, Any]] = {
     "flat": {"name": "faiss-flat", "metric": "l2"},
     "ivf": {"name": "faiss-ivf", "nlist": 2, "search": {"nprobe": 2}},
@@ -167,10 +168,10 @@ PROCESSES.set_forkserver_preload(["test_crashes"])  # imported once, not by ever
 
 TestSchedules = Schedule.TestCase
 TestSchedules.settings = settings(
-    max_examples=SCHEDULES - SCHEDULES // 10,
+    max_examples=SCHEDULES - KILLED,
     stateful_step_count=8,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 TestKilledSchedules = KilledSchedule.TestCase
-TestKilledSchedules.settings = settings(TestSchedules.settings, max_examples=SCHEDULES // 10)
+TestKilledSchedules.settings = settings(TestSchedules.settings, max_examples=KILLED)
