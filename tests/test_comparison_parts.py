@@ -291,6 +291,13 @@ def test_as_many_hits_are_judged_as_neighbours_are_asked_for(data: dict[str, Any
         assert row["metrics"]["knn_recall@10"] == 1
 
 
+def test_by_default_it_is_measured_at_1_5_10_and_50(data: dict[str, Any]) -> None:
+    (row,) = cf.compare(**data)
+    assert {name for name in row["metrics"] if name.startswith("hit@") and "_" not in name} == {
+        f"hit@{k}" for k in (1, 5, 10, 50)
+    }
+
+
 def test_hits_are_rescored_by_the_embeddings_whatever_the_codec_made_of_them(data: dict[str, Any]) -> None:
     (row,) = cf.compare(
         **data,

@@ -198,3 +198,14 @@ def test_no_spare_candidates_are_needed_where_nothing_is_rounded(metric, k, monk
     for block in (7, 40):
         monkeypatch.setattr(neighbours, "_ITEMS", block)
         np.testing.assert_allclose(exact_thresholds(items, queries, k, metric), expected, rtol=1e-5, atol=1e-2)
+
+
+def test_rankings_tell_neighbouring_floats_apart() -> None:
+    def after(start: float) -> list[np.float32]:
+        return [np.float32(start) + i * np.spacing(np.float32(abs(start))) for i in range(4)]
+
+    row = np.array([*after(3), *after(-3), *after(0.5), *after(-0.5), 0.0, -0.0, *after(1e-9), np.inf], np.float32)
+    values = np.stack([np.random.default_rng(i).permutation(row) for i in range(40)])
+    relevant = np.random.default_rng(0).random(values.shape) < 0.5
+    order = np.argsort(values, axis=1, kind="stable")
+    np.testing.assert_array_equal(rankings._by_score(values, relevant), np.take_along_axis(relevant, order, axis=1))
