@@ -105,7 +105,7 @@ def test_equivalent_mutants_are_of_lines_that_are_there() -> None:
         ("cbir_faiss/measures/ties.py", "tests/test_metrics_ties.py"),
         ("cbir_faiss/collection/duplicates.py", "tests/test_duplicates.py"),
         ("cbir_faiss/codecs/_itq.py", "tests/test_codecs.py"),
-        ("connectors/cbir_connectors/qdrant.py", "tests/test_connectors.py"),
+        ("connectors/cbir_connectors/usearch.py", "tests/test_connectors.py"),
     ],
 )
 def test_a_file_has_its_own_tests(file: str, first: str) -> None:

@@ -83,21 +83,6 @@ def test_a_collection_searches_with_the_options_it_was_built_with(pictures: Path
         assert again.search(query, k=36)[0] == found
 
 
-def test_segments_are_merged_when_they_are_too_many_and_not_before(pictures: Path) -> None:
-    aside = sorted((pictures / "blob").glob("*.png"))[1:]
-    for file in aside:
-        file.rename(pictures.parent / file.name)
-    with build(pictures, {"name": "lsh", "bits": 64}, {"name": "faiss-binary-flat"}) as collection:
-        counts = []
-        for file in aside:
-            (pictures.parent / file.name).rename(file)
-            collection.add([file])
-            counts.append(len(collection.manifest.segments))
-        assert max(counts) == changes.MAX_SEGMENTS
-        assert counts[: counts.index(max(counts)) + 1] == list(range(2, changes.MAX_SEGMENTS + 1))
-        assert len(collection) == 36
-
-
 def test_dead_rows_are_kept_up_to_their_share(pictures: Path) -> None:
     for number in range(6):
         (pictures / "blob" / f"{number:02}.png").unlink()
