@@ -306,7 +306,8 @@ class Job:
         failed = seen.failed = [*seen.failed, *found.failed]
         facts = {"source_digest": source_digest, "root": _root(source)}
         told = {name: getattr(store.manifest, name) for name in facts}
-        if not len(found) and not differs.delete and (seen.as_dict(), facts) == (known.as_dict(), told):
+        as_known = [*seen.as_text()] == [*known.as_text()] and facts == told
+        if as_known and not len(found) and not differs.delete:
             return self._report(store.manifest, found, failed)
 
         def conclude(generation: int) -> dict[str, Any]:

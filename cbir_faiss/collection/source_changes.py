@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from cbir_faiss._lib.files import write_durably
+from cbir_faiss._lib.files import sync
 from cbir_faiss.base import Item, Source, Stamp
 from cbir_faiss.errors import BadImage, NoAccess
 from cbir_faiss.pipeline.extraction import Failure, Origin
 from cbir_faiss.storage.catalogue import Record, document
 from cbir_faiss.storage.manifest import Manifest
 from cbir_faiss.storage.store import Store
+from cbir_faiss.types import Ids
 
 _AT_ONCE = 500
 
@@ -33,15 +36,16 @@ class Seen:
     touched: dict[str, Stamp] = field(default_factory=dict)
     deleted: dict[str, Origin] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        """As it is written, in an order of its own."""
-        failed = [[failure.path, failure.reason, failure.stamp] for failure in self.failed]
-        deleted = {path: [origin.stamp, origin.digest.hex()] for path, origin in self.deleted.items()}
-        return {
-            "failed": sorted(failed, key=lambda row: str(row[0])),
-            "touched": dict(sorted(self.touched.items())),
-            **({"deleted": dict(sorted(deleted.items()))} if deleted else {}),
-        }
+    def as_text(self, deleted: Iterable[tuple[str, Origin]] = ()) -> Iterator[str]:
+        """The parts of the JSON as it is written; more that was ``deleted`` comes last, and need not fit in memory."""
+        failed = sorted(([f.path, f.reason, f.stamp] for f in self.failed), key=lambda row: str(row[0]))
+        yield json.dumps({"failed": failed, "touched": dict(sorted(self.touched.items()))}, ensure_ascii=False)[:-1]
+        opening = ', "deleted": {'
+        for path, origin in itertools.chain(sorted(self.deleted.items()), deleted):
+            entry = json.dumps({path: [origin.stamp, origin.digest.hex()]}, ensure_ascii=False)
+            yield opening + entry[1:-1]
+            opening = ", "
+        yield "}}" if opening == ", " else "}"
 
 
 @dataclass
@@ -76,28 +80,42 @@ def read_seen(folder: Path, manifest: Manifest) -> Seen:
     )
 
 
-def write_seen(folder: Path, generation: int, seen: Seen) -> str | None:
-    """Write it for a new generation; returns the file's name, None where there is nothing to say."""
-    if not seen.failed and not seen.touched and not seen.deleted:
+def write_seen(folder: Path, generation: int, seen: Seen, deleted: Iterable[tuple[str, Origin]] = ()) -> str | None:
+    """Write it, and more that was ``deleted``, for a new generation; returns the file's name, None where there is
+    nothing to say."""
+    more = iter(deleted)
+    first = list(itertools.islice(more, 1))
+    if not (seen.failed or seen.touched or seen.deleted or first):
         return None
     name = f"seen-{generation}.json"
-    write_durably(folder / name, json.dumps(seen.as_dict(), ensure_ascii=False).encode())
+    with (folder / name).open("w", encoding="utf-8") as file:
+        file.writelines(seen.as_text(itertools.chain(first, more)))
+        file.flush()
+        os.fsync(file.fileno())
+    sync(folder)
     return name
 
 
-def not_to_come_back(store: Store, ids: Sequence[int]) -> Callable[[int], dict[str, Any]]:
+def not_to_come_back(store: Store, ids: Ids) -> Callable[[int], dict[str, Any]]:
     """How ``storage.changes.change`` concludes a deletion by hand of live items ``ids``: a build that finds their files
     as they are leaves them out; one that changed comes back, and so does what is added."""
 
     def conclude(generation: int) -> dict[str, Any]:
-        seen, wanted = read_seen(store.folder, store.manifest), set(ids)
-        paths = {str(document.get("path", "")) for document in store.documents(np.array(ids, np.int64))}
-        for item, record in store.records(sorted(paths - {""})):
-            if item in wanted:
-                seen.deleted[record.path] = Origin(record.stamp, record.digest)
-        return {"seen": write_seen(store.folder, generation, seen)}
+        seen = read_seen(store.folder, store.manifest)
+        return {"seen": write_seen(store.folder, generation, seen, _origins(store, np.sort(ids)))}
 
     return conclude
+
+
+def _origins(store: Store, ids: Ids) -> Iterator[tuple[str, Origin]]:
+    """Path and origin of live items that have one."""
+    for start in range(0, len(ids), _AT_ONCE):
+        some = ids[start : start + _AT_ONCE]
+        wanted = set(some.tolist())
+        paths = {str(document.get("path", "")) for document in store.documents(some)}
+        for item, record in store.records(sorted(paths - {""})):
+            if item in wanted:
+                yield record.path, Origin(record.stamp, record.digest)
 
 
 def changes_of(store: Store, source: Source, seen: Seen, *, whole: bool = True) -> SourceChanges:

@@ -114,7 +114,7 @@ class Writer:
                 wanted = np.union1d(wanted, self.store.select(parse_where(where)))
             if len(wanted):
                 with threads.phase("fit"):
-                    change(self.store, delete=wanted, conclude=not_to_come_back(self.store, wanted.tolist()))
+                    change(self.store, delete=wanted, conclude=not_to_come_back(self.store, wanted))
                 self._reopen()
         return len(wanted)
 
