@@ -26,8 +26,11 @@ $(VENV)/.dev: $(BIN)/uv pyproject.toml
 demo: $(VENV)/.demo  ## set up, compare raw and binary indexing on built-in data -> runs/demo/report.html
 	$(BIN)/cbir compare configs/demo.yaml --out runs/demo
 
+# A process for each core, at most four: each may load torch.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 test: $(VENV)/.dev  ## set up and run the whole test suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 servers: $(VENV)/.dev  ## the contract kit against Qdrant and PostgreSQL in Docker
 	connectors/test-servers.sh
@@ -38,7 +41,7 @@ lint: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/mypy
 
 check: lint  ## what must be green before a commit: lint and the fast tests
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 format: $(VENV)/.dev  ## format and sort imports
 	$(BIN)/ruff format .

@@ -11,7 +11,7 @@ works through `Collection` on a copy of what was built.
     written    bytes that 100 such adds to the small one pass to the system to be written, for each byte of the vectors
                and their documents; merges, and learning anew, are among them
     memory     peak of RssAnon over what it was when the collection was open: over those adds, and over a delete of a
-               quarter of the large one, which writes what is left anew; of a graph, its file is taken off
+               quarter of the large one, which writes what is left anew; of a new graph, its file is taken off
     filter     milliseconds of a search for 10 among all items, of one of ten labels, and of a range of years
 
 Raw figures go to benchmarks/results/growth.json.
@@ -107,7 +107,7 @@ def _many(folder: Path) -> dict[str, Any]:
 def _adding(folder: Path, times: int) -> dict[str, Any]:
     with Collection.open(folder) as collection:
         collection.search(_vectors(1, 10**7))
-        before, added, took, graph = _written(), 0, [], _index_bytes(folder)
+        before, added, took, graph, there = _written(), 0, [], 0, _indexes(folder)
         with Anonymous() as memory:
             for batch in range(times):
                 x, documents = _vectors(BATCH, 10**8 + batch), _documents(BATCH, f"new/{batch}")
@@ -115,7 +115,7 @@ def _adding(folder: Path, times: int) -> dict[str, Any]:
                 began = time.perf_counter()
                 collection.add_vectors(x, documents)
                 took.append(time.perf_counter() - began)
-                graph = max(graph, _index_bytes(folder))
+                graph = max(graph, *(size for path, size in _indexes(folder).items() if path not in there))
         written = _written() - before
     return {
         "seconds": took,
@@ -133,7 +133,7 @@ def _merge(folder: Path) -> dict[str, Any]:
             began = time.perf_counter()
             collection.delete(range(0, len(collection), 4))
             took = time.perf_counter() - began
-    graph = _index_bytes(folder) if _is_graph(folder) else 0
+    graph = max(_indexes(folder).values()) if _is_graph(folder) else 0
     return {"seconds": [took], "rss_anon_bytes": memory.peak - memory.first, "graph_bytes": graph}
 
 
@@ -170,9 +170,9 @@ def _is_graph(folder: Path) -> bool:
         return "hnsw" in collection.manifest.backend.name
 
 
-def _index_bytes(folder: Path) -> int:
-    """The largest index file: what is held while it is made."""
-    return max(path.stat().st_size for path in folder.glob("segments/*/backend/index.faiss"))
+def _indexes(folder: Path) -> dict[Path, int]:
+    """Index files and their sizes: a graph is held while it is made."""
+    return {path: path.stat().st_size for path in folder.glob("segments/*/backend/index.faiss")}
 
 
 # ---------------------------------------------------------------------------------------------------- what is put in
