@@ -260,6 +260,29 @@ def test_a_table_of_another_collection_is_refused(engine: tuple[str, dict[str, A
         assert collection._store.engine.count() == 39
 
 
+@every_engine
+def test_a_collection_in_the_place_of_another(engine: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    """Renamed, the first one keeps its table; where it is gone, nothing of it stays."""
+    name, address = engine
+    plugin: Any = load("backends", name)
+    backend = {"name": name, **plugin.named(address, f"p{abs(hash(str(tmp_path)))}")}
+    folder, aside = tmp_path / "one.cbir", tmp_path / "aside.cbir"
+    built(folder, backend).rename(aside)
+    with pytest.raises(ConfigError, match=r"holds 40 items of a collection that was made at .*overwrite"):
+        built(folder, backend, seed=1)
+    assert not folder.exists()
+    with cf.Collection.open(aside) as collection:
+        assert collection.verify() == []
+        collection.delete([0])
+    shutil.rmtree(aside)
+    built(folder, {**backend, "overwrite": True}, seed=1)
+    with cf.Collection.open(folder) as collection:
+        assert collection.verify() == []
+        collection.delete([0])
+        assert collection._store.engine is not None
+        assert collection._store.engine.count() == len(collection) == 39
+
+
 @pytest.mark.parametrize("engine", ["edge", "lancedb"], indirect=True)
 def test_commands_adopt_a_table_of_nobody(engine: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     name, address = engine

@@ -169,6 +169,14 @@ class Job:
         try:
             made.metric_for(codec.plugin().kind)
             made.claim(owner_of(self.out), adopt=self.adopt)
+            held = made.count() if made.own_storage and not self.adopt else 0
+            if held and not getattr(made.options, "overwrite", False):
+                raise ConfigError(
+                    f"{made!r} holds {held:,} items of a collection that was made at {self.out} before: name another "
+                    "place, or say 'overwrite: true'",
+                    path="backends.0",
+                    file=self.config.file,
+                )
         finally:
             made.close()
 

@@ -174,6 +174,8 @@ def replay(store: Store) -> Manifest:
     if pending is None or engine is None:
         return store.manifest
     kind, width = shape_of(store.manifest)
+    if store.manifest.generation == 1 and engine.dim is not None and getattr(engine.options, "overwrite", False):
+        engine.create(width, kind)  # of what was made before in the same place nothing stays
 
     def delete() -> None:
         if pending.deleted:
