@@ -11,6 +11,7 @@ from cbir_faiss.base import registry
 from cbir_faiss.codecs._hadamard import HadamardRotation, hadamard
 from cbir_faiss.codecs._itq import _halley_weights, itq_rotation, polar
 from cbir_faiss.codecs._training import principal_components
+from cbir_faiss.codecs.ksh import _whitener
 from cbir_faiss.errors import ConfigError, InputError
 from cbir_faiss.testing import CodecContract
 
@@ -303,6 +304,23 @@ def test_rotate_makes_signs_say_something():
     assert abs(turned.mean() - 0.5) < 0.1
     apart, truth = (turned[:, None] != turned[None]).sum(axis=2), squared_distances(x)
     assert np.corrcoef(apart.ravel(), truth.ravel())[0, 1] > 0.6
+
+
+def test_a_whitened_kernel_has_orthogonal_columns_of_mean_square_one():
+    kernel = np.random.default_rng(0).standard_normal((200, 12)) * np.geomspace(1, 0.01, 12)
+    kernel = np.column_stack([kernel, kernel[:, 0]])  # one direction without variance
+    white = kernel @ _whitener(kernel)
+    np.testing.assert_allclose(white.T @ white / 200, np.eye(12), atol=1e-8)
+
+
+def test_rotating_changes_the_metric_only_where_it_normalises():
+    for normalise, metric, kept in (
+        (True, "l2", "cosine"),
+        (False, "l2", "l2"),
+        (True, "ip", "ip"),
+        (False, "ip", "ip"),
+    ):
+        assert registry.make("codecs", "rotate", normalise=normalise).metric_of(metric) == kept
 
 
 def test_rotate_normalised_gives_cosine_by_l2():
