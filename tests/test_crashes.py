@@ -130,6 +130,8 @@ class Schedule(RuleBasedStateMachine):
 
     def holds(self, collection: Collection, content: Content) -> None:
         """Every item is found by its own vector, with its document, and nothing else is found."""
+        if not content:
+            return
         queries = np.frombuffer(b"".join(vector for vector, _ in content.values()), np.float32).reshape(-1, DIM)
         hits = collection.search_hits(queries, k=len(content) + 1)
         assert hits.ids[:, 0].tolist() == list(content)
