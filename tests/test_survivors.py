@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import math
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 
 from cbir_faiss.collection import Collection, duplicates
 from cbir_faiss.config import parse_config
+from cbir_faiss.errors import CbirError
 from cbir_faiss.storage import changes
+from cbir_faiss.storage.lock import writer_lock
 
 
 def build(pictures: Path, codec: dict[str, Any], backend: dict[str, Any]) -> Collection:
@@ -93,3 +96,27 @@ def test_dead_rows_are_kept_up_to_their_share(pictures: Path) -> None:
         collection.delete([6])
         assert collection.info()["deleted"] == 0
         assert len(collection) == 23
+
+
+def test_a_label_is_found_by_the_index_of_its_values(pictures: Path) -> None:
+    with build(pictures, {"name": "lsh", "bits": 64}, {"name": "faiss-binary-flat"}) as collection:
+        (segment,) = collection._store.segments
+        field = None if segment.fields is None else segment.fields.get("label")
+        assert field is not None
+        assert dict(field.counts(None)) == {"blob": 12, "checks": 12, "stripes": 12}
+
+
+def test_a_lock_of_a_folder_that_was_replaced_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "x.cbir"
+    folder.mkdir()
+    real = fcntl.flock
+
+    def replaced(handle: int, how: int) -> None:
+        real(handle, how)
+        folder.rename(tmp_path / "aside.cbir")
+        folder.mkdir()
+        (folder / "LOCK").touch()
+
+    monkeypatch.setattr("cbir_faiss.storage.lock.fcntl.flock", replaced)
+    with pytest.raises(CbirError, match="another process"), writer_lock(folder):
+        pass
