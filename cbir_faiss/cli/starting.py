@@ -82,12 +82,10 @@ def init(folder: Path, comparing: bool, out: Path | None) -> None:
     n = sum(1 for _ in images_below(folder))
     if not n:
         raise CbirError(f"{folder}: no image file (by suffix) in it or below it")
-    text = _text(folder, out, n, comparing)
-    try:
-        with writing_to(out), out.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except CbirError as error:
-        raise CbirError(f"{out}: exists; choose another --out or remove it") if out.exists() else error from error
+    if out.exists():
+        raise CbirError(f"{out}: exists; choose another --out or remove it")
+    with writing_to(out), out.open("x", encoding="utf-8") as file:
+        file.write(_text(folder, out, n, comparing))
     say(f"{out}: {n:,} pictures. Next:")
     say(f"cbir compare {out}" if comparing else f"cbir build {out}")
 

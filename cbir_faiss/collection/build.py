@@ -11,6 +11,7 @@ import json
 import logging
 import resource
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ from cbir_faiss.storage.manifest import (
     owner_of,
     read_manifest,
 )
+from cbir_faiss.storage.segment import Block
 from cbir_faiss.storage.store import Store
 
 _log = logging.getLogger(__name__)
@@ -208,13 +210,19 @@ class Job:
             from cbir_faiss.collection.ray import write_segments
 
             return write_segments(self.config.engine, self.config, store, found, failed)
-        blocks = encoded_blocks(
-            fitted, source, found, metric=manifest.metric, first_id=0, failed=failed, clock=self.clock
-        )
+        blocks = self._blocks(manifest, source, found, fitted, failed)
         make_backend = None if store.has_engine else store.make_backend
         trained = folder / TRAINED / "1" if manifest.trained else None
         segment = add_segment(folder, "1", blocks, make_backend, shape_of(manifest), trained)
         return [segment] if segment is not None else []
+
+    def _blocks(
+        self, manifest: Manifest, source: Source, found: Extraction, fitted: Fitted, failed: list[Failure]
+    ) -> Iterator[Block]:
+        """What the first segment is written from."""
+        return encoded_blocks(
+            fitted, source, found, metric=manifest.metric, first_id=0, failed=failed, clock=self.clock
+        )
 
     def _fit(self, source: Source, found: Extraction) -> Fitted:
         """Codec and rescorer, learnt from a sample of the items."""

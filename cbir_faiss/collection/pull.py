@@ -22,10 +22,9 @@ from cbir_faiss.errors import CbirError, InputError, Unsupported
 from cbir_faiss.pipeline.extraction import Extraction, Failure
 from cbir_faiss.pipeline.fit import Fitted, with_direction
 from cbir_faiss.storage.catalogue import Record
-from cbir_faiss.storage.changes import add_segment, shape_of
 from cbir_faiss.storage.files import writing_to
 from cbir_faiss.storage.lock import writer_lock
-from cbir_faiss.storage.manifest import Manifest, SegmentEntry
+from cbir_faiss.storage.manifest import Manifest
 from cbir_faiss.storage.segment import BLOCK_ROWS, Block
 from cbir_faiss.storage.store import Store
 from cbir_faiss.types import Batch
@@ -145,20 +144,9 @@ class _Pull(Job):
         self._clear(aside)  # it may be of another engine
         return False
 
-    def _segments(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        source: Source,
-        found: Extraction,
-        fitted: Fitted,
-        failed: list[Failure],
-    ) -> list[SegmentEntry]:
-        make_backend = Store(folder, manifest).make_backend
-        segment = add_segment(folder, "1", self._blocks(fitted), make_backend, shape_of(manifest))
-        return [segment] if segment is not None else []
-
-    def _blocks(self, fitted: Fitted) -> Iterator[Block]:
+    def _blocks(
+        self, manifest: Manifest, source: Source, found: Extraction, fitted: Fitted, failed: list[Failure]
+    ) -> Iterator[Block]:
         order = self.spool.order()
         for start in range(0, len(order), BLOCK_ROWS):
             ids, vectors, documents = self.spool.read(order[start : start + BLOCK_ROWS])

@@ -84,7 +84,8 @@ class Writer:
         old = [differs.replaced[row] for row in found.rows.tolist() if row in differs.replaced]
         if len(found):
             by_hand = set(differs.rows) - differs.followed
-            self._change(old, self._blocks(self.store.fitted, source, found, failed, by_hand), len(found))
+            blocks = self._blocks(self.store.fitted, source, found, failed, by_hand)
+            self._change(delete=np.array(old, np.int64), blocks=blocks, expected=len(found))
         unchanged = len(source.items()) - len(differs.rows)
         return Added(self.store.manifest.next_id - before, len(old), unchanged, tuple(failed))
 
@@ -102,7 +103,7 @@ class Writer:
             first = self.store.manifest.next_id
             # Vectors come in a column of their own extractor's, whatever the collection's calls the embedding.
             fitted = replace(self.store.fitted, embedding=extractor.embeddings[0])
-            self._change([], self._blocks(fitted, source, found, [], range(len(x))), len(found))
+            self._change(blocks=self._blocks(fitted, source, found, [], range(len(x))), expected=len(found))
         return np.arange(first, self.store.manifest.next_id)
 
     def delete(self, ids: Ids, where: Filter | None) -> int:
@@ -113,9 +114,7 @@ class Writer:
             if where is not None:
                 wanted = np.union1d(wanted, self.store.select(parse_where(where)))
             if len(wanted):
-                with threads.phase("fit"):
-                    change(self.store, delete=wanted, conclude=not_to_come_back(self.store, wanted))
-                self._reopen()
+                self._change(delete=wanted, conclude=not_to_come_back(self.store, wanted))
         return len(wanted)
 
     @contextmanager
@@ -131,9 +130,10 @@ class Writer:
         self.store.close()
         self.store = open_replayed(self.store.folder, adopt=self._adopt)
 
-    def _change(self, delete: Sequence[int], blocks: Iterable[Block], expected: int = 0) -> None:
+    def _change(self, **what: Any) -> None:
+        """See ``storage.changes.change``; afterwards the generation that it made is open."""
         with threads.phase("fit"):
-            change(self.store, delete=np.array(delete, np.int64), blocks=blocks, expected=expected)
+            change(self.store, **what)
         self._reopen()
 
     def _blocks(
