@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import IO, Any
 
 
 def sha256_of(path: Path) -> str:
@@ -25,13 +26,18 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def flush_durably(file: IO[Any]) -> None:
+    """Have the disk hold what was written to an open file: a power cut could leave a whole-looking one of zeros."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
 def write_durably(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` at once: a reader sees the old bytes or the new ones, also after a crash."""
     aside = path.with_name(path.name + ".writing")
     with aside.open("wb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        flush_durably(file)
     aside.replace(path)
     sync(path.parent)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cbir_faiss._lib.files import sync
+from cbir_faiss._lib.files import flush_durably, sync
 from cbir_faiss.base import Item, Source, Stamp
 from cbir_faiss.errors import BadImage, NoAccess
 from cbir_faiss.pipeline.extraction import Failure, Origin
@@ -90,8 +89,7 @@ def write_seen(folder: Path, generation: int, seen: Seen, deleted: Iterable[tupl
     name = f"seen-{generation}.json"
     with (folder / name).open("w", encoding="utf-8") as file:
         file.writelines(seen.as_text(itertools.chain(first, more)))
-        file.flush()
-        os.fsync(file.fileno())
+        flush_durably(file)
     sync(folder)
     return name
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from cbir_faiss._lib.files import write_durably
+from cbir_faiss._lib.files import flush_durably, write_durably
 from cbir_faiss.base import Backend
 from cbir_faiss.types import Batch, Codes, Ids
 
@@ -157,8 +156,7 @@ class Spool:
     def _write(self, name: str, content: bytes) -> None:
         file = self._files[name]
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        flush_durably(file)
 
     def _map(self, name: str, dtype: Any, offset: int = 0) -> Any:
         return np.memmap(self.folder / name, dtype, "r", offset)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbir_faiss._lib.files import sha256_of
+from cbir_faiss._lib.files import flush_durably, sha256_of
 from cbir_faiss.errors import CbirError, one_line
 
 KEY_BYTES = 32
@@ -108,7 +107,7 @@ def write_shard(cache: Path, keys: NDArray[np.uint8], columns: Mapping[str, Iter
         digest = _digest(aside, names)
         with (aside / _HEAD).open("w") as file:
             json.dump({"columns": names, "sha256": digest}, file)
-            _sync(file)
+            flush_durably(file)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -124,12 +123,7 @@ def _save(path: Path, rows: int, parts: Iterable[NDArray[Any]]) -> None:
                 head = {"descr": descr, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, head)
             file.write(np.ascontiguousarray(part).data)
-        _sync(file)
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())  # else a power cut could leave a whole-looking file of zeros
+        flush_durably(file)
 
 
 def _digest(folder: Path, names: list[str]) -> str:

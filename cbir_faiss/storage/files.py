@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cbir_faiss._lib.files import sync
+from cbir_faiss._lib.files import flush_durably, sync
 from cbir_faiss.errors import CbirError, CorruptCollection
 
 
@@ -81,6 +81,5 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
     """Write a new ``.npy`` file, and have the disk hold it."""
     with path.open("wb") as file:
         np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
+        flush_durably(file)
     sync(path.parent)
