@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _postgres import running_postgres
+from _postgres import administrator, running_postgres
 from _qdrant_server import QdrantServer
 from cbir_connectors.lancedb import Lancedb
 from cbir_connectors.pgvector import Pgvector
@@ -142,11 +142,7 @@ def test_a_table_of_nobody_is_read_and_written_to_when_it_is_adopted(place: Open
 
 
 def test_a_comment_of_somebody_else_stays(postgres: Path) -> None:
-    import psycopg
-
-    admin = Pgvector(path=str(postgres))
-    with psycopg.connect(admin._dsn, autocommit=True) as connection:
-        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    with administrator(postgres) as connection:
         connection.execute("CREATE TABLE theirs (id bigint PRIMARY KEY, embedding vector(4), payload jsonb)")
         connection.execute("COMMENT ON TABLE theirs IS 'ask Ann'")
     mine = Pgvector(path=str(postgres), table="theirs")
@@ -158,7 +154,6 @@ def test_a_comment_of_somebody_else_stays(postgres: Path) -> None:
     with pytest.raises(ConfigError, match="another collection"):
         again.claim("you")
     again.close()
-    admin.close()
 
 
 def test_an_engine_that_keeps_no_owner_lets_everybody_write(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _postgres import running_postgres
+from _postgres import administrator, running_postgres
 from _qdrant_server import QdrantServer
 from cbir_connectors._keys import Keys
 from cbir_connectors._pgvector_rows import parse_payload
@@ -141,13 +141,19 @@ def test_a_qdrant_collection_with_uuids_and_named_vectors() -> None:
         backend.close()
 
 
-def test_a_table_of_somebody_else(postgres: Path) -> None:
-    import psycopg
+def test_a_server_without_the_extension_is_given_it() -> None:
+    with running_postgres() as bare:
+        with administrator(bare) as connection:
+            connection.execute("DROP EXTENSION vector")
+        backend = Pgvector(path=str(bare))
+        backend.create(4, "float")
+        assert backend.count() == 0
+        backend.close()
 
+
+def test_a_table_of_somebody_else(postgres: Path) -> None:
     data = floats(6)
-    admin = Pgvector(path=str(postgres))
-    with psycopg.connect(admin._dsn, autocommit=True) as connection:
-        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    with administrator(postgres) as connection:
         connection.execute("CREATE SCHEMA shop")
         connection.execute("CREATE TABLE shop.goods (sku text PRIMARY KEY, feature vector(16), price int, tags text[])")
         for n, vector in enumerate(data):
@@ -189,7 +195,6 @@ def test_a_table_of_somebody_else(postgres: Path) -> None:
         Pgvector(path=str(postgres), table="shapeless")
     with pytest.raises(Unsupported, match="12 bits"):
         Pgvector(path=str(postgres), table="odd")
-    admin.close()
 
 
 def test_a_lance_table_of_somebody_else(tmp_path: Path) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _postgres import running_postgres
+from _postgres import administrator, running_postgres
 from _qdrant_server import QdrantServer
 from cbir_connectors.lancedb import Lancedb
-from cbir_connectors.pgvector import Pgvector
 from click.testing import CliRunner, Result
 
 from cbir_faiss.base.registry import make
@@ -217,16 +216,11 @@ def test_what_cannot_be_kept_is_left_out_and_said(tmp_path: Path) -> None:
 
 
 def test_a_table_of_somebody_else(postgres: Path, tmp_path: Path) -> None:
-    import psycopg
-
-    admin = Pgvector(path=str(postgres))
-    with psycopg.connect(admin._dsn, autocommit=True) as connection:
-        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    with administrator(postgres) as connection:
         connection.execute("CREATE TABLE goods (id int PRIMARY KEY, embedding vector(8), price int)")
         rows = zip([-4, 1, 2, 3, 4], [*floats(3).tolist(), [0.0] * 8, None], strict=True)
         for key, vector in rows:
             connection.execute("INSERT INTO goods VALUES (%s, %s::vector, %s)", [key, vector and str(vector), key * 10])
-    admin.close()
     target = Target("pgvector", {"path": str(postgres), "table": "goods"})
     report = pull(target, tmp_path / "p.cbir", batch_size=1)
     assert report.items == 3
@@ -252,17 +246,13 @@ def test_a_lance_table_with_a_zero_vector_and_an_id_twice(tmp_path: Path) -> Non
 
 
 def test_texts_and_uuids_are_keys(postgres: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import psycopg
     from qdrant_client import models
 
     keys = [str(uuid.UUID(int=n * 2**100)) for n in range(60)]
-    admin = Pgvector(path=str(postgres))
-    with psycopg.connect(admin._dsn, autocommit=True) as connection:
-        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    with administrator(postgres) as connection:
         connection.execute("CREATE TABLE named (id uuid PRIMARY KEY, embedding vector(8))")
         for key, vector in zip(keys, floats(60).tolist(), strict=True):
             connection.execute("INSERT INTO named VALUES (%s, %s::vector)", [key, str(vector)])
-    admin.close()
     with QdrantServer() as server:
         l2 = models.VectorParams(size=8, distance=models.Distance.EUCLID)
         server.engine.create_collection("named", vectors_config=l2)
@@ -313,15 +303,11 @@ def test_what_was_pulled_is_a_source(target: Target, tmp_path: Path) -> None:
 
 def test_a_push_does_not_touch_a_table_with_keys_of_text(target: Target, tmp_path: Path, postgres: Path) -> None:
     pull(target, tmp_path / "p.cbir")
-    import psycopg
-
-    admin = Pgvector(path=str(postgres))
-    with psycopg.connect(admin._dsn, autocommit=True) as connection:
+    with administrator(postgres) as connection:
         connection.execute("DROP TABLE IF EXISTS texts")
         connection.execute("CREATE TABLE texts (id text PRIMARY KEY, embedding vector(8), payload jsonb)")
         for n in range(9):
             connection.execute("INSERT INTO texts VALUES (%s, %s::vector, '{}')", [f"t{n}", str([1.0] * 8)])
-    admin.close()
     refused = cbir("push", tmp_path / "p.cbir", "--to", "pgvector", f"path={postgres}", "table=texts", "--adopt")
     assert refused.exit_code == 1
     assert "keys of text" in refused.stderr
