@@ -24,7 +24,7 @@ ROOMS = [
     {"images", "config", "measures"},
     {"pipeline"},
     {"storage", "nets"},
-    {"sources", "extractors", "codecs", "backends", "rescorers", "testing"},
+    {"sources", "extractors", "codecs", "backends", "rescorers", "datasets", "testing"},
     {"collection", "report"},
     {"comparison", "training"},
     {"cli"},

@@ -14,6 +14,9 @@ _COMMANDS = {
     "starting": {
         "init": "Write a first config, with comments, for the pictures in FOLDER; a file that is there is left alone.",
     },
+    "fetching": {
+        "data": "Download the data set NAME (caltech101, cifar10, mnist), check it, and lay it out for a source.",
+    },
     "comparison": {
         "compare": "Run every combination of CONFIG; write results and report, print a table and the row to use.",
         "report": "Write report.html again from the results stored in FOLDER.",

@@ -40,6 +40,10 @@ class Commands(click.Group):
             _fail(error, BAD_USAGE)
         except CbirError as error:
             _fail(error, 1)
+        except ImportError as error:
+            if error.name != "fcntl":
+                raise
+            _fail(error, 1)  # Windows, which ``_lib.locks`` refuses
         except KeyboardInterrupt:
             _fail("interrupted", 130)
         except BrokenPipeError:
