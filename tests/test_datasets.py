@@ -2,145 +2,34 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import io
-import tarfile
-import threading
-import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from _published import CLASSES, Server, jpeg, pixels_of, serving
+from _published import publish as publish_at
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from cbir_faiss.base.registry import make_section
 from cbir_faiss.cli import main
-from cbir_faiss.datasets import published
 from cbir_faiss.datasets.published import PUBLISHED
 from cbir_faiss.storage.lock import writer_lock
-
-CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
-
-
-@dataclass
-class Server:
-    """Files by name; ``breaks_after`` bytes it hangs up, and it may know nothing of ranges."""
-
-    files: dict[str, bytes]
-    ranges: bool = True
-    breaks_after: int | None = None
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
-    address: str = ""
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """A server of files, on a port of its own."""
-    state = Server({})
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            name, part = self.path.lstrip("/"), self.headers.get("Range")
-            state.asked.append((name, part))
-            content = state.files.get(name)
-            if content is None:
-                self.send_error(404)
-                return
-            start = int(part.removeprefix("bytes=").rstrip("-")) if part and state.ranges else 0
-            if part and state.ranges and start >= len(content):
-                self.send_error(416)
-                return
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(content) - start))
-            self.end_headers()
-            end = len(content) if state.breaks_after is None else state.breaks_after
-            self.wfile.write(content[start : max(start, end)])
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
-        state.address = f"http://127.0.0.1:{served.server_port}"
-        thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield state
-        served.shutdown()
-        thread.join()
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
 def publish(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The three data sets, tiny, at the server, under the names that they have where they are published."""
-    contents = {**_caltech101(), **_cifar10(), **_mnist()}
-    for name, entry in list(PUBLISHED.items()):
-        local = {}
-        for address in entry.files:
-            file = address.rsplit("/", 1)[1]
-            server.files[file] = contents[file]
-            local[f"{server.address}/{file}"] = hashlib.md5(contents[file], usedforsecurity=False).hexdigest()
-        monkeypatch.setitem(PUBLISHED, name, replace(entry, files=local))
+    publish_at(server, monkeypatch)
     monkeypatch.chdir(tmp_path)
-
-
-def _tar(files: Mapping[str, bytes]) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return packed.getvalue()
-
-
-def _jpeg(seed: int) -> bytes:
-    file = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3)).astype(np.uint8)
-    Image.fromarray(pixels).save(file, "JPEG")
-    return file.getvalue()
-
-
-def _caltech101() -> dict[str, bytes]:
-    inner = _tar(
-        {
-            **{f"101_ObjectCategories/{c}/image_{i:04}.jpg": _jpeg(i) for c in ("ant", "bass") for i in (1, 2, 3)},
-            "101_ObjectCategories/BACKGROUND_Google/image_0001.jpg": _jpeg(9),
-            "101_ObjectCategories/ant/._image_0001.jpg": b"what a Mac leaves",
-            "101_ObjectCategories/../../outside/image_0001.jpg": _jpeg(1),
-        }
-    )
-    outer = io.BytesIO()
-    with zipfile.ZipFile(outer, "w") as file:
-        file.writestr("__MACOSX/caltech-101/._101_ObjectCategories.tar.gz", b"what a Mac leaves")
-        file.writestr("caltech-101/Annotations.tar", b"")
-        file.writestr("caltech-101/101_ObjectCategories.tar.gz", inner)
-    return {"caltech-101.zip": outer.getvalue()}
-
-
-def _pixels(label: int, number: int) -> np.ndarray:
-    return np.full((3, 32, 32), [[[label * 20]], [[number]], [[7]]], np.uint8)
-
-
-def _cifar10() -> dict[str, bytes]:
-    files = {"batches.meta.txt": "\n".join([*CLASSES, ""]).encode()}
-    for i, batch in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
-        files[f"{batch}.bin"] = b"".join(bytes([label]) + _pixels(label, i).tobytes() for label in range(10))
-    # In the order of the archive, which is not that of the batches.
-    return {"cifar-10-binary.tar.gz": _tar({f"cifar-10-batches-bin/{name}": files[name] for name in sorted(files)})}
-
-
-def _mnist() -> dict[str, bytes]:
-    files = {}
-    for part, n in (("train", 5), ("t10k", 3)):
-        head = np.array([2051, n, 28, 28], ">i4").tobytes()
-        files[f"{part}-images-idx3-ubyte.gz"] = gzip.compress(head + bytes(n * 28 * 28))
-        files[f"{part}-labels-idx1-ubyte.gz"] = gzip.compress(np.array([2049, n], ">i4").tobytes() + bytes(range(n)))
-    return files
 
 
 def cbir(*arguments: str) -> Result:
@@ -159,7 +48,7 @@ def test_caltech_is_laid_out_by_classes_without_the_background(tmp_path: Path) -
         *(f"datasets/caltech101/{c}/image_{i:04}.jpg" for c in ("ant", "bass") for i in (1, 2, 3)),
         "datasets/caltech101/outside/image_0001.jpg",  # a name that climbs out of the archive stays below the folder
     ]
-    assert (tmp_path / "datasets/caltech101/ant/image_0002.jpg").read_bytes() == _jpeg(2)
+    assert (tmp_path / "datasets/caltech101/ant/image_0002.jpg").read_bytes() == jpeg(2)
 
 
 @pytest.mark.usefixtures("publish")
@@ -182,7 +71,7 @@ def test_cifar_keeps_every_pixel_in_the_order_of_the_batches(tmp_path: Path) -> 
     )
     for path, (label, batch) in {"train/cat/0003.png": (3, 3), "test/truck/0000.png": (9, 5)}.items():
         with Image.open(folder / path) as image:
-            np.testing.assert_array_equal(np.asarray(image), _pixels(label, batch).transpose(1, 2, 0))
+            np.testing.assert_array_equal(np.asarray(image), pixels_of(label, batch).transpose(1, 2, 0))
 
 
 @pytest.mark.usefixtures("publish")
@@ -309,8 +198,8 @@ def test_a_server_that_has_not_got_it_or_is_not_there(server: Server, monkeypatc
 def test_addresses_and_digests_are_those_of_torchvision() -> None:
     datasets = pytest.importorskip("torchvision.datasets")
     resources = {f"{datasets.MNIST.mirrors[0]}{name}": md5 for name, md5 in datasets.MNIST.resources}
-    assert dict(published.PUBLISHED["mnist"].files) == resources
+    assert dict(PUBLISHED["mnist"].files) == resources
     source = Path(datasets.caltech.__file__).read_text(encoding="utf-8")
-    for address, md5 in published.PUBLISHED["caltech101"].files.items():
+    for address, md5 in PUBLISHED["caltech101"].files.items():
         assert address in source
         assert md5 in source

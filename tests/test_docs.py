@@ -15,7 +15,7 @@ from cbir_faiss.config import load_config
 from cbir_faiss.training.config import load_training
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "connectors").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "connectors").glob("*.md")])
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 

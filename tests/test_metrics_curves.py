@@ -121,10 +121,10 @@ def test_curves_do_not_depend_on_how_many_queries_go_together(monkeypatch: pytes
 
 
 @pytest.mark.slow
-def test_ten_thousand_queries_over_fifty_thousand_items() -> None:
-    """The size of CIFAR-10, everything that one comparison asks: floats ranked in full, 256-bit codes with ties."""
+def test_a_thousand_queries_over_ten_thousand_items() -> None:
+    """Everything that one comparison asks, over many blocks: floats ranked in full, 256-bit codes with ties."""
     random = np.random.default_rng(0)
-    n, nq, dim = 50_000, 10_000, 256
+    n, nq, dim = 10_000, 1_000, 256
     classes, query_classes = random.integers(0, 10, n), random.integers(0, 10, nq)
     centres = random.normal(size=(10, dim))
     items = (centres[classes] + 3 * random.normal(size=(n, dim))).astype(np.float32)
@@ -149,4 +149,4 @@ def test_ten_thousand_queries_over_fifty_thousand_items() -> None:
         assert (values[f"map@{k}"] <= values[f"map@{k}_max"] + 1e-12).all()
         assert values[f"map@{k}_observed"].mean() < values[f"map@{k}"].mean()
     np.testing.assert_allclose(map_curve_tied(histograms, [5])[0], values["map@5"].mean())
-    assert exact_thresholds(items, queries[:1000], 50, "l2").shape == (1000, 50)
+    assert exact_thresholds(items, queries[:200], 50, "l2").shape == (200, 50)

@@ -35,15 +35,15 @@ class Commands(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
+            import_module("cbir_faiss._lib.locks")
+        except ImportError as error:  # on Windows
+            _fail(error, 1)
+        try:
             return super().invoke(context)
         except ConfigError as error:
             _fail(error, BAD_USAGE)
         except CbirError as error:
             _fail(error, 1)
-        except ImportError as error:
-            if error.name != "fcntl":
-                raise
-            _fail(error, 1)  # Windows, which ``_lib.locks`` refuses
         except KeyboardInterrupt:
             _fail("interrupted", 130)
         except BrokenPipeError:

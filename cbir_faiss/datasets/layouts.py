@@ -28,7 +28,7 @@ def caltech101(archives: Mapping[str, Path], folder: Path, first: int | None) ->
 
 
 def cifar10(archives: Mapping[str, Path], folder: Path, first: int | None) -> None:
-    """``train/<class>/0000.png`` and ``test/<class>/0000.png``, numbered in the order of the batches; nothing is lost."""
+    """``train/<class>/0000.png`` and ``test/<class>/0000.png``, numbered in the order of the batches."""
     with tarfile.open(archives["cifar-10-binary.tar.gz"], "r:gz") as tar:
         contents = {path.name: content for path, content in _files(tar)}
     classes = contents["batches.meta.txt"].decode().split()
