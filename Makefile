@@ -42,6 +42,7 @@ lint: $(VENV)/.dev  ## format, lint and types (1 min)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 
 check: lint test-fast  ## what must be green before a commit: lint and test-fast (2 min)
 

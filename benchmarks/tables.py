@@ -205,12 +205,12 @@ def curves(words: Sequence[str]) -> str:
 def pivot(words: Sequence[str]) -> str:
     rows = [row for row in _chosen(words) if row.bits]
     measure = main_measure(rows)
-    bits = sorted({row.bits for row in rows})
+    bits = sorted({row.bits for row in rows if row.bits})
     families: dict[str, dict[int, str]] = {}
     for row in rows:
         name = family_of(row) if len({row.backend for row in rows}) > 1 else family_of(row).split(",")[0]
         name = f"{row.title}, {name}" if len({row.title for row in rows}) > 1 else name
-        families.setdefault(name, {})[row.bits] = f"{row.metrics[measure]:.4f}"
+        families.setdefault(name, {})[row.bits or 0] = f"{row.metrics[measure]:.4f}"
     return _markdown(
         [measure, *map(str, bits)], [[name, *(line.get(b, "") for b in bits)] for name, line in families.items()]
     )

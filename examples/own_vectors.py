@@ -23,7 +23,7 @@ def main(file: str) -> None:
         queries=vectors[is_query],
         codecs=["raw", {"name": "lsh", "bits": [64, 256, 1024]}],
         backends=[{"name": "faiss-flat", "metric": "cosine"}, "faiss-binary-flat"],
-        rescore=[{"name": "none"}, {"name": "float", "candidates": 100}],
+        rescore=[{"name": "none"}, {"name": "float", "candidates": 100, "center": False}],
     )
     for row in rows:
         found = row["metrics"]["knn_recall@10"]

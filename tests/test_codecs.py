@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -513,7 +515,7 @@ def test_the_size_of_blocks_changes_nothing(name, module, options, monkeypatch):
 
 
 def test_defaults_of_the_options():
-    for name, expected in {
+    defaults: dict[str, dict[str, Any]] = {
         "itq": {"iterations": 20, "normalise": True, "center": True, "seed": 0, "train_size": 50_000},
         "rotate": {"iterations": 20, "normalise": False, "center": True, "seed": 0, "train_size": 50_000},
         "ksh": {"anchors": 300, "steps": 30, "normalise": False, "seed": 0, "train_size": 5_000},
@@ -521,12 +523,14 @@ def test_defaults_of_the_options():
         "sign": {"normalise": False, "center": False},
         "sigmoid-mean": {"normalise": False, "center": False},
         "threshold": {"seed": 0, "train_size": 50_000},
-    }.items():
-        bits = {"bits": 16} if "bits" in registry.load("codecs", name).Options.model_fields else {}
+    }
+    for name, expected in defaults.items():
+        bits: dict[str, Any] = {"bits": 16} if "bits" in registry.load("codecs", name).Options.model_fields else {}
         options = registry.make("codecs", name, **bits).options.model_dump()
         assert {key: options[key] for key in expected} == expected
 
 
 def test_what_learns_from_differences_needs_two_vectors():
-    needed = {name: registry.load("codecs", name).min_train for name in ("itq", "pca-sign", "sh", "ksh", "lsh", "raw")}
+    codecs = ("itq", "pca-sign", "sh", "ksh", "lsh", "raw")
+    needed = {name: getattr(registry.load("codecs", name), "min_train") for name in codecs}  # noqa: B009
     assert needed == {"itq": 2, "pca-sign": 2, "sh": 2, "ksh": 2, "lsh": 1, "raw": 1}

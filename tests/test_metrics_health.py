@@ -25,7 +25,7 @@ def test_random_codes_are_healthy() -> None:
     assert health["ones_mean"] == pytest.approx(bits.mean())
     assert health["ones_min"] == pytest.approx(bits.mean(axis=0).min())
     assert health["ones_max"] == pytest.approx(bits.mean(axis=0).max())
-    correlation = np.corrcoef(bits.T)
+    correlation = np.asarray(np.corrcoef(bits.T))
     np.testing.assert_allclose(health["correlation_mean"], np.abs(correlation[~np.eye(64, dtype=bool)]).mean())
     np.testing.assert_allclose(health["effective_bits"], 64**2 / np.square(np.linalg.eigvalsh(correlation)).sum())
     assert health["entropy_bits"] == pytest.approx(np.log2(6000))

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from _plugins import installed
+from _postgres import running_postgres
 from PIL import Image
 
 import cbir_faiss as cf
@@ -19,8 +21,6 @@ from cbir_faiss.comparison.run import run
 from cbir_faiss.config import parse_config
 from cbir_faiss.errors import ConfigError
 from cbir_faiss.pipeline.fill import FILL_ROWS
-from tests._plugins import installed
-from tests._postgres import running_postgres
 
 K = 10
 PLUGIN = '''

@@ -241,7 +241,7 @@ def test_the_example_of_own_vectors(tmp_path: Path, capsys: pytest.CaptureFixtur
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((300, 32)))
     runpy.run_path(str(ROOT / "examples" / "own_vectors.py"))["main"](str(tmp_path / "x.npy"))
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + 2 * 3
+    assert len(lines) == 2 + 2 * 3
     assert lines[0].split()[0] == "raw"
     assert lines[0].endswith("recall@10 1.000")
 

@@ -25,14 +25,16 @@ def hits_of(ids):
 def store(rescorer, items=ITEMS):
     """``fetch`` over what the rescorer packs, and a record of what was asked of it."""
     packed = rescorer.pack({"embedding": items})
-    asked = []
+    return Stored(packed)
 
-    def fetch(ids, column):
-        asked.append(ids)
-        return packed[column][ids]
 
-    fetch.asked = asked
-    return fetch
+class Stored:
+    def __init__(self, packed):
+        self.packed, self.asked = packed, []
+
+    def __call__(self, ids, column):
+        self.asked.append(ids)
+        return self.packed[column][ids]
 
 
 def everything():

@@ -19,7 +19,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Published:
-    """Addresses of archives with their MD5, and what is made of them; ``source`` reads that, in the folder ``{root}``."""
+    """Addresses of archives with their MD5, and what is made of them: ``source`` reads the folder ``{root}``."""
 
     files: Mapping[str, str]
     layout: Layout
