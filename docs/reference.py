@@ -103,7 +103,8 @@ def kind(schema: Any, defined: Any) -> str:
         if several in schema:
             return " or ".join(dict.fromkeys(kind(one, defined) for one in schema[several]))
     if "enum" in schema:
-        return ", ".join(f"`{plain(value)}`" for value in schema["enum"])
+        # Sorted, because equal choices are one object for Python, in the order of whichever was imported first.
+        return ", ".join(sorted(f"`{plain(value)}`" for value in schema["enum"]))
     if "const" in schema:
         return f"`{plain(schema['const'])}`"
     called = {"string": "text", "integer": "integer", "number": "number", "boolean": "`true`, `false`", "null": "null"}

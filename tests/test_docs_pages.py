@@ -130,6 +130,7 @@ def test_a_million_photos() -> None:
     assert len(run_page(ROOT / "docs/howto/million.md", {"bits: 256": "bits: 64"})) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("place")
 def test_train_your_own() -> None:
     pytest.importorskip("torch")

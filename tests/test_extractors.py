@@ -484,6 +484,7 @@ def small_member(family: str) -> Any:
     return models.GoogLeNet(init_weights=False)  # the initialisation is what takes its time
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "layer", "width"),
     [
@@ -639,16 +640,17 @@ def test_batch_norm_and_threads_leave_no_mark(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="../shared/weights is not here")
-@pytest.mark.parametrize("runtime", ["torch", "onnx"])
-def test_real_weights_equal_torchvision(runtime: str, tmp_path: Path) -> None:
+def test_real_weights_equal_torchvision(tmp_path: Path) -> None:
     weights = SHARED / "weights/mobilenet_v2-imagenet-fp16.pth"
     source = Folder(root=str(SHARED / "datasets/caltech101"))
     images = [source.read(row) for row in range(0, len(source.items()), 400)]
-    extractor = Torchvision(model="mobilenet_v2", weights=str(weights), layer="features", runtime=runtime)
-    x = extractor(images)["embedding"]
-    assert x.shape == (10, 1280)
-    assert cosines(x, torchvisions({"model": "mobilenet_v2"}, images, weights)).min() > 0.9999
-    name, options = extractor.freeze(tmp_path)
-    frozen = Onnx(**parse_options(Onnx.Options, options, folder=str(tmp_path)).model_dump(mode="json"))
-    assert name == "onnx"
-    assert cosines(x, frozen(images)["embedding"]).min() > 0.9999
+    expected = torchvisions({"model": "mobilenet_v2"}, images, weights)
+    assert expected.shape == (10, 1280)
+    for runtime in ("torch", "onnx"):
+        extractor = Torchvision(model="mobilenet_v2", weights=str(weights), layer="features", runtime=runtime)
+        assert cosines(extractor(images)["embedding"], expected).min() > 0.9999
+        (folder := tmp_path / runtime).mkdir()
+        name, options = extractor.freeze(folder)
+        frozen = Onnx(**parse_options(Onnx.Options, options, folder=str(folder)).model_dump(mode="json"))
+        assert name == "onnx"
+        assert cosines(frozen(images)["embedding"], expected).min() > 0.9999

@@ -1035,8 +1035,9 @@ def test_without_labels_the_score_is_minus_the_loss(name: str, colours: Path, tm
     bits = 8 if name == "greedy" else None
     result = start(flat(colours), tmp_path / "out", losses=[{"name": name}], bits=bits, teacher=TEACHER)
     assert result.measure == "-loss of the held-out pictures"
-    assert all(epoch.score == -(epoch.held_out_loss or 0) for epoch in result.history)
-    assert result.best.held_out_loss == min(epoch.held_out_loss or 9 for epoch in result.history)
+    losses = [epoch.held_out_loss for epoch in result.history if epoch.held_out_loss is not None]
+    assert [epoch.score for epoch in result.history] == [-loss for loss in losses]
+    assert result.best.held_out_loss == min(losses)
     outputs = Trained(path=str(tmp_path / "out")).outputs
     assert outputs == {"embedding": (bits or 16, "float32")}
 
@@ -1046,7 +1047,8 @@ def test_where_no_class_has_two_held_out_pictures(colours: Path, tmp_path: Path)
     source = listed(colours, lambda i: f"{i}")
     result = start(colours, tmp_path / "out", source=source, losses=[{"name": "csq"}])
     assert result.measure == "-loss of the held-out pictures"
-    assert result.best.score == -(result.best.held_out_loss or 0)
+    assert result.best.held_out_loss is not None
+    assert result.best.score == -result.best.held_out_loss
 
 
 def average_precision(relevant: list[bool]) -> float:
