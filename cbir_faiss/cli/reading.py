@@ -61,6 +61,7 @@ def duplicates(folder: Path, radius: int | None, html: Path | None, as_json: boo
 @click.option(
     "--vector", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Query by vectors, a .npy (n, dim)."
 )
+@click.option("--text", "texts", multiple=True, help="Query by what is to be seen: 'a red bus'.")
 @click.option("--json", "as_json", is_flag=True, help="One list a query of {id, path, label, distance}.")
 def search(
     folder: Path,
@@ -69,6 +70,7 @@ def search(
     where: str | None,
     ids: tuple[int, ...],
     vector: Path | None,
+    texts: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Find the items of the collection FOLDER most like each of IMAGES.
@@ -76,13 +78,14 @@ def search(
     \b
     cbir search photos.cbir query.jpg -k 5
     cbir search photos.cbir --id 17 --where 'label = "cat"' --json
+    cbir search photos.cbir --text 'a red bus'
     """
-    if sum(map(bool, (images, ids, vector))) != 1:
-        raise click.UsageError("give images, or --id, or --vector")
+    if sum(map(bool, (images, ids, vector, texts))) != 1:
+        raise click.UsageError("give images, or --id, or --vector, or --text")
     from cbir_faiss.collection import Collection
 
     with Collection.open(folder) as collection:
-        found, queries = _search(collection, images, ids, vector, k, where)
+        found, queries = _search(collection, images, ids, vector, texts, k, where)
     if as_json:
         say_json([[match.as_dict() for match in some] for some in found])
         return
@@ -97,6 +100,7 @@ def _search(
     images: tuple[Path, ...],
     ids: tuple[int, ...],
     vector: Path | None,
+    texts: tuple[str, ...],
     k: int,
     where: str | None,
 ) -> tuple[list[list[Match]], list[str]]:
@@ -105,6 +109,8 @@ def _search(
     if vector:
         queries = _vectors(vector)
         return collection.search(queries, k, where), [f"vector {i}" for i in range(len(queries))]
+    if texts:
+        return collection.search_text(texts, k, where), list(texts)
     return collection.search(list(images), k, where), [str(image) for image in images]
 
 

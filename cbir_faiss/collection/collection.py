@@ -131,6 +131,18 @@ class Collection:
         """
         return self.search_columns(self._columns(queries), k, where)
 
+    def search_text(self, texts: Sequence[str], k: int = 5, where: Filter | None = None) -> list[list[Match]]:
+        """The ``k`` items nearest to what each text says, where the collection was built with ``embed: image+text``.
+
+        Only the text's tower is loaded, which needs neither torch nor the library that the model came from.
+
+        Raises:
+            Unsupported: the extractor has no text tower. InputError: no texts, or one that says nothing.
+        """
+        with threads.phase("extract"):
+            columns = self._reader_of_texts.embed_text(texts)
+        return self.search_columns(columns, k, where)
+
     def search_ids(self, ids: Iterable[int], k: int = 5, where: Filter | None = None) -> list[list[Match]]:
         """The ``k`` nearest items of items that are in the collection, themselves left out.
 
@@ -265,14 +277,27 @@ class Collection:
             InputError: the collection holds vectors, not pictures. CorruptCollection: its files are not those of the
                 collection that was opened.
         """
+        extractor = self._frozen
+        extractor.load()
+        check_content(self.folder, self.manifest, "extractor")  # after loading: it is these that were loaded
+        return extractor
+
+    @cached_property
+    def _reader_of_texts(self) -> Extractor:
+        """The frozen extractor with its text tower loaded, but not that of pictures."""
+        self._frozen.embed_text(["a picture"])
+        check_content(self.folder, self.manifest, "extractor")  # after loading, as above
+        return self._frozen
+
+    @cached_property
+    def _frozen(self) -> Extractor:
+        """The frozen extractor, nothing of it loaded yet."""
         entry = self.manifest.extractor
-        extractor: Extractor | None = None
-        if entry is not None:
-            extractor = entry.load("extractors", self.folder / "extractor")
-            extractor.load()
-            check_content(self.folder, self.manifest, "extractor")  # after loading: it is these that were loaded
+        extractor: Extractor | None = None if entry is None else entry.load("extractors", self.folder / "extractor")
         if extractor is None or extractor.reads != "image":
-            raise InputError(f"{self.folder} holds vectors and has no extractor: give it ids or vectors, not pictures")
+            raise InputError(
+                f"{self.folder} holds vectors and has no extractor: give it ids or vectors, not pictures or texts"
+            )
         return extractor
 
     @property
