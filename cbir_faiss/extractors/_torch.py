@@ -21,6 +21,8 @@ from cbir_faiss.base.options import need
 from cbir_faiss.errors import ConfigError, one_line
 from cbir_faiss.images.preprocess import Preprocess
 
+_OUTPUT = "column.{}"  # what outputs are called while they are exported
+
 
 class Network(torch.nn.Module):  # type: ignore[misc]
     """Pixels uint8 ``(n, h, w, 3)`` to one float32 ``(n, width)`` per column: normalise, and run ``model``.
@@ -117,7 +119,8 @@ def _write(
     onnx = need("onnx", "torch")
     need("onnxscript", "torch")
     try:
-        model = _program(module, inputs, outputs, free).model_proto
+        model = _program(module, inputs, len(outputs), free).model_proto
+        _name_outputs(model.graph, outputs)
         # What the exporter notes of each node are lines of source code with the paths of this machine.
         for part in (*model.graph.node, *model.graph.value_info, model.graph):
             del part.metadata_props[:]
@@ -132,21 +135,26 @@ def _write(
         raise ConfigError(f"the network cannot be exported to ONNX: {why}", path="runtime") from error
 
 
-def _program(module: Any, inputs: Mapping[str, Any], outputs: Sequence[str], free: Mapping[int, Any]) -> Any:
+def _program(module: Any, inputs: Mapping[str, Any], count: int, free: Mapping[int, Any]) -> Any:
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
+        return torch.onnx.export(
             module,
             tuple(inputs.values()),
             dynamo=True,
             verbose=False,
             input_names=list(inputs),
-            output_names=list(outputs),
+            output_names=[_OUTPUT.format(number) for number in range(count)],
             dynamic_shapes=tuple(dict(free) for _ in inputs),
         )
-    # What the exporter calls values by their operations may be an output's name, such as "embedding".
-    graph = program.model.graph
-    for value in (value for node in graph for value in node.outputs):
-        if value.name in outputs and all(value is not output for output in graph.outputs):
-            value.name += ".inner"
-    return program
+
+
+def _name_outputs(graph: Any, outputs: Sequence[str]) -> None:
+    """The exporter calls values inside by their operations, which may be the name of an output: "embedding"."""
+    renamed = {name: f"{name}.inner" for name in outputs}
+    renamed |= {_OUTPUT.format(number): name for number, name in enumerate(outputs)}
+    for value in (*graph.initializer, *graph.value_info, *graph.output):
+        value.name = renamed.get(value.name, value.name)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
