@@ -75,7 +75,7 @@ class Extractor(Plugin):
         if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
             raise InputError("texts are a list of texts, with at least one")
         for text in texts:
-            if not text.strip() or not text.isascii() and text != text.encode(errors="ignore").decode():
+            if not text.strip() or (not text.isascii() and text != text.encode(errors="ignore").decode()):
                 raise InputError(f"{text!r} is no text to search by")
         return dict(self._embed_text(texts))
 

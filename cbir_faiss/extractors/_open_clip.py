@@ -124,9 +124,7 @@ def _config(folder: Path) -> dict[str, Any]:
 def _known(name: str, weights: str) -> str:
     """The name of the weights. ConfigError where open_clip does not know the model, or not those weights for it."""
     if name not in open_clip.list_models():
-        raise ConfigError(
-            f"open_clip has no model '{name}'{near_names(name, open_clip.list_models())}", path="model"
-        )
+        raise ConfigError(f"open_clip has no model '{name}'{near_names(name, open_clip.list_models())}", path="model")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if weights == "DEFAULT" and tags:
         return str(tags[0])

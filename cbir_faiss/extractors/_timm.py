@@ -85,5 +85,7 @@ def _created(name: str, pretrained: bool) -> Any:
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0)
     except Exception as error:  # the hub, the network, or a folder that holds something else
-        reason = f"cannot get the model '{name}' ({one_line(error)[:300]}): give `weights: PATH` of a state dict, or `none`"
+        reason = (
+            f"cannot get the model '{name}' ({one_line(error)[:300]}): give `weights: PATH` of a state dict, or `none`"
+        )
         raise ConfigError(reason, path="weights" if pretrained else "model") from error

@@ -11,7 +11,9 @@ from typing import Any
 from cbir_faiss.base.options import need
 from cbir_faiss.errors import InputError
 
-_SHARD = re.compile(r"(?:.*?-)??(?P<split>[A-Za-z0-9_.]+?)(?:-(?P<number>\d{5})-of-(?P<count>\d{5}))?\.(?:parquet|arrow)")
+_SHARD = re.compile(
+    r"(?:.*?-)??(?P<split>[A-Za-z0-9_.]+?)(?:-(?P<number>\d{5})-of-(?P<count>\d{5}))?\.(?:parquet|arrow)"
+)
 
 
 def files_of(folder: Path, split: str | None) -> list[Path]:

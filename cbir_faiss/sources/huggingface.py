@@ -100,7 +100,9 @@ class HuggingFace(PackedSource):
         """Whether a column is worth its place in the payload."""
         told = self._table.features.get(name)
         kind = str(self._table.schema.field(name).type)
-        return "binary" not in kind and not (isinstance(told, dict) and told.get("_type") in ("Image", "Audio", "Video"))
+        return "binary" not in kind and not (
+            isinstance(told, dict) and told.get("_type") in ("Image", "Audio", "Video")
+        )
 
     def _bytes(self, place: _Place, most: int) -> bytes:
         try:
