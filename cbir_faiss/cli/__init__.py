@@ -35,6 +35,7 @@ _COMMANDS = {
     "engines": {
         "push": "Make an engine hold what the collection FOLDER holds: codes (or floats), ids and payload.",
         "pull": "Copy the vectors and payload that an engine holds into a local collection, under the same ids.",
+        "export": "Write the collection FOLDER to one file for other programs: ids, paths, labels, payload, vectors.",
     },
     "plugins": {"plugins": "Every installed plugin and its options."},
 }

@@ -23,7 +23,7 @@ _INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"
 
 
 class Pictures(torch.nn.Module):  # type: ignore[misc]
-    """Normalised images ``(n, 3, h, w)`` to embeddings ``(n, width)``, or to tokens or maps where nothing pools them."""
+    """Images ``(n, 3, h, w)``, normalised, to embeddings ``(n, width)``; to tokens or maps where nothing pools them."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

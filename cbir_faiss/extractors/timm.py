@@ -26,9 +26,10 @@ class Timm(ModelExtractor):
         """model: a name that ``timm.list_models`` knows, with or without a tag, ``hf-hub:<owner>/<name>``, or a folder
         (``./…``) with config and weights.
 
-        weights: ``DEFAULT``, a tag of the model such as ``augreg_in21k``, the path of a state dict, or ``none``: random,
-        drawn with ``seed``. layer: modules, as ``blocks.11``; where left out, the features before the classifier.
-        pool: how the maps and tokens of layers become vectors. preprocess: what is to be other than the model's own.
+        weights: ``DEFAULT``, a tag of the model such as ``augreg_in21k``, the path of a state dict, or ``none``:
+        random, drawn with ``seed``. layer: modules, as ``blocks.11``; where left out, the features before the
+        classifier. pool: how the maps and tokens of layers become vectors. preprocess: what is to be other than the
+        model's own.
         """
 
         model: ModelOrPath

@@ -1,4 +1,4 @@
-"""Any vision model of transformers (CLIP, SigLIP, DINOv2, ViT, …) as an extractor, and of texts where it has a tower."""
+"""Any vision model of transformers (CLIP, SigLIP, DINOv2, ViT, …) as an extractor, also of texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of a data set in Arrow or Parquet files: which files a split has, and what their schema says of columns."""
+"""Tables in Arrow or Parquet files: which files a data set's split has, and their rows, block by block."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from typing import Any
 from cbir_faiss.base.options import need
 from cbir_faiss.errors import InputError
 
-_SHARD = re.compile(
-    r"(?:.*?-)??(?P<split>[A-Za-z0-9_.]+?)(?:-(?P<number>\d{5})-of-(?P<count>\d{5}))?\.(?:parquet|arrow)"
-)
+_SHARD = re.compile(r"(?:.*-)?(?P<split>[A-Za-z0-9_.]+?)(?:-(?P<number>\d{5})-of-(?P<count>\d{5}))?\.(?:parquet|arrow)")
 
 
 def files_of(folder: Path, split: str | None) -> list[Path]:
@@ -23,91 +21,91 @@ def files_of(folder: Path, split: str | None) -> list[Path]:
         InputError: no such split, several to choose from, or not all of its files are there.
     """
     if not folder.is_dir():
-        raise InputError(f"no such folder: {folder}")
+        raise wrong(f"no such folder: {folder}")
     if (folder / "dataset_dict.json").is_file():
         folder = folder / _chosen(folder, _json(folder / "dataset_dict.json").get("splits", []), split)
+        if not (folder / "state.json").is_file():
+            raise wrong(f"{folder} was copied in part: there is no state.json")
     if (folder / "state.json").is_file():
-        files = [folder / entry["filename"] for entry in _json(folder / "state.json")["_data_files"]]
+        files = [folder / entry["filename"] for entry in _json(folder / "state.json").get("_data_files", [])]
         return _all_there(folder, files, len(files))
-    found: dict[str, dict[str, Path]] = {}
+    return _by_name(folder, split)
+
+
+def _by_name(folder: Path, split: str | None) -> list[Path]:
+    """``train-00000-of-00004.parquet``, or ``train/0000.parquet``."""
+    found: dict[str, list[Path]] = {}
     counts: dict[str, int] = {}
     for file in sorted(file for kind in ("parquet", "arrow") for file in folder.rglob(f"*.{kind}")):
         shard = _SHARD.fullmatch(file.name)
         if shard is None or file.name.startswith("cache-"):
             continue
         name = file.parent.name if shard["split"].isdecimal() else shard["split"]
-        found.setdefault(name, {})[str(file)] = file
+        found.setdefault(name, []).append(file)
         counts[name] = max(counts.get(name, 0), int(shard["count"] or 0))
     chosen = _chosen(folder, sorted(found), split)
-    files = list(found[chosen].values())
-    return _all_there(folder, files, counts[chosen] or len(files))
+    return _all_there(folder, found[chosen], counts[chosen])
 
 
 class Table:
-    """Rows of several files, one after the other."""
+    """Rows of several files, one after the other; of Parquet a block is a row group, of Arrow the mapped file.
+
+    features: what ``datasets`` notes of the columns, by name.
+
+    Raises:
+        InputError: a file is cut short or damaged.
+    """
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
         self._arrow: Any = need("pyarrow", "parquet")
-        self.schema = self._open(files[0])[0]
+        self._parquet: Any = need("pyarrow.parquet", "parquet")
+        self.schema = self._read(files[0], lambda opened: getattr(opened, "schema_arrow", None) or opened.schema)
         told = json.loads((self.schema.metadata or {}).get(b"huggingface", b"{}"))
         self.features: dict[str, Any] = (told.get("info") or {}).get("features") or {}
 
     def blocks(self, columns: list[str]) -> Iterator[tuple[Path, int, Any]]:
-        """File, number of the block in it, and the block: an Arrow table of these columns (or parts, as ``image.path``)."""
+        """File, number of the block in it, and an Arrow table of these columns; ``image.path`` is a part of one."""
         for file in self.files:
-            for number in range(self._open(file)[1]):
+            for number in range(self._read(file, lambda opened: getattr(opened, "num_row_groups", 1))):
                 yield file, number, self.block(file, number, columns)
 
     def block(self, file: Path, number: int, columns: list[str]) -> Any:
-        """One block of one file. InputError where the file is damaged."""
-        try:
-            if file.suffix == ".parquet":
-                with need("pyarrow.parquet", "parquet").ParquetFile(file) as parquet:
-                    return parquet.read_row_group(number, columns=columns)
-            with self._stream(file) as stream:
-                for _ in range(number):
-                    stream.read_next_batch()
-                table = self._arrow.Table.from_batches([stream.read_next_batch()])
-            return _selected(table, columns)
-        except (OSError, ValueError, StopIteration) as error:
-            raise InputError(f"{file} is cut short or damaged: {' '.join(str(error).split())}") from error
+        """One of them."""
+        if file.suffix == ".parquet":
+            return self._read(file, lambda opened: opened.read_row_group(number, columns=columns))
+        whole = list(dict.fromkeys(name.partition(".")[0] for name in columns))
+        return self._read(file, lambda opened: opened.read_all().select(whole))
 
-    def _open(self, file: Path) -> tuple[Any, int]:
-        """Schema and number of blocks."""
+    def _read(self, file: Path, what: Any) -> Any:
         try:
             if file.suffix == ".parquet":
-                with need("pyarrow.parquet", "parquet").ParquetFile(file) as parquet:
-                    return parquet.schema_arrow, parquet.num_row_groups
-            with self._stream(file) as stream:
-                return stream.schema, sum(1 for _ in stream)
+                with self._parquet.ParquetFile(file) as opened:
+                    return what(opened)
+            return what(self._arrow.ipc.open_stream(self._arrow.memory_map(str(file))))
         except (OSError, ValueError) as error:  # pyarrow's own errors are among these
-            raise InputError(f"{file} is cut short or damaged: {' '.join(str(error).split())}") from error
-
-    def _stream(self, file: Path) -> Any:
-        return self._arrow.ipc.open_stream(self._arrow.memory_map(str(file)))
+            raise wrong(f"{file} is cut short or damaged: {' '.join(str(error).split())}") from error
 
 
-def _selected(table: Any, columns: list[str]) -> Any:
-    """As Parquet selects, ``image.path`` is one field of the column ``image``."""
-    whole = [name for name in dict.fromkeys(name.split(".")[0] for name in columns)]
-    return table.select(whole)
+def wrong(what: str) -> InputError:
+    """The error that says so."""
+    return InputError(f"source 'huggingface': {what}")
 
 
 def _chosen(folder: Path, splits: list[str], split: str | None) -> str:
     if not splits:
-        raise InputError(f"no Arrow or Parquet files below {folder}")
+        raise wrong(f"no Arrow or Parquet files below {folder}")
     if split is None and len(splits) > 1:
-        raise InputError(f"{folder} has several splits; choose one by option split: {', '.join(splits)}")
+        raise wrong(f"{folder} has several splits; choose one by option split: {', '.join(splits)}")
     if split is not None and split not in splits:
-        raise InputError(f"{folder} has no split '{split}', but {', '.join(splits)}")
+        raise wrong(f"{folder} has no split '{split}', but {', '.join(splits)}")
     return split or splits[0]
 
 
 def _all_there(folder: Path, files: list[Path], count: int) -> list[Path]:
-    there = [file for file in files if file.is_file()]
-    if len(there) < count:
-        raise InputError(f"{folder} was copied or downloaded in part: {len(there)} of {count} files are there")
+    there = sum(file.is_file() for file in files)
+    if there < max(count, len(files)):
+        raise wrong(f"{folder} was copied or downloaded in part: {there} of {max(count, len(files))} files are there")
     return files
 
 
@@ -115,7 +113,7 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+        raise wrong(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{file} is no JSON object")
+        raise wrong(f"{file} is no JSON object")
     return content

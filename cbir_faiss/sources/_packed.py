@@ -6,6 +6,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ class PackedSource(base.Source):
     @cached_property
     def _found(self) -> tuple[list[base.Item], list[Any]]:
         pairs = sorted(self._find(), key=lambda pair: pair[0].path)
-        for (before, _), (item, _) in zip(pairs, pairs[1:], strict=False):
+        for (before, _), (item, _) in pairwise(pairs):
             if before.path == item.path:
                 raise InputError(f"source '{self.name}': '{item.path}' is there twice: {self._place()}")
         return [item for item, _ in pairs], [place for _, place in pairs]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 from cbir_faiss import base
 from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import BadImage, InputError, NoAccess
-from cbir_faiss.sources._arrow import Table, files_of
+from cbir_faiss.sources._arrow import Table, files_of, wrong
 from cbir_faiss.sources._file_source import FileOptions
 from cbir_faiss.sources._given import item_of, plain_row
 from cbir_faiss.sources._packed import PackedSource
@@ -55,54 +55,58 @@ class HuggingFace(PackedSource):
 
     @cached_property
     def _table(self) -> Table:
-        with self._explained():
-            return Table(files_of(self.options.path, self.options.split))
+        return Table(files_of(self.options.path, self.options.split))
 
     @cached_property
     def _image(self) -> str:
-        kinds = self._table.features
-        named = [name for name, told in kinds.items() if isinstance(told, dict) and told.get("_type") == "Image"]
-        return self._column(self.options.image, "image", named or [n for n in self._table.schema.names if n == "image"])
+        names, told = self._table.schema.names, self._table.features
+        images = [name for name in names if _kind(told.get(name)) == "Image"] or ["image"]
+        return self._column("image", self.options.image or images[0])
 
-    def _column(self, asked: str | None, option: str, there: list[str]) -> str:
+    def _column(self, option: str, name: str) -> str:
+        """``name``; InputError where there is no such column."""
         names = self._table.schema.names
-        found = asked if asked in names else there[0] if asked is None and there else None
-        if found is None:
-            what = f"no column '{asked}'" if asked else f"no column of images that its features name; give {option}"
-            raise InputError(f"source 'huggingface': {self.options.path} has {what}; it has {', '.join(names)}")
-        return found
+        if name not in names:
+            raise wrong(f"{self.options.path} has no column '{name}': give option {option}; it has {', '.join(names)}")
+        return name
 
     def _find(self) -> Iterator[tuple[base.Item, _Place]]:
-        table, image, o = self._table, self._image, self.options
-        label = next((name for name in _LABELS if name in table.schema.names), None)
-        label = self._column(o.label, "label", []) if o.label else label
-        key = self._column(o.key, "key", []) if o.key else None
-        classes = (table.features.get(label or "") or {}).get("names") if label else None
-        nested = "path" in [field.name for field in _fields(table.schema.field(image).type)]
-        columns = [name for name in table.schema.names if name != image and self._is_fact(name)]
+        table, image = self._table, self._image
+        facts = [name for name in table.schema.names if name != image and self._is_fact(name)]
+        has_paths = "path" in [field.name for field in _fields(table.schema.field(image).type)]
         number = 0
-        with self._explained():
-            for file, block, rows in table.blocks([*columns, *([f"{image}.path"] if nested else [])]):
-                for row, values in enumerate(_without_bytes(rows, image).to_pylist()):
-                    path = f"{number:0{_DIGITS}d}" if key is None else str(values.pop(key))
-                    yield self._item(path, values, image, label, classes), _Place(file, block, row)
-                    number += 1
+        for file, block, rows in table.blocks([*facts, f"{image}.path" if has_paths else image]):
+            documents = rows.select(facts).to_pylist() if facts else [{} for _ in range(rows.num_rows)]
+            paths = _paths(rows.column(image)) if has_paths else [None] * rows.num_rows
+            for row, (document, path) in enumerate(zip(documents, paths, strict=True)):
+                yield self._item(number, document, path), _Place(file, block, row)
+                number += 1
 
-    def _item(self, path: str, values: dict[str, Any], image: str, label: str | None, classes: Any) -> base.Item:
-        own = (values.pop(image, None) or {}).get("path")
-        given = values.pop(label) if label else None
+    def _item(self, number: int, document: dict[str, Any], file: str | None) -> base.Item:
+        name, label = self._named
+        path = f"{number:0{_DIGITS}d}" if name is None else str(document.pop(name))
+        labels = self._labels(label, document.pop(label)) if label else []
+        facts = plain_row(path, {"file": Path(file).name, **document} if file else document)
+        return item_of({**facts, "path": path, "label": labels})
+
+    @cached_property
+    def _named(self) -> tuple[str | None, str | None]:
+        """The columns of names and of labels."""
+        key, label, names = self.options.key, self.options.label, self._table.schema.names
+        known = next((name for name in _LABELS if name in names), None)
+        return self._column("key", key) if key else None, self._column("label", label) if label else known
+
+    def _labels(self, column: str | None, given: Any) -> list[Any]:
+        """The labels of a row, numbers of classes as their names."""
         some = given if isinstance(given, list) else [] if given is None else [given]
-        labels = [classes[one] if classes and isinstance(one, int) and 0 <= one < len(classes) else one for one in some]
-        facts = {"file": Path(own).name} if own else {}
-        return item_of({**facts, **plain_row(path, values), "path": path, "label": labels})
+        told = self._table.features.get(column or "")
+        names = _names(told)
+        return [names[one] if isinstance(one, int) and 0 <= one < len(names) else one for one in some]
 
     def _is_fact(self, name: str) -> bool:
         """Whether a column is worth its place in the payload."""
-        told = self._table.features.get(name)
-        kind = str(self._table.schema.field(name).type)
-        return "binary" not in kind and not (
-            isinstance(told, dict) and told.get("_type") in ("Image", "Audio", "Video")
-        )
+        bytes_inside = "binary" in str(self._table.schema.field(name).type)
+        return not bytes_inside and _kind(self._table.features.get(name)) not in ("Image", "Audio", "Video")
 
     def _bytes(self, place: _Place, most: int) -> bytes:
         try:
@@ -133,34 +137,28 @@ class HuggingFace(PackedSource):
     def _holder(self, place: _Place) -> Path:
         return place.file
 
-    def _explained(self) -> Any:
-        return _Explained()
-
     def _place(self) -> str:
         return f"no rows in {self.options.path}"
 
 
-class _Explained:
-    """Whatever is wrong with the files is said in the name of the source."""
+def _kind(told: Any) -> str:
+    """What ``datasets`` calls a feature."""
+    return str(told.get("_type")) if isinstance(told, dict) else ""
 
-    def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, InputError) and not str(error).startswith("source "):
-            raise InputError(f"source 'huggingface': {error}") from error
+def _names(told: Any) -> list[str]:
+    """The names of the classes of a feature, or of a list of it."""
+    while isinstance(told, list) or (isinstance(told, dict) and "feature" in told):
+        told = told[0] if isinstance(told, list) else told["feature"]
+    return list(told.get("names") or ()) if isinstance(told, dict) else []
 
 
 def _fields(kind: Any) -> list[Any]:
     return [kind.field(i) for i in range(kind.num_fields)]
 
 
-def _without_bytes(rows: Any, image: str) -> Any:
-    """The rows with no more of the image column than its paths."""
-    if image not in rows.column_names:
-        return rows
-    position = rows.column_names.index(image)
-    column = rows.column(image).combine_chunks()
-    import pyarrow
-
-    paths = pyarrow.StructArray.from_arrays([column.field("path")], ["path"])
-    return rows.set_column(position, image, paths)
+def _paths(images: Any) -> list[str | None]:
+    """The paths that a column of images has beside their bytes, which are not touched."""
+    names = [field.name for field in _fields(images.type)]
+    paths: list[str | None] = images.flatten()[names.index("path")].to_pylist()
+    return paths
