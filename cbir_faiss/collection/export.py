@@ -37,8 +37,8 @@ def export(store: Store, file: Path, *, progress: Progress | None = None) -> Exp
     """Write the live items of ``store``, by id, to a new file: ``.npz``, ``.parquet`` or ``.h5``.
 
     ``embedding`` float32 ``(n, dim)`` is there where the collection keeps floats, ``code`` uint8 ``(n, bits/8)`` where
-    it keeps codes; other kept columns by their names. ``label`` is '' where there is none. Parquet has a column for each
-    key of the payload, the others ``payload``, as JSON. What was begun and not finished leaves nothing.
+    it keeps codes; other kept columns by their names. ``label`` is empty where there is none. Parquet has a column for
+    each key of the payload, the others ``payload``, as JSON. What was begun and not finished leaves nothing.
 
     Raises:
         InputError: another suffix, or nothing to write. CbirError: the file is there, or cannot be written.

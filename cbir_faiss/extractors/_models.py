@@ -148,4 +148,5 @@ def file_digest(path: Path, option: str) -> str:
             digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
         return digest.hexdigest()
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", path=option) from error
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ConfigError(f"{path}: {error.strerror}{near_names(path.name, beside)}", path=option) from error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +64,7 @@ def build(name: str, folder: Path | None, weights: str, seed: int) -> Any:
         whose = f"local-dir:{folder}"
     elif ":" not in name:
         tag = _known(name, weights) if named else None
-    with seeded(seed):
+    with seeded(seed), _quiet():
         try:
             # The text tower by itself takes texts of any length, which the old way of building them does not.
             model = open_clip.create_model(
@@ -139,7 +142,23 @@ def _fill(model: Any, file: Path, name: str) -> None:
     if not file.is_file():
         raise ConfigError(f"no such file: {file}", path="weights")
     try:
-        open_clip.load_checkpoint(model, str(file))
+        with _quiet():
+            open_clip.load_checkpoint(model, str(file))
     except Exception as error:  # a damaged file raises nearly anything
         reason = f"{file}: not the weights of '{name}': {one_line(error)[:200]}"
         raise ConfigError(reason, path="weights") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip warns, in the name of nobody, that there are no weights, before they are filled in."""
+    root = logging.getLogger()
+
+    def others(record: logging.LogRecord) -> bool:
+        return "open_clip" not in record.pathname
+
+    root.addFilter(others)
+    try:
+        yield
+    finally:
+        root.removeFilter(others)

@@ -29,7 +29,10 @@ class TextModel:
     def __init__(self, file: Path, device: Literal["cpu", "cuda"] = "cpu") -> None:
         self._session = session(file, device, threads.available())
         self._feed = [value.name for value in self._session.get_inputs()]
-        told = self._session.get_modelmeta().custom_metadata_map.get("tokenizer")
+        try:
+            told = self._session.get_modelmeta().custom_metadata_map.get("tokenizer")
+        except UnicodeDecodeError:  # damaged just there
+            told = None
         if told is None:
             raise ConfigError(f"{file} is no text tower that was exported here", path="text")
         self._tokenizer = tokenizer_of(told)

@@ -33,7 +33,7 @@ class Pictures(torch.nn.Module):  # type: ignore[misc]
         if self.in_common:
             return _pooled(self.model.get_image_features(pixel_values=x))
         found = self.model(pixel_values=x)
-        whole = None if self.model.unpooled else getattr(found, "pooler_output", None)
+        whole = getattr(found, "pooler_output", None)
         return found[0] if whole is None else whole.flatten(1)
 
 
@@ -49,7 +49,7 @@ class Texts(torch.nn.Module):  # type: ignore[misc]
 
 
 def build(name: str, folder: Path | None, weights: str, seed: int) -> Any:
-    """A model in evaluation mode, float32; ``unpooled`` says that its pooled output was never trained.
+    """A model in evaluation mode, float32, without a pooler that its weights do not have.
 
     weights: ``none`` (random, drawn with ``seed``), ``DEFAULT``, or a path.
 
@@ -67,7 +67,8 @@ def build(name: str, folder: Path | None, weights: str, seed: int) -> Any:
             model = AutoModel.from_config(config)
     if not weights.isidentifier():
         fill(model, read_state_dict(Path(weights)), f"{weights}: not the weights of '{name}'")
-    model.unpooled = bool(missing)
+    if missing:
+        model.pooler = None  # drawn at random where the weights are those of a classifier
     return model.float().eval()
 
 
@@ -130,9 +131,7 @@ def revision(name: str) -> str:
 
 def _config(name: str, folder: Path | None) -> Any:
     if folder is not None and not (folder / "config.json").is_file():
-        beside = [path.parent.name for path in folder.parent.glob("*/config.json")]
-        hint = near_names(folder.name, beside)
-        raise ConfigError(f"{folder} holds no model of transformers: there is no config.json{hint}", path="model")
+        raise ConfigError(f"{folder} holds no model of transformers: there is no config.json", path="model")
     try:
         with _quiet():
             return AutoConfig.from_pretrained(name)
