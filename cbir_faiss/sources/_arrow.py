@@ -11,7 +11,7 @@ from typing import Any
 from cbir_faiss.base.options import need
 from cbir_faiss.errors import InputError
 
-_SHARD = re.compile(r"(?:.*-)?(?P<split>[A-Za-z0-9_.]+?)(?:-(?P<number>\d{5})-of-(?P<count>\d{5}))?\.(?:parquet|arrow)")
+_FILE = re.compile(r"(?P<name>.+?)(?:-\d{5}-of-(?P<count>\d{5}))?\.(?:parquet|arrow)")
 
 
 def files_of(folder: Path, split: str | None) -> list[Path]:
@@ -37,10 +37,11 @@ def _by_name(folder: Path, split: str | None) -> list[Path]:
     found: dict[str, list[Path]] = {}
     counts: dict[str, int] = {}
     for file in sorted(file for kind in ("parquet", "arrow") for file in folder.rglob(f"*.{kind}")):
-        shard = _SHARD.fullmatch(file.name)
+        shard = _FILE.fullmatch(file.name)
         if shard is None or file.name.startswith("cache-"):
             continue
-        name = file.parent.name if shard["split"].isdecimal() else shard["split"]
+        name = shard["name"].rpartition("-")[2]  # datasets puts the data set's name before the split's
+        name = file.parent.name if name.isdecimal() else name
         found.setdefault(name, []).append(file)
         counts[name] = max(counts.get(name, 0), int(shard["count"] or 0))
     chosen = _chosen(folder, sorted(found), split)

@@ -85,7 +85,7 @@ class HuggingFace(PackedSource):
     def _item(self, number: int, document: dict[str, Any], file: str | None) -> base.Item:
         name, label = self._named
         path = f"{number:0{_DIGITS}d}" if name is None else str(document.pop(name))
-        labels = self._labels(label, document.pop(label)) if label else []
+        labels = self._labels(label, document.pop(label, None)) if label else []
         facts = plain_row(path, {"file": Path(file).name, **document} if file else document)
         return item_of({**facts, "path": path, "label": labels})
 

@@ -96,9 +96,9 @@ class Vectors(base.Source):
 
     def _npz(self, path: Path) -> NDArray[Any]:
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 return cast("NDArray[Any]", file[self._key(path, file)])
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
+        except (OSError, ValueError, EOFError, TypeError, BadZipFile) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"source 'vectors': {path} is not a whole .npz file of numbers: {error}") from error
@@ -149,7 +149,7 @@ class Vectors(base.Source):
 
     def _items(self) -> Sequence[base.Item]:
         given = self.options.documents is not None or self.options.labels is not None
-        if not given and self.options.file.suffix.lower() == ".parquet":
+        if not given and self.options.file.suffix.lower() == ".parquet" and len(self._stored):
             key = self._key(self.options.file, self._columns.column_names)
             return _Documented(_Described(self._columns.drop_columns([key])), self._digits)
         if self.options.documents is None:
