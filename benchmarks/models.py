@@ -5,9 +5,9 @@
     python benchmarks/models.py --store     the raw figures go to benchmarks/results/models.json
 
 Extraction: `cbir build` with `timm`, vit_small_patch16_224, by its default options; its rate is what it reports,
-without loading the model. of_runtime is beside ONNX Runtime on pixels that are ready, with its default threads, in rounds that
-alternate, and is to be .9 at least. Beside it the same network with int8 matrices (ONNX Runtime's dynamic quantization)
-and in torch with bfloat16, each with its least cosine to float32.
+without loading the model. of_runtime is beside ONNX Runtime on pixels that are ready, with its default threads, in
+rounds that alternate, and is to be .9 at least. Beside it the same network with int8 matrices (ONNX Runtime's dynamic
+quantization) and in torch with bfloat16, each with its least cosine to float32.
 
 Text: open_clip's ViT-B-32 with a text of 12 tokens over a collection of these pictures, open in this process; added_ms
 is what a search by text takes more than one by the vector of that text, and is to be 20 at most.

@@ -208,8 +208,9 @@ def _transformers(**options: Any) -> Callable[[Path], Extractor]:
             _open_clip(model="ViT-B-32", weights="laion"),
             r"weights: 'ViT-B-32' has no weights 'laion'; there are: openai",
         ),
+        (_open_clip(model="ViT-B-33", weights="none"), r"open_clip has no model 'ViT-B-33'; did you mean"),
         (_open_clip(model="{}/vit"), r"vit holds no model of open_clip: open_clip_config.json: No such file"),
-        (_open_clip(weights="{}/vit.pth"), r"weights: .*vit.pth: not the weights of '.*open_clip': "),
+        (_open_clip(weights="{}/vit.pth"), r"weights: .*vit.pth: not the weights of '.*open_clip': .*Missing key"),
         (_open_clip(weights="{}/none.pth"), r"weights: .*none.pth: No such file|weights: no such file"),
         (_transformers(model="{}/vitt"), r"model: .*vitt holds no model of transformers: there is no config.json"),
         (_transformers(weights="{}/vit.pth"), r"weights: .*vit.pth: not the weights of '.*vit': \d+ names missing"),
@@ -231,6 +232,26 @@ def test_bad_input_is_one_line(make: Callable[[Path], Extractor], message: str, 
 def test_a_folder_that_is_not_there(place: Path) -> None:
     with pytest.raises(ConfigError, match=r"model: .*/vitt: No such file or directory; did you mean 'vit'"):
         Transformers(model=str(place / "vitt")).fingerprint()
+
+
+def test_a_hub_that_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cbir_faiss.extractors import _timm, _transformers
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise OSError("we could not connect to the hub\nafter all")
+
+    monkeypatch.setattr(_transformers.AutoConfig, "from_pretrained", unreachable)
+    monkeypatch.setattr(_transformers, "_downloaded", lambda: ["facebook/dinov2-small", "openai/clip"])
+    message = (
+        r"model: cannot get the model 'facebook/dinov2-smal'; did you mean 'facebook/dinov2-small'\? "
+        r"\(we could not connect to the hub\); a folder is written './facebook/dinov2-smal'$"
+    )
+    for use in ("load", "fingerprint"):
+        with pytest.raises(ConfigError, match=message):
+            getattr(Transformers(model="facebook/dinov2-smal", runtime="torch"), use)()
+    monkeypatch.setattr(_timm.timm, "create_model", unreachable)
+    with pytest.raises(ConfigError, match=r"cannot get the model 'test_vit' \(we could not connect to the hub\): give"):
+        Timm(model="test_vit", runtime="torch").load()
 
 
 def test_weights_of_another_model_in_its_folder(place: Path, tmp_path: Path) -> None:

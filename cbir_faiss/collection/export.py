@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def export(store: Store, file: Path, *, progress: Progress | None = None) -> Exp
 
     ``embedding`` float32 ``(n, dim)`` is there where the collection keeps floats, ``code`` uint8 ``(n, bits/8)`` where
     it keeps codes; other kept columns by their names. ``label`` is empty where there is none. Parquet has a column for
-    each key of the payload, the others ``payload``, as JSON. What was begun and not finished leaves nothing.
+    each key of the payload, the others ``payload``, as JSON. Where it fails, nothing is left.
 
     Raises:
         InputError: another suffix, or nothing to write. CbirError: the file is there, or cannot be written.
@@ -56,7 +57,7 @@ def export(store: Store, file: Path, *, progress: Progress | None = None) -> Exp
     rows = _Rows(store, progress)
     if not len(rows.ids):
         raise InputError(f"{store.folder} has no items")
-    aside = file.with_name(f"{file.name}.part")
+    aside = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
         with writing_to(file):
             columns = writers[file.suffix.lower()](aside, rows)

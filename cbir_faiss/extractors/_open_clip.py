@@ -63,7 +63,7 @@ def build(name: str, folder: Path | None, weights: str, seed: int) -> Any:
         _config(folder)
         whose = f"local-dir:{folder}"
     elif ":" not in name:
-        tag = _known(name, weights) if named else None
+        tag = _tag(name, weights)
     with seeded(seed), _quiet():
         try:
             # The text tower by itself takes texts of any length, which the old way of building them does not.
@@ -124,10 +124,16 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _known(name: str, weights: str) -> str:
-    """The name of the weights. ConfigError where open_clip does not know the model, or not those weights for it."""
+def _tag(name: str, weights: str) -> str | None:
+    """open_clip's name of the weights, if they have one.
+
+    Raises:
+        ConfigError: it does not know the model, or not those weights for it.
+    """
     if name not in open_clip.list_models():
         raise ConfigError(f"open_clip has no model '{name}'{near_names(name, open_clip.list_models())}", path="model")
+    if weights == "none" or not weights.isidentifier():
+        return None
     tags = open_clip.list_pretrained_tags_by_model(name)
     if weights == "DEFAULT" and tags:
         return str(tags[0])
@@ -145,7 +151,7 @@ def _fill(model: Any, file: Path, name: str) -> None:
         with _quiet():
             open_clip.load_checkpoint(model, str(file))
     except Exception as error:  # a damaged file raises nearly anything
-        reason = f"{file}: not the weights of '{name}': {one_line(error)[:200]}"
+        reason = f"{file}: not the weights of '{name}': {' '.join(str(error).split())[:200]}"
         raise ConfigError(reason, path="weights") from error
 
 

@@ -50,11 +50,10 @@ class TextModel:
 
 def tokenizer_of(text: str) -> Any:
     """The ``tokenizers.Tokenizer`` of its JSON. ConfigError where it is none."""
+    library = need("tokenizers", "text")
     try:
-        return need("tokenizers", "text").Tokenizer.from_str(text)
+        return library.Tokenizer.from_str(text)
     except Exception as error:  # its errors have no common base but this
-        if isinstance(error, ImportError) or type(error).__module__.startswith("cbir_faiss"):
-            raise
         raise ConfigError(f"its tokenizer cannot be read: {one_line(error)}", path="embed") from error
 
 
