@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,7 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "faiss-multihash": {"tables": 2},
     "usearch": {"threads": 1},
 }
-ENGINES = ("qdrant", "pgvector", "lancedb")
+ENGINES = ("qdrant", "pgvector", "lancedb", "sqlite-vec")
 
 
 @pytest.fixture
@@ -116,6 +117,8 @@ def placed(backend: dict[str, Any], folder: Path, name: str, postgres: Path) -> 
 
 
 def check(codecs: list[str], backend: str, pictures: Path, asked: Path, tmp_path: Path, postgres: Path) -> int:
+    if backend == "sqlite-vec" and not hasattr(sqlite3.Connection, "enable_load_extension"):
+        pytest.skip("this Python's sqlite3 loads no extensions")
     codecs = [codec for codec in codecs if same_kind(codec, backend)]
     chosen = sections(codecs, backend)
     common = {
