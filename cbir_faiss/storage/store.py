@@ -118,16 +118,19 @@ class Store:
             rows = segment.rows_of(ids)
             if rows.min() < 0:
                 raise self._unknown(ids, rows)
-            return np.asarray(segment.column(column)[rows])
+            return np.asarray(segment.candidates(column, rows)[rows])
         owners = self._owners(ids)
-        parts = {int(number): self.segments[number].column(column) for number in np.flatnonzero(np.bincount(owners))}
+        parts = []
+        for number in np.flatnonzero(np.bincount(owners)).tolist():
+            segment, mine = self.segments[number], owners == number
+            rows = segment.rows_of(ids[mine])
+            parts.append((mine, segment.candidates(column, rows), rows))
         if not parts:
             raise UnknownId(f"no ids given to {self.folder}")
-        first = next(iter(parts.values()))
+        _, first, _ = parts[0]
         out = np.empty((len(ids), *first.shape[1:]), first.dtype)
-        for number, part in parts.items():
-            mine = owners == number
-            out[mine] = part[self.segments[number].rows_of(ids[mine])]
+        for mine, part, rows in parts:
+            out[mine] = part[rows]
         return out
 
     def located(self, ids: Ids, column: str) -> Places:
@@ -135,7 +138,8 @@ class Store:
 
         Raises UnknownId.
         """
-        places = [(segment.column(column), segment.rows_of(ids)) for segment in self.segments]
+        found_in = [(segment, segment.rows_of(ids)) for segment in self.segments]
+        places = [(segment.candidates(column, rows), rows) for segment, rows in found_in]
         found = np.maximum.reduce([rows for _, rows in places]) if places else np.full(ids.shape, -1)
         if found.size and found.min() < 0 and (unknown := (found < 0) & (ids >= 0)).any():
             raise self._unknown(ids[unknown], found[unknown])
