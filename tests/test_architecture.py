@@ -32,7 +32,19 @@ ROOMS = [
 # What plugins and commands need, each when it does its work; naming them, their options and their help needs none.
 HEAVY = {
     *("torch", "torchvision", "onnxruntime", "onnx", "sklearn", "scipy", "cv2", "imagehash", "matplotlib", "jinja2"),
-    *("faiss", "lancedb", "pyarrow", "qdrant_client", "qdrant_edge", "psycopg", "usearch", "ray", "h5py", "tqdm"),
+    *(
+        "faiss",
+        "lancedb",
+        "pyarrow",
+        "qdrant_client",
+        "qdrant_edge",
+        "psycopg",
+        "usearch",
+        "rabitqlib",
+        "ray",
+        "h5py",
+        "tqdm",
+    ),
 }
 LESS_HEAVY = {"numpy", "pydantic", "yaml", "PIL", "threadpoolctl", "sqlite3", "importlib.metadata"}
 

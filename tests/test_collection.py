@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -424,6 +425,10 @@ LEARNING: list[dict[str, Any]] = [
     {"name": "faiss-ivf", "nlist": 4, "metric": "cosine"},
     {"name": "faiss-pq", "nlist": 4, "bits": 32},
     {"name": "faiss-rabitq", "nlist": 4},
+    {"name": "faiss-rabitq", "nlist": 0, "bits": 2},
+    {"name": "faiss-eden", "nlist": 4},
+    {"name": "faiss-hnsw", "storage": "sq8"},
+    *([{"name": "rabitq", "nlist": 4}] if find_spec("rabitqlib") else []),
     {"name": "faiss-lsh", "bits": 64, "thresholds": True},
     {"name": "faiss", "factory": "PCA8,IVF4,SQ8"},
     {"name": "faiss", "factory": "PCA8,PQ4x4fs"},
