@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from cbir_faiss.collection import Match as Match
     from cbir_faiss.comparison.run import compare as compare
     from cbir_faiss.errors import CbirError as CbirError
+    from cbir_faiss.tune.doctor import doctor as doctor
+    from cbir_faiss.tune.plan import plan as plan
+    from cbir_faiss.tune.recall import recall as recall
     from cbir_faiss.types import Hit as Hit
     from cbir_faiss.types import Hits as Hits
 
@@ -30,11 +33,26 @@ _HOMES = {
     "Hits": "types",
     "Match": "collection",
     "compare": "comparison.run",
+    "doctor": "tune.doctor",
     "load_backend": "backends",
+    "plan": "tune.plan",
+    "recall": "tune.recall",
     "wrap": "backends",
 }
 
-__all__ = ["CbirError", "Collection", "Hit", "Hits", "Match", "compare", "load_backend", "wrap"]
+__all__ = [
+    "CbirError",
+    "Collection",
+    "Hit",
+    "Hits",
+    "Match",
+    "compare",
+    "doctor",
+    "load_backend",
+    "plan",
+    "recall",
+    "wrap",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -229,16 +229,16 @@ def _sweep(model: type[BaseModel], given: Mapping[str, Any]) -> Iterator[tuple[d
 
 
 def _takes_list(model: type[BaseModel], key: str) -> bool:
-    return any(_is_list(kind) for kind in _arms(model.model_fields[key].annotation))
+    return any(_is_list(kind) for kind in arms(model.model_fields[key].annotation))
 
 
-def _arms(annotation: Any) -> Iterator[Any]:
+def arms(annotation: Any) -> Iterator[Any]:
     origin = typing.get_origin(annotation)
     if origin in (Union, UnionType):
         for arm in typing.get_args(annotation):
-            yield from _arms(arm)
+            yield from arms(arm)
     elif origin is typing.Annotated:
-        yield from _arms(typing.get_args(annotation)[0])
+        yield from arms(typing.get_args(annotation)[0])
     else:
         yield annotation
 

@@ -32,6 +32,11 @@ _COMMANDS = {
         "info": "What the collection FOLDER holds.",
         "verify": "Read every byte of the collection FOLDER and say which files are not as they were written.",
     },
+    "examining": {
+        "recall": "How much of what is nearest a search finds, in a collection, an index file, or an engine that runs.",
+        "plan": "What a build of CONFIG takes for so many items: bytes of index, memory and disk, and seconds.",
+        "doctor": "Will binary codes work for these vectors? Measured on a sample, with one recommendation.",
+    },
     "engines": {
         "push": "Make an engine hold what the collection FOLDER holds: codes (or floats), ids and payload.",
         "pull": "Copy the vectors and payload that an engine holds into a local collection, under the same ids.",

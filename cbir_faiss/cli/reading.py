@@ -61,7 +61,8 @@ def duplicates(folder: Path, radius: int | None, html: Path | None, as_json: boo
 @click.option(
     "--vector", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Query by vectors, a .npy (n, dim)."
 )
-@click.option("--json", "as_json", is_flag=True, help="One list a query of {id, path, label, distance}.")
+@click.option("--relevant", is_flag=True, help="Only hits that are meant, by a cut-off that is learnt the first time.")
+@click.option("--json", "as_json", is_flag=True, help="One list a query of {id, path, label, distance[, relevant]}.")
 def search(
     folder: Path,
     images: tuple[Path, ...],
@@ -69,6 +70,7 @@ def search(
     where: str | None,
     ids: tuple[int, ...],
     vector: Path | None,
+    relevant: bool,
     as_json: bool,
 ) -> None:
     """Find the items of the collection FOLDER most like each of IMAGES.
@@ -82,7 +84,7 @@ def search(
     from cbir_faiss.collection import Collection
 
     with Collection.open(folder) as collection:
-        found, queries = _search(collection, images, ids, vector, k, where)
+        found, queries = _search(collection, images, ids, vector, k=k, where=where, relevant=relevant)
     if as_json:
         say_json([[match.as_dict() for match in some] for some in found])
         return
@@ -97,15 +99,14 @@ def _search(
     images: tuple[Path, ...],
     ids: tuple[int, ...],
     vector: Path | None,
-    k: int,
-    where: str | None,
+    **asked: Any,
 ) -> tuple[list[list[Match]], list[str]]:
     if ids:
-        return collection.search_ids(ids, k, where), [f"id {i}" for i in ids]
+        return collection.search_ids(ids, **asked), [f"id {i}" for i in ids]
     if vector:
         queries = _vectors(vector)
-        return collection.search(queries, k, where), [f"vector {i}" for i in range(len(queries))]
-    return collection.search(list(images), k, where), [str(image) for image in images]
+        return collection.search(queries, **asked), [f"vector {i}" for i in range(len(queries))]
+    return collection.search(list(images), **asked), [str(image) for image in images]
 
 
 def _vectors(path: Path) -> Any:

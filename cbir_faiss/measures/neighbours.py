@@ -37,17 +37,43 @@ def exact_thresholds(items: NDArray[Any], queries: NDArray[Any], k: int, metric:
         DimensionMismatch: queries and items of different widths.
         Unsupported: another metric.
     """
+    scores = _scores(items, queries, k, metric)
+    distances = _nearest(scores, k)[1]
+    return distances + _allowance(scores, distances)
+
+
+def exact_neighbours(items: NDArray[Any], queries: NDArray[Any], k: int, metric: Metric) -> tuple[Ids, Distances]:
+    """Rows and distances of the k nearest items, both ``(nq, min(k, n))``, nearest first: as ``exact_thresholds`` has
+    them, without its allowance."""
+    return _nearest(_scores(items, queries, k, metric), k)
+
+
+def _scores(items: NDArray[Any], queries: NDArray[Any], k: int, metric: Metric) -> Scores:
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
-    scores = Scores(items, queries, metric)
+    return Scores(items, queries, metric)
+
+
+def _nearest(scores: Scores, k: int) -> tuple[Ids, Distances]:
     n, nq = len(scores.items), len(scores.queries)
-    out = np.empty((nq, min(k, n)))
+    count = min(k, n)
+    nearest, out = np.empty((nq, count), np.int64), np.empty((nq, count))
     for start in range(0, nq, _QUERIES):
         block = slice(start, min(start + _QUERIES, nq))
         rows = _candidates(scores, block, min(k + _SPARE, n))
-        distances = true_distances(scores.items, scores.queries[block], rows, metric)
-        out[block] = np.sort(distances, axis=1)[:, : min(k, n)]
-    return out + _allowance(scores, out)
+        distances = true_distances(scores.items, scores.queries[block], rows, scores.metric)
+        order = np.argsort(distances, axis=1, kind="stable")[:, :count]
+        out[block] = np.take_along_axis(distances, order, 1)
+        nearest[block] = np.take_along_axis(rows, order, 1)
+    return nearest, out
+
+
+def of_others(thresholds: Distances, own: Distances) -> Distances:
+    """``exact_thresholds`` ``(nq, k + 1)`` of queries that are items themselves, without themselves: ``(nq, k)``.
+
+    own: the distance of each from itself, float64 ``(nq,)``; by inner product that need not be the least.
+    """
+    return np.where(own[:, None] <= thresholds[:, :-1], thresholds[:, 1:], thresholds[:, :-1])
 
 
 def true_distances(items: NDArray[Any], queries: NDArray[Any], rows: Ids, metric: Metric) -> Distances:

@@ -22,6 +22,7 @@ from cbir_faiss.storage.segment import Segment
 from cbir_faiss.types import MISSING_ID, Hits, Ids, missing_hits
 
 _ATTEMPTS = 5
+_AS_THEY_ARE = ("raw", "rotate")  # codecs whose codes are as far from each other as the embeddings
 
 
 class Store:
@@ -130,6 +131,26 @@ class Store:
             out[mine] = part[self.segments[number].rows_of(ids[mine])]
         return out
 
+    @property
+    def ids(self) -> Ids:
+        """Of all live items, ascending."""
+        return np.concatenate([np.empty(0, np.int64), *(segment.live_ids for segment in self.segments)])
+
+    @property
+    def floats(self) -> str | None:
+        """The column (or ``code``) that holds the vectors themselves, to compare by; None where only codes are kept."""
+        if self.manifest.codec.name in _AS_THEY_ARE:
+            return "code"
+        kept = [segment.column("embedding") for segment in self.segments[:1] if "embedding" in segment.column_names]
+        return "embedding" if kept and kept[0].dtype.kind == "f" else None
+
+    def whole(self, column: str) -> NDArray[Any]:
+        """A column of all live items, in the order of their ids; memory-mapped where one segment holds them all."""
+        parts = [segment.column(column) for segment in self.segments]
+        if len(parts) == 1 and self.segments[0].entry.live is None:
+            return parts[0]
+        return np.concatenate([part[s.live] for part, s in zip(parts, self.segments, strict=True)])
+
     def located(self, ids: Ids, column: str) -> Places:
         """Where a column of live items lies, segment by segment; ``ids`` of any shape, -1 is nowhere.
 
@@ -179,13 +200,14 @@ class Store:
 
     # -- search
 
-    def search(self, codes: NDArray[Any], k: int, where: Where | None) -> Hits:
-        """The ``k`` nearest live items of each of ``codes`` in the index."""
+    def search(self, codes: NDArray[Any], k: int, where: Where | None, options: Options | None = None) -> Hits:
+        """The ``k`` nearest live items of each of ``codes`` in the index; ``options`` in place of the manifest's."""
+        options = options or self._search_options
         if self.engine is not None:
-            return self._search_engine(self.engine, codes, k, where)
+            return self._search_engine(self.engine, codes, k, where, options)
         if where is None and len(self.segments) == 1:
-            return self.segments[0].backend.search(codes, k, None, self._search_options)
-        return merge(list(self._search_segments(codes, k, where)), len(codes), k)
+            return self.segments[0].backend.search(codes, k, None, options)
+        return merge(list(self._search_segments(codes, k, where, options)), len(codes), k)
 
     @cached_property
     def _search_options(self) -> Options | None:
@@ -193,19 +215,23 @@ class Store:
         plugin: Any = load("backends", self.manifest.backend.name)
         return parse_options(plugin.SearchOptions, self.manifest.search) if self.manifest.search else None
 
-    def _search_segments(self, codes: NDArray[Any], k: int, where: Where | None) -> Iterable[Hits]:
+    def _search_segments(
+        self, codes: NDArray[Any], k: int, where: Where | None, options: Options | None
+    ) -> Iterable[Hits]:
         for segment in self.segments:
             backend = segment.backend
             if where is None or not backend.filters_ids:
-                yield backend.search(codes, k, where, self._search_options)
+                yield backend.search(codes, k, where, options)
             elif len(allowed := segment.live_ids_of(where)):
-                yield backend.search(codes, k, allowed, self._search_options)
+                yield backend.search(codes, k, allowed, options)
 
-    def _search_engine(self, engine: Backend, codes: NDArray[Any], k: int, where: Where | None) -> Hits:
+    def _search_engine(
+        self, engine: Backend, codes: NDArray[Any], k: int, where: Where | None, options: Options | None
+    ) -> Hits:
         """An engine may be ahead of this generation: what this one does not hold is left out, and the next taken."""
         wanted = k
         while True:
-            hits = engine.search(codes, wanted, where, self._search_options)
+            hits = engine.search(codes, wanted, where, options)
             gone = (hits.ids >= 0) & ~self.holds(hits.ids)
             if wanted == k and not gone.any():
                 return hits
