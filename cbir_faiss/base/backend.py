@@ -77,6 +77,12 @@ class Backend(Plugin):
         return dict(options)
 
     @classmethod
+    def at_scale(cls, options: Mapping[str, Any], items: int) -> dict[str, Any]:
+        """``options`` with what would follow from the number of items said, so that a small index has the structure of
+        one of ``items``."""
+        return dict(options)
+
+    @classmethod
     def kinds(cls, options: Mapping[str, Any]) -> frozenset[Kind]:
         """What a backend of these options takes: a comparison pairs it with the codecs of these kinds."""
         metric = options.get("metric")

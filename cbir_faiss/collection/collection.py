@@ -17,7 +17,7 @@ from cbir_faiss.base import Extractor
 from cbir_faiss.base.checks import check_ids
 from cbir_faiss.errors import CbirError, InputError
 from cbir_faiss.pipeline.search import Filter, Searcher
-from cbir_faiss.storage.manifest import Manifest, check_content, damaged_files, read_manifest
+from cbir_faiss.storage.manifest import Cutoff, Manifest, check_content, damaged_files, read_manifest
 from cbir_faiss.storage.store import Store
 from cbir_faiss.types import Columns, Hits, Ids
 
@@ -38,9 +38,12 @@ class Match:
     label: Any
     distance: float
     payload: dict[str, Any] = field(default_factory=dict)
+    relevant: bool | None = None
+    """Whether it is meant: nearer than the collection's cut-off; None where that has not been learnt."""
 
     def as_dict(self) -> dict[str, Any]:
-        return {"id": self.id, "path": self.path, "label": self.label, "distance": self.distance}
+        told = {"id": self.id, "path": self.path, "label": self.label, "distance": self.distance}
+        return told if self.relevant is None else {**told, "relevant": self.relevant}
 
 
 class Collection:
@@ -116,7 +119,7 @@ class Collection:
     # -- search
 
     def search(
-        self, queries: Sequence[Any] | NDArray[Any], k: int = 5, where: Filter | None = None
+        self, queries: Sequence[Any] | NDArray[Any], k: int = 5, where: Filter | None = None, *, relevant: bool = False
     ) -> list[list[Match]]:
         """The ``k`` nearest items of each query, nearest first.
 
@@ -124,28 +127,48 @@ class Collection:
             queries: paths, ``PIL.Image`` objects, or float vectors ``(n, dim)`` as the extractor makes them.
             k: how many; fewer come back where the collection (or the filter) has fewer.
             where: a filter on label, path or payload, as a mapping or text; see ``cbir_faiss.base.filters``.
+            relevant: only those that are meant, see ``cutoff``.
 
         Raises:
             BadImage: a query that cannot be read. InputError: k < 1, vectors of NaN or a filter that cannot be read.
             DimensionMismatch: vectors of another width than the collection's.
         """
-        return self.search_columns(self._columns(queries), k, where)
+        return self.search_columns(self._columns(queries), k, where, relevant=relevant)
 
-    def search_ids(self, ids: Iterable[int], k: int = 5, where: Filter | None = None) -> list[list[Match]]:
+    def search_ids(
+        self, ids: Iterable[int], k: int = 5, where: Filter | None = None, *, relevant: bool = False
+    ) -> list[list[Match]]:
         """The ``k`` nearest items of items that are in the collection, themselves left out.
 
         Raises:
             UnknownId: an id that is not there.
         """
-        return self._matches(self._searcher.hits_of(_as_ids(ids), k, where))
+        return self._matches(self._searcher.hits_of(_as_ids(ids), k, where), relevant)
 
-    def search_columns(self, columns: Columns, k: int = 5, where: Filter | None = None) -> list[list[Match]]:
+    def search_columns(
+        self, columns: Columns, k: int = 5, where: Filter | None = None, *, relevant: bool = False
+    ) -> list[list[Match]]:
         """As ``search``, for columns that were extracted already; vectors alone are the column ``embedding``."""
-        return self._matches(self._searcher.hits(columns, k, where))
+        return self._matches(self._searcher.hits(columns, k, where), relevant)
 
     def search_hits(self, queries: Sequence[Any] | NDArray[Any], k: int = 5, where: Filter | None = None) -> Hits:
         """As ``search``, but ids and distances alone, as arrays ``(n, k)``: no document is looked up."""
         return self._searcher.hits(self._columns(queries), k, where)
+
+    @property
+    def cutoff(self) -> Cutoff:
+        """The distance up to which a hit is meant, with its error rate. The first time it is learnt from hits of the
+        collection's own items, by their labels or, without, by the distances alone, and stored where that is possible.
+
+        Raises:
+            InputError: there are no two items.
+        """
+        from cbir_faiss.collection.relevance import cutoff_of, kept
+
+        found = cutoff_of(self._store)
+        if found != self.manifest.cutoff:
+            self._store.manifest = kept(self._store, found)
+        return found
 
     # -- change
 
@@ -309,12 +332,17 @@ class Collection:
         with threads.phase("extract"):
             return extractor(images)
 
-    def _matches(self, hits: Hits) -> list[list[Match]]:
+    def _matches(self, hits: Hits, relevant: bool) -> list[list[Match]]:
+        cutoff = self.cutoff if relevant else self.manifest.cutoff
+        if relevant and cutoff is not None:
+            meant = hits.distances <= cutoff.distance
+            hits = Hits(np.where(meant, hits.ids, -1), hits.distances)
+        furthest = None if cutoff is None else cutoff.distance
         wanted = list({i for row in hits.ids.tolist() for i in row if i >= 0})
         found = map(_described, self._store.documents(np.array(wanted, np.int64)))
         told = dict(zip(wanted, found, strict=True))
         return [
-            [_match(i, distance, *told[i]) for i, distance in zip(ids, distances, strict=True) if i >= 0]
+            [_match(i, distance, furthest, *told[i]) for i, distance in zip(ids, distances, strict=True) if i >= 0]
             for ids, distances in zip(hits.ids.tolist(), hits.distances.tolist(), strict=True)
         ]
 
@@ -331,5 +359,7 @@ def _described(document: dict[str, Any]) -> tuple[str, Any, dict[str, Any]]:
     return str(document.pop("path", "")), document.pop("label", None), document
 
 
-def _match(item: int, distance: float, path: str, label: Any, payload: dict[str, Any]) -> Match:
-    return Match(item, path, label, distance, payload.copy())  # each its own: one item may be found by many queries
+def _match(item: int, distance: float, furthest: float | None, path: str, label: Any, payload: dict[str, Any]) -> Match:
+    meant = None if furthest is None else distance <= furthest
+    # Each its own payload: one item may be found by many queries.
+    return Match(item, path, label, distance, payload.copy(), meant)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
 
 from cbir_faiss import base
+from cbir_faiss._lib.sampling import TRAINING_ROWS
 from cbir_faiss.backends.faiss._any import AnyIndex
 from cbir_faiss.base.options import parse_options
 from cbir_faiss.errors import InputError
@@ -30,6 +32,12 @@ class ProbeOptions(base.Options):
 class InvertedLists(AnyIndex):
     """Items are kept in lists around trained centroids. A radius query looks into the default number of lists."""
 
+    @classmethod
+    def at_scale(cls, options: Mapping[str, Any], items: int) -> dict[str, Any]:
+        if options.get("nlist") is not None:
+            return dict(options)
+        return {**options, "nlist": _lists_for(min(items, TRAINING_ROWS))}
+
     def _nlist(self, n: int) -> int:
         """Lists for ``n`` training vectors: few enough that each centroid is learned from several.
 
@@ -38,7 +46,7 @@ class InvertedLists(AnyIndex):
         """
         chosen: int | None = self.options.nlist
         if chosen is None:
-            return max(1, min(round(4 * math.sqrt(n)), n // _PER_LIST))
+            return _lists_for(n)
         if chosen > n:
             raise InputError(f"backend '{self.name}': nlist {chosen} needs at least as many training vectors, got {n}")
         return chosen
@@ -50,3 +58,7 @@ class InvertedLists(AnyIndex):
 
     def _adjust(self, leaf: Any) -> None:
         leaf.nprobe = parse_options(ProbeOptions, {}).nprobe  # for radius queries, which take no options
+
+
+def _lists_for(n: int) -> int:
+    return max(1, min(round(4 * math.sqrt(n)), n // _PER_LIST))
