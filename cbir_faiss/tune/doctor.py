@@ -37,7 +37,7 @@ ENOUGH = 0.95
 """Recall from which on codes are said to work."""
 _FEW = 200  # vectors, of which nothing can be told
 _WIDEST = 512  # bits that are learnt or rotated here: of more, learning takes minutes
-_ONE_SIGN = 0.5
+_ONE_SIGN, _ALIKE = 0.5, 0.9
 _NEARLY = 0.03  # of recall, within which the simpler code is as good
 
 
@@ -159,6 +159,7 @@ class _Examination:
         signs = np.packbits(x > 0, axis=1)
         lengths = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
         one_signed = float(((x.min(axis=0) >= 0) | (x.max(axis=0) <= 0)).mean())
+        duplicates = 1 - len(np.unique(x.view(np.dtype((np.void, x.strides[0]))))) / len(x)
         predictions = tuple(self._predictions())
         return Diagnosis(
             items=items,
@@ -168,12 +169,12 @@ class _Examination:
             effective_bits=code_health(signs, x.shape[1])["effective_bits"],
             intrinsic_dimension=_intrinsic_dimension(self._near[:, 1:]),
             hubness=_skewness(np.bincount(self._neighbours.ravel(), minlength=len(self._x))),
-            duplicates=1 - len(np.unique(x.view(np.dtype((np.void, x.strides[0]))))) / len(x),
+            duplicates=duplicates,
             norm_mean=float(lengths.mean()),
             norm_variation=float(lengths.std() / lengths.mean()) if lengths.any() else 0.0,
             zeros=zeros,
             predictions=predictions,
-            advice=_advice(one_signed, predictions),
+            advice=_advice(one_signed, duplicates, predictions),
         )
 
     def _predictions(self) -> Iterator[Prediction]:
@@ -264,7 +265,9 @@ def _skewness(counts: NDArray[Any]) -> float:
 # ------------------------------------------------------------------------------------------------------------- advice
 
 
-def _advice(one_signed: float, predictions: tuple[Prediction, ...]) -> str:
+def _advice(one_signed: float, duplicates: float, predictions: tuple[Prediction, ...]) -> str:
+    if duplicates > _ALIKE:
+        return f"{duplicates:.0%} of these vectors equal another: too few differ to tell anything of codes."
     known = {(one.code, bool(one.candidates)): one.recall for one in predictions if one.recall is not None}
     rescored = {code: value for (code, again), value in known.items() if again}
     if not rescored:

@@ -38,6 +38,7 @@ SIZES = (4_000, 16_000, 48_000)
 _EXTRACTED = 48  # items of the source, to see how long one takes
 _HEAVY = 1 << 21  # bytes from which on what an index takes in memory is measured, not read off its file
 _HELD = 3  # copies of a block, or of the training sample, while it is worked on
+_FULL = 40  # items a list, so that what a list is rounded up to does not count
 _STEEPEST = 1.25  # exponent of the time of an index in its items
 _LINKS = 2.2 * 16 * 4  # bytes of a node's links in a graph as servers make it by default: two layers, 16 links
 _ROW = 64  # bytes that a server keeps of an item beside its vector and document
@@ -265,7 +266,8 @@ class _Trials:
         if plugin.own_storage:
             return 0.0, 0.0, 0.0
         options = plugin.at_scale(self._options, items)
-        rows = max(n, 2 * int(options.get("nlist") or 0))
+        lists = int(options.get("nlist") or 0)
+        learnt_from, rows = max(n, 2 * lists), max(n, _FULL * lists)
         codes = self._codes(rows)
         backend: Backend = self._choice.make(**options)
         try:
@@ -274,7 +276,7 @@ class _Trials:
             width = codes.shape[1] * (8 if kind == "binary" else 1)
             backend.create(width, kind)
             if backend.needs_training:
-                backend.train(codes)
+                backend.train(codes[:learnt_from])
             trained = time.perf_counter()
             fill(backend, _parts(codes, documents=not backend.filters_ids), kind=kind, width=width)
             filled = time.perf_counter()
@@ -283,7 +285,7 @@ class _Trials:
             backend.close()
         same = options == plugin.at_scale(self._options, SIZES[0])
         once = _size(self._place / "scale") - _straight(rows, n, small.index, large.items, large.index)
-        return 0.0 if same else max(0.0, once), (trained - began) / rows, (filled - trained) / rows
+        return 0.0 if same else once, (trained - began) / learnt_from, (filled - trained) / rows
 
     def _codes(self, n: int) -> Any:
         x = self._vectors(n)
