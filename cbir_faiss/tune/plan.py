@@ -36,7 +36,7 @@ from cbir_faiss.types import Floats
 SIZES = (4_000, 16_000, 48_000)
 """Items of the smaller trial: the first with which the parts can learn. The other is twice as large."""
 _EXTRACTED = 48  # items of the source, to see how long one takes
-_HEAVY = 1 << 21  # bytes from which on what an index takes in memory is measured, not read off its file
+_TELLING, _UNLIKE = 1 << 18, 1.5  # bytes, and times those of its file, from which on memory is not what the file is
 _HELD = 3  # copies of a block, or of the training sample, while it is worked on
 _FULL = 40  # items a list, so that what a list is rounded up to does not count
 _STEEPEST = 1.25  # exponent of the time of an index in its items
@@ -168,6 +168,16 @@ class _Built:
             return sum(arrays[key].nbytes for key in arrays.files)
 
 
+@dataclass(frozen=True)
+class _Scale:
+    """What the structure of so many items adds: bytes that the index has ``once``, beyond those of the trials; seconds
+    of ``training`` it, and of ``filling`` in one item."""
+
+    once: float = 0.0
+    training: float = 0.0
+    filling: float = 0.0
+
+
 class _Trials:
     """Small builds, and what follows from them."""
 
@@ -183,20 +193,19 @@ class _Trials:
             self._remove_engine()
 
     def _plan(self, items: int, small: _Built, large: _Built) -> Plan:
-        once, train, filling = self._at_scale(items, small, large)
-        index = _straight(items, small.items, small.index, large.items, large.index) + once
+        scale = self._at_scale(items, small, large)
+        index = _straight(items, small.items, small.index, large.items, large.index) + scale.once
         disk = _straight(items, small.items, small.disk, large.items, large.disk)
-        disk += once * (1 + (large.manifest.training is not None))
+        disk += scale.once * (1 + (large.manifest.training is not None))
         disk += items * self._given.side_bytes + self._given.frozen_bytes
         learnt = large.state("codec.npz") + large.state("rescore.npz")
-        resident = index * self._unpacked(small, large) + learnt
         return Plan(
             items,
             round(index),
-            round(resident),
+            round(self._resident(index, small, large) + learnt),
             round(disk),
             round(self._peak(items, index)),
-            self._seconds(items, small, large, train, filling),
+            self._seconds(items, small, large, scale),
         )
 
     def _pair(self) -> tuple[_Built, _Built]:
@@ -232,7 +241,10 @@ class _Trials:
         return _Built.of(folder, report, self._engine_bytes(options) if plugin.own_storage else None)
 
     def _vectors(self, n: int) -> Floats:
-        return np.random.default_rng(0).standard_normal((n, self._given.dim), np.float32)
+        """Around as many centres as an index has lists at most, so that its lists are about as long as they will be."""
+        rng, dim = np.random.default_rng(0), self._given.dim
+        centres = rng.standard_normal((max(1, n // _FULL), dim), np.float32)
+        return centres[rng.integers(0, len(centres), n)] + np.float32(0.3) * rng.standard_normal((n, dim), np.float32)
 
     def _document(self, i: int) -> dict[str, Any]:
         """Documents as they are, again and again, under paths of their own."""
@@ -259,33 +271,39 @@ class _Trials:
 
     # -- at scale
 
-    def _at_scale(self, items: int, small: _Built, large: _Built) -> tuple[float, float, float]:
-        """Bytes that the index of so many items has once, beyond those of the trials; seconds to train it by a vector,
-        and to store one."""
+    def _at_scale(self, items: int, small: _Built, large: _Built) -> _Scale:
         plugin, n = self._choice.plugin(), small.items
         if plugin.own_storage:
-            return 0.0, 0.0, 0.0
+            return _Scale()
         options = plugin.at_scale(self._options, items)
         lists = int(options.get("nlist") or 0)
-        learnt_from, rows = max(n, 2 * lists), max(n, _FULL * lists)
-        codes = self._codes(rows)
-        backend: Backend = self._choice.make(**options)
-        try:
+        learnt_from, rows = max(n, 4 * lists), max(n, _FULL * lists)
+        codes, kind = self._codes(rows), self._config.codecs[0].plugin().kind
+        width = codes.shape[1] * (8 if kind == "binary" else 1)
+
+        def made(learning: int) -> tuple[Backend, float]:
+            backend: Backend = self._choice.make(**options)
             began = time.perf_counter()
-            kind = self._config.codecs[0].plugin().kind
-            width = codes.shape[1] * (8 if kind == "binary" else 1)
             backend.create(width, kind)
             if backend.needs_training:
-                backend.train(codes[:learnt_from])
-            trained = time.perf_counter()
+                backend.train(codes[:learning])
+            return backend, time.perf_counter() - began
+
+        half, half_seconds = made(learnt_from // 2)
+        half.close()
+        backend, seconds = made(learnt_from)
+        try:
+            began = time.perf_counter()
             fill(backend, _parts(codes, documents=not backend.filters_ids), kind=kind, width=width)
-            filled = time.perf_counter()
+            filling = time.perf_counter() - began
             backend.save(self._place / "scale")
         finally:
             backend.close()
+        more = max(0.0, seconds - half_seconds) / (learnt_from - learnt_from // 2)
+        training = seconds + more * max(0, min(items, TRAINING_ROWS) - learnt_from)
         same = options == plugin.at_scale(self._options, SIZES[0])
-        once = _size(self._place / "scale") - _straight(rows, n, small.index, large.items, large.index)
-        return 0.0 if same else once, (trained - began) / learnt_from, (filled - trained) / rows
+        beyond = _size(self._place / "scale") - _straight(rows, n, small.index, large.items, large.index)
+        return _Scale(0.0 if same else beyond, training if backend.needs_training else 0.0, filling / rows)
 
     def _codes(self, n: int) -> Any:
         x = self._vectors(n)
@@ -293,11 +311,11 @@ class _Trials:
         codec = self._config.codecs[0].make().fit(x, labels)
         return codec.encode(x)
 
-    def _unpacked(self, small: _Built, large: _Built) -> float:
-        """How many times the bytes of its file an index takes in memory: hash tables take several."""
-        grown = large.index - small.index
-        if self._choice.plugin().own_storage or grown <= 0:
-            return 1.0
+    def _resident(self, index: float, small: _Built, large: _Built) -> float:
+        """What an index of so many bytes takes in memory: as much as its file, but for hash tables, which take several
+        times as much, and what a small one takes beyond its file."""
+        if self._choice.plugin().own_storage:
+            return index
         query, name = self._codes(large.items)[:1], self._choice.name
         options = self._choice.plugin().at_scale(self._options, SIZES[0])
         with ResidentMeter() as meter:
@@ -306,10 +324,11 @@ class _Trials:
                 for built in (small, large)
                 for folder in built.folder.glob("segments/*/backend")
             ]
-        if None in taken or len(taken) != 2:
-            return 1.0
-        more = int(taken[1] or 0) - int(taken[0] or 0)
-        return more / grown if more > _HEAVY and not 0.9 < more / grown < 1.1 else 1.0
+        if len(taken) != 2 or taken[0] is None or taken[1] is None:
+            return index
+        grown, file = taken[1] - taken[0], large.index - small.index
+        times = grown / file if grown > max(_TELLING, _UNLIKE * file) else 1.0
+        return index * times + max(0.0, taken[1] - large.index * times)
 
     def _peak(self, items: int, index: float) -> float:
         """Memory now, and what is held at once: the training sample, or a block on its way and the index."""
@@ -318,18 +337,18 @@ class _Trials:
         filling = min(items, FILL_ROWS) * row * _HELD
         return resident_bytes() + max(learning, filling + index)
 
-    def _seconds(self, items: int, small: _Built, large: _Built, train: float, filling: float) -> float:
-        took, learnt_from = large.report.seconds, min(items, TRAINING_ROWS)
+    def _seconds(self, items: int, small: _Built, large: _Built, scale: _Scale) -> float:
+        took = large.report.seconds
         before = small.report.seconds
         steep = math.log2(max(took["store"], 1e-6) / max(before["store"], 1e-6))
         growth = items / large.items
         storing = took["store"] * growth * max(1.0, growth) ** (min(max(steep, 1.0), _STEEPEST) - 1)
         total: float = (
             items * self._given.seconds
-            + took["fit"] * learnt_from / large.items
+            + took["fit"] * min(items, TRAINING_ROWS) / large.items
             + took["encode"] * growth
-            + max(storing, items * filling)
-            + train * learnt_from
+            + max(storing, items * scale.filling)
+            + scale.training
         )
         return total
 
