@@ -134,6 +134,9 @@ def test_exact_vectors_are_found_again_in_the_recorded_source(build: Build, tmp_
     np.save(tmp_path / "x.npy", vectors(seed=5))  # other vectors under the same name are none of the items'
     without = recall(folder, queries=200)
     assert (without.loss.code, without.recall) == (None, 1.0)
+    told = cbir("recall", folder, "--queries", 50, "--json")
+    assert json.loads(told.stdout)["loss"] == {"code": None, "graph": 0.0}
+    assert "--truth" in told.stderr
     given = recall(folder, queries=200, truth=vectors())
     assert given.recall == with_source.recall
 
@@ -351,6 +354,7 @@ def test_what_cannot_be_asked(build: Build) -> None:
 def test_an_engine_that_is_not_there_or_gives_nothing_back(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="empty or does not exist"):
         recall(Target("qdrant", {"path": str(tmp_path / "none")}))
+    assert not list(tmp_path.rglob("*.*"))
     index = faiss.index_binary_factory(64, "BHash16")
     index.add(np.random.default_rng(0).integers(0, 256, (50, 8), np.uint8))
     with pytest.raises(InputError, match="--vectors"):
@@ -372,7 +376,12 @@ def test_the_command_line(build: Build, tmp_path: Path) -> None:
     assert missed.exit_code == 1
     assert json.loads(missed.stdout)["chosen"] is None
     assert missed.stderr.count("\n") == 1
-    for arguments, status in ((("nothing",), 1), ((folder, "a=b"), 2), ((tmp_path / "none.cbir",), 1)):
+    for arguments, status in (
+        (("nothing",), 1),
+        ((folder, "a=b"), 2),
+        ((tmp_path / "none.cbir",), 1),
+        (("none.cbir",), 1),
+    ):
         failed = cbir("recall", *arguments)
         assert failed.exit_code == status, failed.output
         assert "Traceback" not in failed.output

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cbir_faiss.tune.doctor import Diagnosis
     from cbir_faiss.tune.recall import Recall, SettingRecall
 
+_NOT_KNOWN = "not known: no exact vectors are stored or found again; --truth X.npy gives them"
 _npy = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -63,6 +64,8 @@ def recall(
         )
     if as_json:
         say_json(found.as_dict())
+        if found.loss.code is None:
+            aside(f"what the code loses is {_NOT_KNOWN}")
     else:
         _say_recall(found)
     if not found.met:
@@ -74,7 +77,7 @@ def recall(
 def _place(place: str, options: tuple[str, ...]) -> Path | Target:
     from cbir_faiss.collection.sync import Target
 
-    if "/" in place or Path(place).is_dir():
+    if "/" in place or place.endswith(".cbir") or Path(place).is_dir():
         if options:
             raise click.UsageError("key=value belongs to an engine, not to a collection")
         return Path(place)
@@ -85,7 +88,7 @@ def _say_recall(found: Recall) -> None:
     low, high = found.ci95
     say(f"recall@{found.k}  {found.recall:.4f}  ({low:.4f} to {high:.4f}, {found.queries:,} queries)")
     if found.loss.code is None:
-        say("lost by the code   not known: no exact vectors are stored or found again; --truth X.npy gives them")
+        say(f"lost by the code   {_NOT_KNOWN}")
         say(f"lost by the index  {found.loss.graph:.4f}  of what a search of every code finds")
     else:
         say(f"lost by the code   {found.loss.code:.4f}")

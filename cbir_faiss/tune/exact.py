@@ -19,12 +19,13 @@ from cbir_faiss.errors import CbirError, InputError
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.pipeline.extraction import BLOCK, Progress, embeddings_of
 from cbir_faiss.pipeline.fit import with_direction
-from cbir_faiss.storage.files import ArrayFile, load_mapped
+from cbir_faiss.storage.files import ArrayFile, load_mapped, writing_to
 from cbir_faiss.storage.store import Store
 from cbir_faiss.types import Ids, Metric
 
 DEFAULT_METRIC: Metric = "cosine"
 """By what embeddings are compared where nothing says otherwise."""
+_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def _recorded(store: Store, scratch: Path) -> NDArray[Any] | None:
         read = _reader(store, config)
         digests = _digests(store)
         if read is not None and digests:
-            return _collected(digests, read, store.manifest.dim, scratch)
+            with writing_to(scratch):
+                return _collected(digests, read, store.manifest.dim, scratch)
     return None
 
 
@@ -166,9 +168,21 @@ def stream(backend: Backend, scratch: Path, progress: Progress | None = None) ->
     Raises:
         Unsupported: it gives no vectors back. InputError: there is nothing in it.
     """
-    total, ids, file = backend.count(), [np.empty(0, np.int64)], ArrayFile(scratch / "streamed.npy")
+    with writing_to(scratch):
+        found = _written(backend, scratch / "streamed.npy", progress)
+    if not len(found):
+        raise InputError(f"{backend!r} holds no items")
+    vectors = load_mapped(scratch / "streamed.npy")
+    if (np.diff(found) > 0).all():
+        return found, np.asarray(vectors)
+    order = np.argsort(found, kind="stable")
+    return found[order], np.asarray(vectors[order])
+
+
+def _written(backend: Backend, path: Path, progress: Progress | None) -> Ids:
+    total, ids, file = backend.count(), [np.empty(0, np.int64)], ArrayFile(path)
     try:
-        for batch in backend.scroll(10_000):
+        for batch in backend.scroll(_AT_ONCE):
             kept = np.isfinite(batch.vectors).all(axis=1) if backend.kind == "float" else np.ones(len(batch.ids), bool)
             if backend.metric == "cosine":
                 kept &= with_direction(batch.vectors)
@@ -179,11 +193,4 @@ def stream(backend: Backend, scratch: Path, progress: Progress | None = None) ->
                 progress(done := min(total, sum(map(len, ids))), max(total, done))
     finally:
         file.close()
-    found = np.concatenate(ids)
-    if not len(found):
-        raise InputError(f"{backend!r} holds no items")
-    vectors = load_mapped(scratch / "streamed.npy")
-    if (np.diff(found) > 0).all():
-        return found, np.asarray(vectors)
-    order = np.argsort(found, kind="stable")
-    return found[order], np.asarray(vectors[order])
+    return np.concatenate(ids)

@@ -30,6 +30,7 @@ from cbir_faiss.pipeline.extraction import extract
 from cbir_faiss.pipeline.fill import FILL_ROWS, fill
 from cbir_faiss.pipeline.rules import check_combination
 from cbir_faiss.storage.catalogue import as_json, document
+from cbir_faiss.storage.files import writing_to
 from cbir_faiss.storage.manifest import Manifest, read_manifest
 from cbir_faiss.types import Floats
 
@@ -80,7 +81,11 @@ def plan(config: Config | str | Path, items: int, dim: int | None = None) -> Pla
         raise InputError(f"a plan is for at least one item of at least one dimension, got {items} and {dim}")
     codec, backend, rescore = parsed.codecs[0], parsed.backends[0], parsed.rescore[0]
     check_combination(codec, backend, rescore)
-    with tempfile.TemporaryDirectory(prefix="cbir-plan-") as place, threads.phase("fit", parsed.threads):
+    with (
+        tempfile.TemporaryDirectory(prefix="cbir-plan-") as place,
+        writing_to(Path(place)),
+        threads.phase("fit", parsed.threads),
+    ):
         given = _Given.of(parsed, dim, Path(place))
         if backend.plugin().own_storage and backend.options.get("path") is None:
             return _Server(parsed, given, Path(place)).plan(items)
