@@ -149,6 +149,20 @@ def test_one_who_may_not_write_uses_it_all_the_same(build: Build) -> None:
     assert read_manifest(folder).cutoff is None
 
 
+def test_another_who_writes_meanwhile_loses_nothing(build: Build) -> None:
+    folder = build(True)
+    x, _ = vectors()
+    with Collection.open(folder) as reader, Collection.open(folder) as writer:
+        writer.add_vectors(x[:30])
+        assert reader.cutoff.items == 600
+        assert (len(reader), reader.manifest.generation) == (600, 1)
+        writer.add_vectors(x[:20])
+        assert len(writer) == 650
+    manifest = read_manifest(folder)
+    assert (manifest.items, manifest.cutoff is not None) == (650, True)
+    assert cbir("verify", folder).exit_code == 0
+
+
 def test_a_collection_in_the_place_of_another_does_not_get_its_cutoff(build: Build, tmp_path: Path) -> None:
     folder = build(True)
     with Collection.open(folder) as collection:

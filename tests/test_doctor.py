@@ -74,6 +74,16 @@ def test_the_figures_are_what_they_say() -> None:
     assert doctor(plane, metric="l2").intrinsic_dimension == pytest.approx(2, abs=0.25)
 
 
+def test_a_sample_predicts_what_all_items_would_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = pooled(4000)
+    every = told(doctor(x))
+    monkeypatch.setattr("cbir_faiss.tune.doctor.SAMPLE", 1000)
+    some = doctor(x)
+    assert (some.items, some.sample) == (4000, 1000)
+    for code in ("sign", "rotated", "learned"):
+        assert told(some)[code, 100] == pytest.approx(every[code, 100], abs=0.06)
+
+
 def test_vectors_that_are_all_equal_say_so() -> None:
     found = doctor(np.ones((300, 16), np.float32))
     assert found.intrinsic_dimension is None

@@ -77,9 +77,13 @@ class Backend(Plugin):
         return dict(options)
 
     @classmethod
-    def at_scale(cls, options: Mapping[str, Any], items: int) -> dict[str, Any]:
-        """``options`` with what would follow from the number of items said, so that a small index has the structure of
-        one of ``items``."""
+    def lists(cls, options: Mapping[str, Any], items: int) -> int:
+        """Inverted lists that an index of ``items`` would have with these options; 0: none, or not known."""
+        return 0
+
+    @classmethod
+    def with_lists(cls, options: Mapping[str, Any], count: int) -> dict[str, Any]:
+        """``options`` with so many inverted lists, where there are such: a small index in the structure of another."""
         return dict(options)
 
     @classmethod

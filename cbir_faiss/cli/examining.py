@@ -23,11 +23,23 @@ _npy = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command()
 @click.argument("place", metavar="COLLECTION|BACKEND")
 @engine_options
-@click.option("-k", "--k", default=10, show_default=True, help="How many nearest neighbours count.")
-@click.option("--queries", default=1000, show_default=True, help="How many of the items are drawn as queries.")
+@click.option(
+    "-k", "--k", type=click.IntRange(1), default=10, show_default=True, help="How many nearest neighbours count."
+)
+@click.option(
+    "--queries",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="How many of the items are drawn as queries.",
+)
 @click.option("--vectors", type=_npy, help="Ask these instead, a .npy (n, dim).")
 @click.option("--truth", type=_npy, help="The exact vectors of all items, in the order of their ids, a .npy (n, dim).")
-@click.option("--target", type=float, help="Look for the setting that surely meets this recall; exit 1 if none does.")
+@click.option(
+    "--target",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Look for the setting that surely meets this recall; exit 1 if none does.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def recall(
     place: str,

@@ -43,8 +43,8 @@ _NEARLY = 0.03  # of recall, within which the simpler code is as good
 
 @dataclass(frozen=True)
 class Prediction:
-    """What codes of one kind find of the 10 nearest: by Hamming distance alone (``candidates`` 0), or with so many of
-    the first ranked again by the vectors. recall None: they cannot be made, for the ``reason``."""
+    """What codes of one kind find of the 10 nearest of all items: by Hamming distance alone (``candidates`` 0), or with
+    so many of the first ranked again by the vectors. recall None: they cannot be made, for the ``reason``."""
 
     code: str
     bits: int
@@ -110,7 +110,7 @@ def doctor(
     if len(usable) < _FEW:
         raise InputError(f"only {len(usable)} of {len(x)} vectors are not zero: nothing can be told of them")
     with threads.phase("fit"):
-        return _Examination(usable, metric, seed).diagnosis(items, x, int(zeros.sum()))
+        return _Examination(usable, metric, seed, items).diagnosis(items, x, int(zeros.sum()))
 
 
 def _vectors(
@@ -148,7 +148,11 @@ def _of_collection(folder: Path, seed: int) -> tuple[NDArray[Any], int, Metric]:
 
 
 class _Examination:
-    def __init__(self, x: Floats, metric: Metric, seed: int) -> None:
+    def __init__(self, x: Floats, metric: Metric, seed: int, items: int) -> None:
+        # Among so many times as many items, the first so many of the sample are what the nearest are there.
+        times = max(1.0, items / len(x))
+        self._k = min(max(1, round(K / times)), len(x) - 1)
+        self._candidates = min(max(self._k, round(CANDIDATES / times)), len(x) - 1)
         self._x, self._exact, self._ids = x, Exact(x, metric), np.arange(len(x))
         rows = np.sort(np.random.default_rng(seed).choice(len(x), min(QUERIES, len(x)), replace=False))
         self._rows = rows
@@ -198,17 +202,16 @@ class _Examination:
         codes = codec.encode(self._x)
         fill(backend, [(self._ids, codes, None)], kind="binary", width=codec.width)
         try:
-            for candidates in (0, min(CANDIDATES, len(self._x) - 1)):
+            for candidates in (0, self._candidates):
                 rescorer = sample.fit_rescorer(_rescorer(candidates, self._exact.metric))
                 fitted = Fitted(codec, rescorer, "embedding")
                 memory = _Memory(backend, codes, self._x)
                 subject = Subject(code, fitted, memory, backend, self._ids, codes, self._exact)
                 asked = subject.asked(self._rows)
-                shares = Yardstick.of(subject, asked, min(K, len(self._x) - 1)).shares(
-                    subject.hits(asked, min(K, len(self._x) - 1), {})
-                )
+                shares = Yardstick.of(subject, asked, self._k).shares(subject.hits(asked, self._k, {}))
                 interval = mean_interval(shares, len(self._x))
-                yield Prediction(code, codec.bits or 0, candidates, float(shares.mean()), interval)
+                told = CANDIDATES if candidates else 0
+                yield Prediction(code, codec.bits or 0, told, float(shares.mean()), interval)
         finally:
             backend.close()
 

@@ -40,6 +40,7 @@ _EXTRACTED = 48  # items of the source, to see how long one takes
 _TELLING, _UNLIKE = 1 << 18, 1.5  # bytes, and times those of its file, from which on memory is not what the file is
 _HELD = 3  # copies of a block, or of the training sample, while it is worked on
 _FULL = 40  # items a list, so that what a list is rounded up to does not count
+_NAME = "plan"  # of the collection, and so of its table in an engine
 _STEEPEST = 1.25  # exponent of the time of an index in its items
 _LINKS = 2.2 * 16 * 4  # bytes of a node's links in a graph as servers make it by default: two layers, 16 links
 _ROW = 64  # bytes that a server keeps of an item beside its vector and document
@@ -224,13 +225,13 @@ class _Trials:
         raise AssertionError
 
     def _build(self, n: int) -> _Built:
-        folder = self._place / f"{n}.cbir"
+        folder = self._place / str(n) / f"{_NAME}.cbir"
         vectors, documents = self._place / "x.npy", self._place / "x.jsonl"
         np.save(vectors, self._vectors(n))
         with documents.open("w") as file:
             file.writelines(as_json(self._document(i)) + "\n" for i in range(n))
         plugin, keep = self._choice.plugin(), _side_columns(self._config.rescore[0])
-        options = plugin.at_scale(self._options, SIZES[0])
+        options = self._few_lists
         config = replace(
             self._config,
             source=Choice("sources", "vectors", {"file": str(vectors), "documents": str(documents)}),
@@ -241,7 +242,8 @@ class _Trials:
             document={},
         )
         self._remove_engine()
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        folder.parent.mkdir()
         report = build(config, folder, cache=None)
         return _Built.of(folder, report, self._engine_bytes(options) if plugin.own_storage else None)
 
@@ -264,8 +266,15 @@ class _Trials:
         options = dict(self._choice.options)
         return options | {"path": str(self._place / "engine")} if self._choice.plugin().own_storage else options
 
+    @cached_property
+    def _few_lists(self) -> dict[str, Any]:
+        """Options of an index whose lists the smallest trial fills."""
+        plugin = self._choice.plugin()
+        lists = plugin.lists(self._options, SIZES[0])
+        return dict(plugin.with_lists(self._options, min(lists, SIZES[0] // _FULL)) if lists else self._options)
+
     def _engine_bytes(self, options: Mapping[str, Any]) -> int:
-        backend: Backend = self._choice.make(**self._choice.plugin().named(options, "plan"))
+        backend: Backend = self._choice.make(**self._choice.plugin().named(options, _NAME))
         try:
             return backend.disk_bytes() or 0
         finally:
@@ -280,9 +289,9 @@ class _Trials:
         plugin, n = self._choice.plugin(), small.items
         if plugin.own_storage:
             return _Scale()
-        options = plugin.at_scale(self._options, items)
-        lists = int(options.get("nlist") or 0)
-        learnt_from, rows = max(n, 4 * lists), max(n, _FULL * lists)
+        lists = plugin.lists(self._options, items)
+        options = plugin.with_lists(self._options, lists)
+        learnt_from, rows = max(n, 2 * lists), max(n, _FULL * lists)
         codes, kind = self._codes(rows), self._config.codecs[0].plugin().kind
         width = codes.shape[1] * (8 if kind == "binary" else 1)
 
@@ -294,8 +303,9 @@ class _Trials:
                 backend.train(codes[:learning])
             return backend, time.perf_counter() - began
 
-        half, half_seconds = made(learnt_from // 2)
-        half.close()
+        fewer = learnt_from * 3 // 4
+        first, first_seconds = made(fewer)
+        first.close()
         backend, seconds = made(learnt_from)
         try:
             began = time.perf_counter()
@@ -304,9 +314,9 @@ class _Trials:
             backend.save(self._place / "scale")
         finally:
             backend.close()
-        more = max(0.0, seconds - half_seconds) / (learnt_from - learnt_from // 2)
+        more = max(0.0, seconds - first_seconds) / (learnt_from - fewer)
         training = seconds + more * max(0, min(items, TRAINING_ROWS) - learnt_from)
-        same = options == plugin.at_scale(self._options, SIZES[0])
+        same = options == self._few_lists
         beyond = _size(self._place / "scale") - _straight(rows, n, small.index, large.items, large.index)
         return _Scale(0.0 if same else beyond, training if backend.needs_training else 0.0, filling / rows)
 
@@ -322,7 +332,7 @@ class _Trials:
         if self._choice.plugin().own_storage:
             return index
         query, name = self._codes(large.items)[:1], self._choice.name
-        options = self._choice.plugin().at_scale(self._options, SIZES[0])
+        options = self._few_lists
         with ResidentMeter() as meter:
             taken = [
                 meter.measure(name, options, folder, query)

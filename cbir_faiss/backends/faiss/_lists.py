@@ -33,10 +33,12 @@ class InvertedLists(AnyIndex):
     """Items are kept in lists around trained centroids. A radius query looks into the default number of lists."""
 
     @classmethod
-    def at_scale(cls, options: Mapping[str, Any], items: int) -> dict[str, Any]:
-        if options.get("nlist") is not None:
-            return dict(options)
-        return {**options, "nlist": _lists_for(min(items, TRAINING_ROWS))}
+    def lists(cls, options: Mapping[str, Any], items: int) -> int:
+        return options.get("nlist") or _lists_for(min(items, TRAINING_ROWS))
+
+    @classmethod
+    def with_lists(cls, options: Mapping[str, Any], count: int) -> dict[str, Any]:
+        return {**options, "nlist": count}
 
     def _nlist(self, n: int) -> int:
         """Lists for ``n`` training vectors: few enough that each centroid is learned from several.
