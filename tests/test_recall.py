@@ -215,6 +215,22 @@ def test_nothing_is_changed(build: Build) -> None:
     assert digests(folder) == before
 
 
+def test_a_rescorer_ranks_by_its_own_metric(build: Build) -> None:
+    x = vectors() * np.random.default_rng(1).uniform(0.2, 5, (N, 1)).astype(np.float32)
+    found = recall(
+        build({"name": "raw"}, {"name": "faiss-flat", "metric": "l2"}, {**EXACTLY, "candidates": "all"}, x=x)
+    )
+    assert (found.recall, found.loss.code) == (1.0, 0.0)
+
+
+def test_an_engine_that_keeps_the_index_of_a_collection(build: Build, tmp_path: Path) -> None:
+    folder = build(backend={"name": "qdrant", "path": str(tmp_path / "engine"), "metric": "cosine"}, x=vectors(400))
+    found = recall(folder, queries=50)
+    assert found.recall > 0.9
+    assert found.loss.code is not None
+    assert len(found.settings) > 1
+
+
 # ------------------------------------------------------------------------------------------------------------- engines
 
 
@@ -360,6 +376,10 @@ def test_an_engine_that_is_not_there_or_gives_nothing_back(tmp_path: Path) -> No
     index.add(np.random.default_rng(0).integers(0, 256, (50, 8), np.uint8))
     with pytest.raises(InputError, match="--vectors"):
         recall(cf.wrap(index))
+    graph = faiss.index_factory(DIM, "HNSW8")
+    graph.add(vectors(100))
+    with pytest.raises(DimensionMismatch, match="32 dimensions"):
+        recall(cf.wrap(graph), vectors=vectors(3)[:, :7])
 
 
 def test_the_command_line(build: Build, tmp_path: Path) -> None:
@@ -382,6 +402,7 @@ def test_the_command_line(build: Build, tmp_path: Path) -> None:
         ((folder, "a=b"), 2),
         ((tmp_path / "none.cbir",), 1),
         (("none.cbir",), 1),
+        ((folder, "-k", 0), 2),
     ):
         failed = cbir("recall", *arguments)
         assert failed.exit_code == status, failed.output

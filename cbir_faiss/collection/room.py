@@ -43,12 +43,11 @@ def check_room(out: Path, config: Config, source: Source, extractor: Extractor) 
 
 def least_of(config: Config, source: Source, extractor: Extractor) -> Least:
     """What is certain: the codes, the columns that are kept, and an index that holds what it is given."""
-    items, widths = len(source.items()), _widths(source, extractor)
+    items, backend = len(source.items()), config.backends[0].plugin()
     code = kept = 0
-    backend = config.backends[0].plugin()
-    with suppress(CbirError):  # parts that cannot be tried without real data
+    with suppress(Exception):  # whatever a plugin says of what it has not seen yet: then less is certain
+        widths = _widths(source, extractor)
         code = _code_bytes(config.codecs[0], next(iter(widths.values()))[0])
-    with suppress(CbirError):
         kept = _kept_bytes(config.rescore[0], widths)
     index = code if backend.capabilities.vectors == "native" and not backend.own_storage else 0
     return Least(items * (code + kept + index + _DOCUMENT), items * index)

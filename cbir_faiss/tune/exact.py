@@ -72,10 +72,13 @@ def given(vectors: NDArray[Any], items: int, metric: Metric, dim: int | None) ->
 def of_collection(store: Store, scratch: Path) -> Exact | None:
     """What the collection keeps, or what it was made of, where that can still be read; else None."""
     metric, column = metric_of(store), store.floats
-    if column is not None:
-        coded = column == "code"
-        ranked = store.manifest.metric if coded and store.manifest.metric != "hamming" else None
-        return Exact(store.whole(column), _asked_metric(store) or ranked or metric, as_searched=coded)
+    if column == "code" and not store.fitted.rescorer.candidates:
+        ranked = store.manifest.metric if store.manifest.metric != "hamming" else None
+        return Exact(store.whole(column), _asked_metric(store) or ranked or metric, as_searched=True)
+    if "embedding" in store.segments[0].column_names and store.whole("embedding").dtype.kind == "f":
+        return Exact(store.whole("embedding"), metric)
+    if column == "code" and store.manifest.codec.name == "raw":
+        return Exact(store.whole(column), metric)
     recorded = _recorded(store, scratch)
     return None if recorded is None else Exact(recorded, metric)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from cbir_faiss.base import Backend, Codec, Options, Places, Rescorer
-from cbir_faiss.base.checks import check_floats
+from cbir_faiss.base.checks import check_codes, check_floats
 from cbir_faiss.base.filters import Where
 from cbir_faiss.base.options import parse_options
 from cbir_faiss.base.registry import make
@@ -243,9 +243,9 @@ class Subject:
             InputError, DimensionMismatch: NaN, or another width.
         """
         if isinstance(self.index, _Engine):
-            exact = self.exact
-            known = exact is not None and exact.vectors.shape[1:] == vectors.shape[1:]
-            return Asked({"code": np.asarray(vectors)}, np.asarray(vectors) if known else None, None)
+            check = check_codes if self.backend.kind == "binary" else check_floats
+            q = check(np.asarray(vectors), "the queries", self.backend.dim or 0)
+            return Asked({"code": q}, q if self.exact is not None and self.backend.kind == "float" else None, None)
         x = check_floats(np.asarray(vectors), "the queries", self.fitted.codec.dim)
         columns = self.fitted.queries({"embedding": x})
         coded = self.exact is not None and self.exact.as_searched
