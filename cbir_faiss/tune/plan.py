@@ -8,6 +8,7 @@ larger at scale (more lists, of more items): a third, of the index alone, has th
 from __future__ import annotations
 
 import math
+import resource
 import shutil
 import tempfile
 import time
@@ -23,7 +24,7 @@ from cbir_faiss._lib import threads
 from cbir_faiss._lib.sampling import TRAINING_ROWS
 from cbir_faiss.base import Backend, Extractor, Source
 from cbir_faiss.collection.build import BuildReport, build
-from cbir_faiss.comparison.resident import ResidentMeter, resident_bytes
+from cbir_faiss.comparison.resident import ResidentMeter
 from cbir_faiss.config import Choice, Config, load_config
 from cbir_faiss.errors import CbirError, InputError
 from cbir_faiss.pipeline.extraction import extract
@@ -350,7 +351,7 @@ class _Trials:
         row = 4 * self._given.dim
         learning = min(items, TRAINING_ROWS) * row * _HELD
         filling = min(items, FILL_ROWS) * row * _HELD
-        return resident_bytes() + max(learning, filling + index)
+        return _resident() + max(learning, filling + index)
 
     def _seconds(self, items: int, small: _Built, large: _Built, scale: _Scale) -> float:
         took = large.report.seconds
@@ -404,6 +405,14 @@ def _straight(n: int, at: int, low: float, further: int, high: float) -> float:
     """On the line through two sizes, at a third; of less than nothing the smaller one's share."""
     found = low + (n - at) * (high - low) / (further - at)
     return max(found, low * min(1.0, n / at) * 0.5)
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has now, its libraries included."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _size(folder: Path) -> int:
