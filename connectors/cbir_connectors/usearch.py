@@ -56,11 +56,11 @@ class Usearch(Backend):
         # The graph has a fixed number of thread contexts, and its search width is a property of the index.
         self._lock = threading.RLock()
         if self.options.file is not None:
-            self._open(self.options.file)
+            self._take_file(self.options.file)
 
     # -- life
 
-    def _open(self, file: Path) -> None:
+    def _take_file(self, file: Path) -> None:
         """Take an index that is there, its vectors left in the file."""
         try:
             index = self._usearch.Index.restore(str(file), view=True)
