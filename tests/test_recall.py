@@ -193,6 +193,15 @@ def test_the_sweep_rises_and_a_target_is_met_by_the_least(build: Build) -> None:
     assert found.settings[0].search == {"nprobe": 1}
 
 
+def test_a_rescorer_of_another_order_is_told(build: Build) -> None:
+    x = vectors() + 3
+    centred = recall(build(LSH, FLAT, {"name": "float", "candidates": "all"}, x=x), queries=100)
+    assert centred.recall < 1
+    assert "center: false" in centred.notes[0]
+    plain = recall(build(LSH, FLAT, {**EXACTLY, "candidates": "all"}, x=x, name="y.cbir"), queries=100)
+    assert (plain.recall, plain.notes) == (1.0, ())
+
+
 def test_candidates_are_swept_too(build: Build) -> None:
     found = recall(build(LSH, FLAT, {**EXACTLY, "candidates": 20}), queries=200, target=0.97)
     assert {tuple(one.search) for one in found.settings} == {("candidates",)}

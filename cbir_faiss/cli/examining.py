@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from cbir_faiss.tune.doctor import Diagnosis
     from cbir_faiss.tune.recall import Recall, SettingRecall
 
-_NOT_KNOWN = "not known: no exact vectors are stored or found again; --truth X.npy gives them"
 _npy = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -76,10 +75,10 @@ def recall(
         )
     if as_json:
         say_json(found.as_dict())
-        if found.loss.code is None:
-            aside(f"what the code loses is {_NOT_KNOWN}")
     else:
         _say_recall(found)
+    for note in found.notes:
+        aside(f"note: {note}")
     if not found.met:
         best = found.best
         aside(f"no setting surely finds {target:g}; the best, {_setting(best)}, finds {_with_interval(best)}")
@@ -99,12 +98,8 @@ def _place(place: str, options: tuple[str, ...]) -> Path | Target:
 def _say_recall(found: Recall) -> None:
     low, high = found.ci95
     say(f"recall@{found.k}  {found.recall:.4f}  ({low:.4f} to {high:.4f}, {found.queries:,} queries)")
-    if found.loss.code is None:
-        say(f"lost by the code   {_NOT_KNOWN}")
-        say(f"lost by the index  {found.loss.graph:.4f}  of what a search of every code finds")
-    else:
-        say(f"lost by the code   {found.loss.code:.4f}")
-        say(f"lost by the index  {found.loss.graph:.4f}")
+    say(f"lost by the code   {'-' if found.loss.code is None else f'{found.loss.code:.4f}'}")
+    say(f"lost by the index  {found.loss.graph:.4f}")
     if len(found.settings) > 1:
         say("")
         for one in found.settings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class Recall:
     """The mean share of the k nearest that is found, with its 95 % interval, as the index is set.
 
     settings: what other search options give, this one first. chosen: the fastest that surely meets the target; None
-    where there is no target, or it is not met.
+    where there is no target, or it is not met. notes: what else has to be known of it.
     """
 
     recall: float
@@ -67,6 +67,7 @@ class Recall:
     settings: tuple[SettingRecall, ...]
     target: float | None = None
     chosen: SettingRecall | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def met(self) -> bool:
@@ -137,7 +138,22 @@ def recall(
             _sweep(bench, target)
         chosen = None if target is None else bench.chosen(target)
         loss, tried = bench.loss(now), tuple(bench.tried.values())
-        return Recall(now.recall, now.ci95, k, len(asked), loss, tried, target, chosen)
+        notes = tuple(_notes(subject, loss))
+        return Recall(now.recall, now.ci95, k, len(asked), loss, tried, target, chosen, notes)
+
+
+def _notes(subject: Subject, loss: Loss) -> Iterator[str]:
+    centred = getattr(subject.fitted.rescorer.options, "center", False)
+    if loss.code is None:
+        yield (
+            "what the code loses is not known, for no exact vectors are stored or found again (--truth X.npy gives "
+            "them); recall is that against a search of every code"
+        )
+    elif centred and subject.exact is not None and subject.exact.metric == "cosine":
+        yield (
+            "the rescorer compares vectors less their mean, whose nearest are not those of the cosine: that counts as "
+            "lost by the code ('center: false' ranks by the cosine)"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------- what counts
