@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cbir_faiss.collection import Match as Match
     from cbir_faiss.comparison.run import compare as compare
     from cbir_faiss.errors import CbirError as CbirError
+    from cbir_faiss.tune.tune import tune as tune
     from cbir_faiss.types import Hit as Hit
     from cbir_faiss.types import Hits as Hits
 
@@ -31,10 +32,11 @@ _HOMES = {
     "Match": "collection",
     "compare": "comparison.run",
     "load_backend": "backends",
+    "tune": "tune.tune",
     "wrap": "backends",
 }
 
-__all__ = ["CbirError", "Collection", "Hit", "Hits", "Match", "compare", "load_backend", "wrap"]
+__all__ = ["CbirError", "Collection", "Hit", "Hits", "Match", "compare", "load_backend", "tune", "wrap"]
 
 
 def __getattr__(name: str) -> Any:

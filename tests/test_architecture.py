@@ -27,6 +27,7 @@ ROOMS = [
     {"sources", "extractors", "codecs", "backends", "rescorers", "testing"},
     {"collection", "report"},
     {"comparison", "training"},
+    {"tune", "serve"},
     {"cli"},
 ]
 # What plugins and commands need, each when it does its work; naming them, their options and their help needs none.

@@ -18,6 +18,9 @@ _COMMANDS = {
         "compare": "Run every combination of CONFIG; write results and report, print a table and the row to use.",
         "report": "Write report.html again from the results stored in FOLDER.",
     },
+    "tuning": {
+        "tune": "Find the cheapest index that reaches the targets on your data, and write the config that builds it.",
+    },
     "training": {
         "train": "Train the network that CONFIG describes; the best by the map of held-out pictures is kept.",
     },

@@ -21,6 +21,7 @@ from cbir_faiss.errors import ConfigError, InputError
 from cbir_faiss.measures.neighbours import exact_neighbours
 from cbir_faiss.pipeline.extraction import Extraction, Progress, extract
 from cbir_faiss.pipeline.fill import FILL_ROWS
+from cbir_faiss.pipeline.fit import with_direction
 from cbir_faiss.storage.files import ArrayFile, load_mapped, writing_to
 from cbir_faiss.types import Floats, Ids, Metric
 
@@ -153,11 +154,9 @@ def open_data(
         query_source = config.query_source.make()
         asked = extract(query_source, extractor, cache=cache, progress=progress)
     column = found.names[0]
-    what = digest(
-        [source.source_digest(), query_source.source_digest(), extractor.fingerprint(), metric, config.every]
-        + [config.query_source is not None, naming.queries, len(found), column]
-    )
     own = config.query_source is None
+    read = (source.source_digest(), query_source.source_digest(), extractor.fingerprint(), len(found), column)
+    what = digest([*read, metric, config.every, own, naming.queries])
     queries, items = _drawn(config, naming.queries, found.rows, len(asked), own)
     if len(queries) < 2 or not len(items):
         raise InputError(f"{len(items)} items and {len(queries)} queries: tuning needs an item and two queries")
@@ -236,7 +235,9 @@ def _lay_out(
 def _block(found: Extraction, rows: NDArray[np.int64], column: str, metric: Metric) -> tuple[Floats, NDArray[np.bool_]]:
     """float32 ``(n, dim)`` of the usable of ``rows``, and which those are."""
     block = np.ascontiguousarray(found.block(rows, [column])[column], np.float32)
-    there = block.any(axis=1) if metric == "cosine" else np.ones(len(block), bool)
+    there: NDArray[np.bool_] = np.ones(len(block), np.bool_)
+    if metric == "cosine":
+        there = with_direction(block)
     return block[there], there
 
 

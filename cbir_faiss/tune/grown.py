@@ -1,4 +1,4 @@
-"""An index that grows: learnt from once, filled with the first items, saved, and gone on with where it shows promise."""
+"""An index that grows: learnt from once, filled with the first items, saved, and gone on with if it shows promise."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class Encoded:
         if self.codec.kind == "float":
             return self.codec.encode(np.ascontiguousarray(self._vectors[rows]))
         last = rows.stop if isinstance(rows, slice) else int(np.max(rows, initial=-1)) + 1
-        return self._up_to(min(last, len(self)))[rows]
+        bits: Codes = self._up_to(min(last, len(self)))[rows]
+        return bits
 
     def _up_to(self, n: int) -> NDArray[np.uint8]:
         if self._bits is None:

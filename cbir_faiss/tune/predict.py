@@ -60,8 +60,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a search of a sample found: ``places`` of the exact neighbours; how far these are, ``apart`` ``(queries, j)``;
-    and ``scores`` ``(queries, hits)``, how far the index, or who put them in order, makes its hits."""
+    """What a search of a sample found: ``places`` of the exact neighbours; how far these are, ``apart``
+    ``(queries, j)``; and ``scores`` ``(queries, hits)``, how far the index, or who put them in order, makes its hits.
+    """
 
     places: Places
     apart: NDArray[Any]

@@ -24,16 +24,16 @@ from cbir_faiss.measures.bootstrap import bootstrap_ci
 from cbir_faiss.tune.data import Data, rungs_of
 from cbir_faiss.tune.grown import Encoded, Grown
 from cbir_faiss.tune.predict import Bytes, Interval
-from cbir_faiss.tune.space import Space, Structure
-from cbir_faiss.tune.target import Limits, Minimise, Target
-from cbir_faiss.tune.trials import Trial, Trials
+from cbir_faiss.tune.space import Space, Structure, lists_for
+from cbir_faiss.tune.target import KNN, Limits, Minimise, Target
+from cbir_faiss.tune.trials import Check, Trial, Trials
 from cbir_faiss.tune.ways import HOPE, Judge, Stores, Way
 
 RUNGS = (10_000, 50_000)
 FEW = 300
 """Queries that are asked of an index that does not hold all items yet."""
 LEARNT = 100_000
-_WEIGHED = 2_000  # items of the first look, which only says how large an index will be
+_WEIGHED = 1_100  # items of the first look, which only says how large an index will be; as many as a code has bits
 _RAISED = 4  # how often more is looked at where the other queries do not confirm
 _DOCUMENTS = 5_000
 _CANNOT = (InputError, ConfigError, Unsupported, MissingDependency, BackendError)
@@ -94,9 +94,10 @@ class Race:
 
     def run(self) -> Entrant | None:
         """The winner; None where none was confirmed."""
-        if self._minimise == "bytes" and len(self.rungs) > 1:
-            for entrant in self.entrants:
-                self._look(entrant, min(_WEIGHED, self.total), self._weigh)
+        few = max(_WEIGHED, 2 * lists_for(self.total))
+        if self._minimise == "bytes" and few < self.rungs[0]:
+            for contender in self.entrants:
+                self._look(contender, few, self._weigh)
         while (entrant := self._next()) is not None:
             if entrant.items < self.total:
                 self._promote(entrant)
@@ -214,20 +215,37 @@ class Race:
                 fixed = self._fixed_ms(judge, grown, ways)
             per_item = (grown.seconds - filled) / max(1, size - began)
             codes = grown.encoded
+            checks = self._checks(entrant, judge) if size == self.total else []
             looked = Trial(
                 structure.key,
                 size,
                 ways,
                 bits=codes.codec.bits or grown.code_bits,
+                checks=checks,
                 fixed_ms=fixed,
                 fill_seconds=grown.seconds,
                 build_seconds=grown.seconds + codes.seconds_for(size),
                 item_seconds=per_item + (codes.seconds_for(size) - codes.seconds_for(0)) / size,
                 walks=judge.walks,
             )
-            return self._weighed(looked, grown)
+            weighed = self._weighed(looked, grown)
+            if weighed.memory is not None and trial is not None and trial.memory is not None:
+                sizes = (trial.memory.per_item(size), weighed.memory.per_item(size))
+                weighed = replace(weighed, checks=[*checks, Check("bytes", trial.items, size, *sizes)])
+            return weighed
         finally:
             grown.rest()
+
+    def _checks(self, entrant: Entrant, judge: Judge) -> list[Check]:
+        """How well the last look predicted what this one, at all items, measures of the same setting."""
+        trial, way = entrant.trial, entrant.way
+        if trial is None or way is None or way.p50_ms is None:
+            return []
+        now = judge.judged(way.setting)
+        counted = [target.name for target in self.targets if not target.by_labels]
+        pairs = [(name, way.values[name][0], now.values[name][0]) for name in counted]
+        pairs.append(("ms", trial.pace(way).at(self.total), now.p50_ms or 0.0))
+        return [Check(what, trial.items, self.total, *values, trial.walks) for what, *values in pairs]
 
     def judge(self, entrant: Entrant, grown: Grown, confirming: bool = False) -> Judge:
         """Of an index that is open, by the queries for tuning, or by the others."""
@@ -330,7 +348,7 @@ class Race:
             for _ in range(_RAISED):
                 assert entrant.way is not None
                 entrant.confirmed = self._confirmed(confirming, entrant.way)
-                if all(entrant.confirmed[target.name].low >= target.bound for target in self.targets):
+                if all(entrant.confirmed[target.key].low >= target.bound for target in self.targets):
                     return True
                 setting = tuning.more(entrant.way.setting)
                 if setting is None:
@@ -359,11 +377,14 @@ class Race:
             grown.rest()
 
     def _confirmed(self, judge: Judge, way: Way) -> dict[str, Interval]:
+        """By the name of each measure, and of each difference from raw floats that is a target."""
+        plain = (replace(target, of_raw=False) for target in (also(self.total), *self.targets))
+        wanted = {target.key: target for target in (*plain, *self.targets)}
         found = {}
-        for target in self.targets:
+        for name, target in wanted.items():
             values = judge.values(way.setting, target)
             low, high = bootstrap_ci(values)
-            found[target.name] = Interval(float(values.mean()), float(low), float(high))
+            found[name] = Interval(float(values.mean()), float(low), float(high))
         return found
 
     # -- time
@@ -378,6 +399,11 @@ class Race:
             last = entrant.looks[-1]
             expected = last.item_seconds * (size - entrant.items) + (last.seconds - last.build_seconds)
         return time.monotonic() + max(0.0, expected) < self._until
+
+
+def also(items: int) -> Target:
+    """What is measured whatever the targets are."""
+    return Target(KNN, min(10, items), 0.0)
 
 
 def _margin(entrant: Entrant) -> float:

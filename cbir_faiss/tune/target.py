@@ -32,6 +32,11 @@ class Target:
         return f"{self.measure}@{self.k}"
 
     @property
+    def key(self) -> str:
+        """The name of what is to be at least ``bound``: the measure, or its difference from raw floats."""
+        return f"{self.name} - raw" if self.of_raw else self.name
+
+    @property
     def by_labels(self) -> bool:
         return self.measure != KNN
 

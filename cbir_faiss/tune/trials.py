@@ -15,12 +15,29 @@ from cbir_faiss.tune.ways import Way
 
 
 @dataclass(frozen=True)
+class Check:
+    """A prediction from a smaller size of recall, ms or bytes, and what was measured at the size it was for."""
+
+    what: str
+    smaller: int
+    items: int
+    predicted: float
+    measured: float
+    walks: bool = False
+
+    @property
+    def growth(self) -> float:
+        return self.items / self.smaller
+
+
+@dataclass(frozen=True)
 class Trial:
     """A structure, looked at when it held so many items.
 
     ways: what its settings are worth among all items; of a first look, which only weighs it, none. memory, disk:
-    without what differs between rescorers' columns. build_seconds: to fit, train and fill at this size, and
-    ``item_seconds`` of them for each item more. seconds: what the look has cost. reason: why it cannot be, else "".
+    without what rescorers add. build_seconds: to fit, train and fill at this size, and
+    ``item_seconds`` of them for each item more. seconds: what the look has cost. checks: of what was predicted. reason:
+    why it cannot be, else "".
     """
 
     structure: str
@@ -30,6 +47,7 @@ class Trial:
     disk: Bytes | None = None
     bits: int | None = None
     state_bytes: int = 0
+    checks: Sequence[Check] = ()
     fixed_ms: float = 0.0
     fill_seconds: float = 0.0
     build_seconds: float = 0.0
@@ -47,6 +65,7 @@ class Trial:
     def from_json(cls, stored: Mapping[str, Any]) -> Trial:
         known = dict(stored)
         known["ways"] = [Way.from_json(way) for way in stored["ways"]]
+        known["checks"] = [Check(**check) for check in stored["checks"]]
         for name in ("memory", "disk"):
             known[name] = None if stored[name] is None else Bytes(**stored[name])
         return cls(**known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -151,8 +151,9 @@ class Judge:
     # -- the least setting that will do
 
     def ways(self) -> list[Way]:
-        """Of each rescorer, the settings to choose from; where none reaches the targets, the one that looks at most. Those
-        that are far from the targets are not timed."""
+        """Of each rescorer, the settings to choose from; where none reaches the targets, the one that looks at most.
+
+        Those that are far from the targets are not timed."""
         found = []
         for number in range(len(self._structure.rescore)):
             enough = [self._timed(self._judged(setting)) for setting in self._enough(number)]
@@ -180,18 +181,23 @@ class Judge:
         searches, candidates = self.searches, self._candidates(number)
         if self._bound(candidates):  # a walk keeps as many as go on
             pairs = [Setting(number, {_WALKS: count}, count) for count in candidates]
-            least = _least(len(pairs), lambda i: self.margin(pairs[i]) >= 0)
+            least = _least(len(pairs), partial(self._reaches, pairs))
             yield from pairs[least : least + 1] if least is not None else []
             return
-        first = _least(len(searches), lambda i: self.margin(Setting(number, searches[i], candidates[-1])) >= 0)
+        widest = [Setting(number, search, candidates[-1]) for search in searches]
+        first = _least(len(searches), partial(self._reaches, widest))
         if first is None:
             return
         seen: list[int | None] = []
         for search in searches[first : first + 5 : 2] if len(candidates) > 1 else searches[first : first + 1]:
-            least = _least(len(candidates), lambda i, s=search: self.margin(Setting(number, s, candidates[i])) >= 0)
+            settings = [Setting(number, search, count) for count in candidates]
+            least = _least(len(candidates), partial(self._reaches, settings))
             if least is not None and candidates[least] not in seen:
                 seen.append(candidates[least])
                 yield Setting(number, search, candidates[least])
+
+    def _reaches(self, settings: Sequence[Setting], number: int) -> bool:
+        return self.margin(settings[number]) >= 0
 
     def _utmost(self, number: int) -> Setting:
         candidates = self._candidates(number)
