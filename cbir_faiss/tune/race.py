@@ -103,6 +103,13 @@ class Race:
                 self._promote(entrant)
             elif self._confirm(entrant):
                 return entrant
+        # A prediction may have given up too early: of equal items it cannot tell which were found.
+        nearest = self.nearest()
+        if nearest is not None and nearest.items == self.total:
+            nearest.way = self._best_way(nearest)
+            if nearest.way is not None and self._confirm(nearest):
+                nearest.out = ""
+                return nearest
         return None
 
     def nearest(self) -> Entrant | None:
@@ -110,10 +117,7 @@ class Race:
         tried = [entrant for entrant in self.entrants if entrant.items]
         while tried:
             best = max(tried, key=lambda entrant: (_margin(entrant), entrant.items))
-            if best.items == self.total:
-                self._judge_confirming(best)
-                return best
-            if not self._has_time_for(best):
+            if best.items == self.total or not self._has_time_for(best):
                 return best
             before, best.out = best.items, ""
             self._promote(best)
@@ -245,7 +249,8 @@ class Race:
         counted = [target.name for target in self.targets if not target.by_labels]
         pairs = [(name, way.values[name][0], now.values[name][0]) for name in counted]
         pairs.append(("ms", trial.pace(way).at(self.total), now.p50_ms or 0.0))
-        return [Check(what, trial.items, self.total, *values, trial.walks) for what, *values in pairs]
+        sizes = trial.items, self.total
+        return [Check(what, *sizes, foretold, measured, trial.walks) for what, foretold, measured in pairs]
 
     def judge(self, entrant: Entrant, grown: Grown, confirming: bool = False) -> Judge:
         """Of an index that is open, by the queries for tuning, or by the others."""
@@ -363,8 +368,10 @@ class Race:
         finally:
             grown.rest()
 
-    def _judge_confirming(self, entrant: Entrant) -> None:
-        """What the queries that took no part say of an entrant that did not win."""
+    def judge_lost(self, entrant: Entrant) -> None:
+        """What the queries that took no part say of an entrant that did not win, where it holds all items."""
+        if entrant.items < self.total:
+            return
         trial = entrant.trial
         assert trial is not None
         entrant.way = entrant.way or max(trial.ways, key=lambda way: way.margin)

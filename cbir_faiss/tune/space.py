@@ -12,13 +12,14 @@ from typing import Any
 
 import yaml
 
+from cbir_faiss.base.registry import Group
 from cbir_faiss.comparison.combine import describe, digest
 from cbir_faiss.config import Choice, Config, parse_choices
 from cbir_faiss.errors import CbirError, ConfigError, MissingDependency, UnknownPlugin
 from cbir_faiss.pipeline.rules import check_combination, same_kind
 from cbir_faiss.types import Metric
 
-SECTIONS = {"codecs": "codecs", "backends": "backends", "rescore": "rescorers"}
+SECTIONS: dict[str, Group] = {"codecs": "codecs", "backends": "backends", "rescore": "rescorers"}
 _PER_LIST = 39  # vectors a list, below which FAISS calls its centroids unreliable
 _BITS = (32, 64, 128, 256, 512, 1024)
 _TRAINING = 100_000
@@ -126,9 +127,11 @@ def _check_named(own: Mapping[str, Sequence[Choice]]) -> None:
 
 def _parsed(name: str, sections: Sequence[Any], values: Mapping[str, Any], space: Space) -> list[Choice]:
     choices: list[Choice] = []
-    for section in sections:
+    for section in (_filled(section, values) for section in sections):
+        if [] in section.values():  # the data allow no value of an option
+            continue
         try:
-            choices += parse_choices(SECTIONS[name], [_filled(section, values)], name)  # type: ignore[arg-type]
+            choices += parse_choices(SECTIONS[name], [section], name)
         except (MissingDependency, UnknownPlugin) as error:
             if (section["name"], str(error)) not in space.left_out:
                 space.left_out.append((section["name"], str(error)))

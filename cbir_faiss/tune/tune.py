@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cbir_faiss.base.checks import check_floats
 from cbir_faiss.comparison.combine import describe, digest
 from cbir_faiss.comparison.environment import environment
 from cbir_faiss.comparison.timing import Others, busier
+from cbir_faiss.config import parse_choices
 from cbir_faiss.errors import ConfigError, InputError
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.pipeline.extraction import Progress
@@ -30,12 +31,13 @@ from cbir_faiss.storage.manifest import CURRENT
 from cbir_faiss.tune.data import NEIGHBOURS, Data, Naming, naming_of_source, open_data, parse_naming, read_naming
 from cbir_faiss.tune.predict import ERROR, TIME_ERROR, off_by
 from cbir_faiss.tune.race import RUNGS, Entrant, Note, Race, also
-from cbir_faiss.tune.space import Facts, space_of
+from cbir_faiss.tune.space import SECTIONS, Facts, space_of
 from cbir_faiss.tune.target import Limits, Minimise, Target, parse_targets
 from cbir_faiss.tune.trials import Check, Trial, Trials
 from cbir_faiss.tune.ways import Way
 from cbir_faiss.types import Metric
 
+Section = str | Mapping[str, Any]
 _TRIALS = "trials.jsonl"
 _BYTES_ERROR, _BUILD_ERROR = 0.005, 0.15
 
@@ -92,6 +94,9 @@ def tune(
     minutes: float = 10.0,
     minimise: Minimise = "bytes",
     metric: Metric = "cosine",
+    codecs: Sequence[Section] | None = None,
+    backends: Sequence[Section] | None = None,
+    rescore: Sequence[Section] | None = None,
     out: str | Path | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -107,6 +112,7 @@ def tune(
         max_bytes, max_disk_bytes: an item, in memory and on disk. max_ms: a query, on one thread.
         items: another size to predict to. minutes: when to stop looking.
         minimise: bytes of memory, or latency. metric: by what vectors are compared: cosine, l2 or ip.
+        codecs, backends, rescore: names, or mappings as in a config, to choose from instead of all there are.
         out: the config to write; beside it the report, and, while this runs, what a run that was stopped goes on from.
         progress, note: are told how far extraction is, and what is looked at.
 
@@ -119,7 +125,7 @@ def tune(
     if minutes <= 0 or (items is not None and items < 1):
         raise ConfigError(f"minutes and items must be above 0, got {minutes} and {items}")
     with _folder(out) as folder:
-        naming = _naming(data, labels, folder)
+        naming = _narrowed(_naming(data, labels, folder), codecs=codecs, backends=backends, rescore=rescore)
         found = open_data(naming, metric, folder, cache=cache or default_cache(), progress=progress)
         _check(wanted, found)
         facts = Facts(len(found.items), found.dim, metric, any(not target.by_labels for target in wanted))
@@ -175,6 +181,8 @@ class _Answer:
         race = self._race
         winner = race.run()
         entrant = winner or race.nearest()
+        if entrant is not None and winner is None:
+            race.judge_lost(entrant)
         if entrant is None and not race.late:
             reasons = [f"{e.structure.title}: {e.out}" for e in race.entrants if e.out]
             raise InputError(f"no index could be built; {reasons[0] if reasons else 'nothing to choose from'}")
@@ -420,6 +428,15 @@ def _naming(data: Any, labels: Sequence[Any] | None, folder: Path) -> Naming:
     if path.suffix in (".npy", ".fvecs", ".bvecs", ".h5", ".hdf5"):
         return naming_of_source({"name": "vectors", "file": str(path)})
     return read_naming(path)
+
+
+def _narrowed(naming: Naming, **given: Sequence[Section] | None) -> Naming:
+    named: dict[str, Any] = {
+        name: parse_choices(SECTIONS[name], [{"name": s} if isinstance(s, str) else s for s in sections], name)
+        for name, sections in given.items()
+        if sections is not None
+    }
+    return replace(naming, config=replace(naming.config, **named), sections=(*naming.sections, *named))
 
 
 def _naming_of_array(vectors: NDArray[Any], labels: Sequence[Any] | None, folder: Path) -> Naming:
