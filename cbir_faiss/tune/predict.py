@@ -122,9 +122,13 @@ class Seen:
         """The mean score at ranks, also fractional ones: as it is from the first on, carried on below."""
         there = _digamma(np.arange(1, self.scores.shape[1] + 1))
         wanted = np.log(np.asarray(ranks, np.float64))
-        finite = np.where(np.isfinite(self.scores), self.scores, np.nan)
-        mean = np.nanmean(finite, axis=0) if np.isfinite(self.scores).any() else np.zeros(len(there))
-        return np.where(wanted >= there[0], np.interp(wanted, there, mean), self._beyond(wanted))
+        found = np.isfinite(self.scores)
+        counts = found.sum(axis=0)
+        some = counts > 0  # where a search finds fewer than it was asked for, the last are of nobody
+        if not some.any():
+            return np.zeros(len(wanted))
+        mean = np.where(found, self.scores, 0).sum(axis=0)[some] / counts[some]
+        return np.where(wanted >= there[0], np.interp(wanted, there[some], mean), self._beyond(wanted))
 
     def _cuts(self, depth: float) -> NDArray[np.int64]:
         """Depths at which to look: around the one that is asked for, and no deeper than is known."""

@@ -331,6 +331,8 @@ class Race:
         least = 0.0 if trial.items == self.total else -HOPE
         left = [way for way in trial.ways if way.margin >= least and way.p50_ms is not None]
         limits = self._limits
+        if limits.bytes is not None and self._cost_in_memory(entrant) > limits.bytes:
+            return None
         if limits.ms is not None:
             left = [way for way in left if trial.pace(way).at(self.total) <= limits.ms]
         if limits.disk_bytes is not None:
