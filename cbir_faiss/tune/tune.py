@@ -31,7 +31,7 @@ from cbir_faiss.storage.manifest import CURRENT
 from cbir_faiss.tune.data import NEIGHBOURS, Data, Naming, naming_of_source, open_data, parse_naming, read_naming
 from cbir_faiss.tune.predict import ERROR, TIME_ERROR, off_by
 from cbir_faiss.tune.race import RUNGS, Entrant, Note, Race, also
-from cbir_faiss.tune.space import SECTIONS, Facts, space_of
+from cbir_faiss.tune.space import SECTIONS, Facts, Space, space_of
 from cbir_faiss.tune.target import Limits, Minimise, Target, parse_targets
 from cbir_faiss.tune.trials import Check, Trial, Trials
 from cbir_faiss.tune.ways import Way
@@ -102,6 +102,7 @@ def tune(
     progress: Progress | None = None,
     note: Note = lambda text: None,
     rungs: Sequence[int] = RUNGS,
+    space: Space | None = None,
 ) -> Tuned:
     """The cheapest index that reaches ``targets`` on ``data``.
 
@@ -114,7 +115,8 @@ def tune(
         minimise: bytes of memory, or latency. metric: by what vectors are compared: cosine, l2 or ip.
         codecs, backends, rescore: names, or mappings as in a config, to choose from instead of all there are.
         out: the config to write; beside it the report, and, while this runs, what a run that was stopped goes on from.
-        progress, note: are told how far extraction is, and what is looked at.
+        progress, note: are told how far extraction is, and what is looked at. rungs: sizes of the looks, before all.
+        space: what to choose from, in place of the package's and of what the config names.
 
     Raises:
         ConfigError: a target or config that cannot be read, or targets that contradict each other.
@@ -129,7 +131,7 @@ def tune(
         found = open_data(naming, metric, folder, cache=cache or default_cache(), progress=progress)
         _check(wanted, found)
         facts = Facts(len(found.items), found.dim, metric, any(not target.by_labels for target in wanted))
-        space = space_of(facts, naming.config, naming.sections)
+        space = space or space_of(facts, naming.config, naming.sections)
         limits = Limits(max_bytes, max_disk_bytes, max_ms)
         run = digest(
             [found.digest, [str(t) for t in wanted], repr(limits), minimise, list(rungs)]

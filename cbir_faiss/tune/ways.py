@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ from cbir_faiss.tune.space import Space, Structure
 from cbir_faiss.tune.target import KNN, Target
 from cbir_faiss.types import Codes, Columns, Hits
 
+_T = TypeVar("_T")
 SURE = 3.0
 """Errors of a mean by which the tuning queries have to exceed a target, so that others are likely to confirm it."""
 _WALKS = "ef"
@@ -162,6 +164,15 @@ class Judge:
                 enough = [self._timed(best) if best.margin >= -HOPE else best]
             found += enough
         return found
+
+    def grid(self, number: int, every: int = 1) -> Iterator[Setting]:
+        """Every setting with a rescorer; of the values of an option each so-manieth, and the last."""
+        candidates = _each(self._candidates(number), every)
+        if self._bound(candidates):
+            yield from (Setting(number, {_WALKS: count}, count) for count in candidates)
+            return
+        for search, count in itertools.product(_each(self.searches, every), candidates):
+            yield Setting(number, search, count)
 
     def more(self, setting: Setting) -> Setting | None:
         """The next setting that looks at more; None where there is none."""
@@ -359,6 +370,11 @@ class Judge:
         rescorer, stored = self._stores.of(choice, setting.candidates)
         index = _Asked(self._grown, setting.search, stored, self._found, self._count)
         return Searcher(Fitted(self._grown.encoded.codec, rescorer, "embedding"), index, threads), index
+
+
+def _each(values: Sequence[_T], every: int) -> list[_T]:
+    chosen = list(values[::every])
+    return chosen if chosen[-1] == values[-1] else [*chosen, values[-1]]
 
 
 def _least(count: int, enough: Callable[[int], bool]) -> int | None:
