@@ -328,13 +328,15 @@ class Race:
         those that may."""
         trial = entrant.trial
         assert trial is not None
-        least = 0.0 if trial.items == self.total else -HOPE
-        left = [way for way in trial.ways if way.margin >= least and way.p50_ms is not None]
+        timed = [way for way in trial.ways if way.p50_ms is not None]
+        left = [way for way in timed if way.meets]
+        if not left:
+            left = [way for way in timed if (way.may_meet if trial.items == self.total else way.margin >= -HOPE)]
         limits = self._limits
         if limits.bytes is not None and self._cost_in_memory(entrant) > limits.bytes:
             return None
-        if limits.ms is not None:
-            left = [way for way in left if trial.pace(way).at(self.total) <= limits.ms]
+        if limits.ms is not None:  # more items do not make it quicker
+            left = [way for way in left if (way.p50_ms or 0.0) <= limits.ms]
         if limits.disk_bytes is not None:
             left = [way for way in left if self.weight(entrant, way)[1].per_item(self.total) <= limits.disk_bytes]
         return min(left, key=lambda way: trial.pace(way).at(self.total), default=None)

@@ -31,6 +31,7 @@ from cbir_faiss.tune.space import Space, Structure
 from cbir_faiss.tune.target import KNN, Target
 from cbir_faiss.types import Codes, Columns, Hits
 
+_TOLD = 1.96
 _T = TypeVar("_T")
 SURE = 3.0
 """Errors of a mean by which the tuning queries have to exceed a target, so that others are likely to confirm it."""
@@ -70,6 +71,11 @@ class Way:
     @property
     def meets(self) -> bool:
         return self.margin >= 0
+
+    @property
+    def may_meet(self) -> bool:
+        """Whether it does as far as the queries that it was chosen by can tell."""
+        return self.margin + (SURE - _TOLD) * max(error for _, error in self.values.values()) >= 0
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -267,8 +273,8 @@ class Judge:
             seen, depth = self.seen(setting, target.k, self.growth)
             return seen.recall(depth, target.k, self.growth), 0.0
         values = self.values(setting, target)
-        error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
-        return float(values.mean()), error
+        known = self.growth == 1 and len(values) > 1
+        return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))) if known else 0.0
 
     def values(self, setting: Setting, target: Target) -> NDArray[np.float64]:
         """At each query, among the items that are here; of a target that is compared with raw floats, the difference
