@@ -11,7 +11,7 @@ items: what is predicted from there, and what is measured in the end, gives the 
 
 Then 20 random targets are tuned for, each from nothing. A third of the queries took no part in sweep and tuning: on
 these the answer is measured. What it costs is divided by what the cheapest of the sweep costs whose 95 % interval
-reaches the target on the queries for tuning; of latencies both are timed in turn. Queries are given in one file, items mapped.
+reaches the target on the queries for tuning; of latencies both are timed in turn.
 
 Raw figures go to benchmarks/results/tune.json; indexes and the lines of an unfinished run stand in --work.
 """
@@ -34,10 +34,9 @@ from cbir_faiss.measures.bootstrap import bootstrap_ci
 from cbir_faiss.tune.data import Data, Queries, open_data, parse_naming
 from cbir_faiss.tune.grown import Encoded, Grown
 from cbir_faiss.tune.race import LEARNT
-from cbir_faiss.tune.report import name_of
 from cbir_faiss.tune.space import Facts, Space, Structure, space_of
 from cbir_faiss.tune.target import Target
-from cbir_faiss.tune.tune import tune
+from cbir_faiss.tune.tune import name_of, tune
 from cbir_faiss.tune.ways import Judge, Setting, Stores
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tuning.yaml"

@@ -246,7 +246,7 @@ class Race:
         if trial is None or way is None or way.p50_ms is None:
             return []
         now = judge.judged(way.setting)
-        counted = [target.name for target in self.targets if not target.by_labels]
+        counted = [target.key for target in self.targets if not target.by_labels]
         pairs = [(name, way.values[name][0], now.values[name][0]) for name in counted]
         pairs.append(("ms", trial.pace(way).at(self.total), now.p50_ms or 0.0))
         sizes = trial.items, self.total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 
@@ -12,9 +12,7 @@ from cbir_faiss._lib.files import write_durably
 from cbir_faiss.report.charts import points_of
 from cbir_faiss.report.table import MISSING, few_bytes
 from cbir_faiss.storage.files import writing_to
-
-if TYPE_CHECKING:
-    from cbir_faiss.tune.tune import Tuned
+from cbir_faiss.tune.tune import Tuned, name_of
 
 
 def write_report(tuned: Tuned, path: Path) -> Path:
@@ -23,13 +21,12 @@ def write_report(tuned: Tuned, path: Path) -> Path:
         loader=jinja2.PackageLoader("cbir_faiss.tune"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": _number, "bytes": _bytes, "name": name_of}
-    measure = tuned.targets[0].split(" ")[0]
     page = environment.get_template("tune.html.j2").render(
         tuned=tuned,
-        measure=measure,
+        measure=tuned.measure,
         charts=[
-            ("against bytes", _chart(tuned, measure, "bytes_per_item", "bytes an item in memory")),
-            ("against time", _chart(tuned, measure, "p50_ms", "milliseconds a query (median, one thread)")),
+            ("against bytes", _chart(tuned, "bytes_per_item", "bytes an item in memory")),
+            ("against time", _chart(tuned, "p50_ms", "milliseconds a query (median, one thread)")),
         ]
         if tuned.points
         else [],
@@ -40,24 +37,12 @@ def write_report(tuned: Tuned, path: Path) -> Path:
     return path
 
 
-def name_of(point: Mapping[str, Any]) -> str:
-    """A point in words: ``itq bits=64 in faiss-binary-flat with float candidates=100``."""
-    words = [_section(point[name]) for name in ("codec", "backend", "rescore")]
-    search = "".join(f" {key}={value}" for key, value in point["search"].items())
-    rescore = "" if point["rescore"]["name"] == "none" else f" with {words[2]}"
-    return f"{words[0]} in {words[1]}{search}{rescore}"
-
-
-def _section(section: Mapping[str, Any]) -> str:
-    return " ".join([section["name"], *(f"{key}={value}" for key, value in section.items() if key != "name")])
-
-
-def _chart(tuned: Tuned, measure: str, axis: str, label: str) -> str:
+def _chart(tuned: Tuned, axis: str, label: str) -> str:
     """What was measured among all items, and what was predicted from fewer, over bytes or time; and the front."""
     whole = max(point["items"] for point in tuned.points)
 
     def series(name: str, points: Sequence[Mapping[str, Any]]) -> tuple[str, list[float], list[float]]:
-        return name, [point[axis] for point in points], [point[measure] for point in points]
+        return name, [point[axis] for point in points], [point[tuned.measure] for point in points]
 
     kinds = [
         ("measured, meets the targets", [p for p in tuned.points if p["items"] == whole and p["meets"]]),
@@ -66,7 +51,7 @@ def _chart(tuned: Tuned, measure: str, axis: str, label: str) -> str:
     ]
     front = sorted(tuned.front, key=lambda point: float(point[axis]))
     return points_of(
-        [series(name, points) for name, points in kinds if points], label, measure, series("Pareto front", front)
+        [series(name, points) for name, points in kinds if points], label, tuned.measure, series("Pareto front", front)
     )
 
 

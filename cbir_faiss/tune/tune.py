@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cbir_faiss._lib.files import write_durably
 from cbir_faiss.base.checks import check_floats
-from cbir_faiss.comparison.combine import describe, digest
+from cbir_faiss.comparison.combine import digest
 from cbir_faiss.comparison.environment import environment
 from cbir_faiss.comparison.timing import Others, busier
 from cbir_faiss.config import parse_choices
@@ -50,8 +50,8 @@ class Tuned:
     could be looked at. measured: on queries that took no part in choosing; ``predicted`` at another size, None where
     none was asked for. front: what no other beats in bytes, time and the first target. met: whether ``chosen`` reaches
     the targets within the limits; if not it is what comes nearest. why: in words. config: the whole build config.
-    checks: what was predicted from smaller sizes, and what was measured then. others: of every structure that is not
-    chosen, why.
+    checks: what was predicted from smaller sizes, and what was measured then. measure: the first target's. others: of
+    every structure that is not chosen, why.
     """
 
     chosen: Mapping[str, Any] | None
@@ -67,6 +67,7 @@ class Tuned:
     checks: Sequence[Check] = ()
     others: Sequence[tuple[str, str]] = ()
     targets: Sequence[str] = ()
+    measure: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -164,6 +165,18 @@ def tune(
     return tuned
 
 
+def name_of(point: Mapping[str, Any]) -> str:
+    """A point in words: ``itq bits=64 in faiss-binary-flat with float candidates=100``."""
+    words = [_section(point[name]) for name in ("codec", "backend", "rescore")]
+    search = "".join(f" {key}={value}" for key, value in point["search"].items())
+    rescore = "" if point["rescore"]["name"] == "none" else f" with {words[2]}"
+    return f"{words[0]} in {words[1]}{search}{rescore}"
+
+
+def _section(section: Mapping[str, Any]) -> str:
+    return " ".join([section["name"], *(f"{key}={value}" for key, value in section.items() if key != "name")])
+
+
 class _Answer:
     """From a race to what is said of it."""
 
@@ -195,7 +208,7 @@ class _Answer:
             chosen=None if entrant is None else self._chosen(entrant, entrant.way),
             measured={} if entrant is None else self._measured(entrant),
             predicted=None if entrant is None or self._items is None else self._predicted(entrant, checks, self._items),
-            front=_front(points, self._targets[0].name),
+            front=_front(points, self._targets[0].key),
             met=winner is not None,
             why=self._why(entrant, winner is not None),
             trials=sum(len(e.looks) for e in race.entrants),
@@ -205,6 +218,7 @@ class _Answer:
             checks=checks,
             others=[*said, *left_out],
             targets=[str(target) for target in self._targets],
+            measure=self._targets[0].key,
             environment={**environment(), **busier([self._others.cores()])},
         )
 
@@ -307,9 +321,7 @@ class _Answer:
         late = f" There was no time to look at {len(race.late)} more." if race.late else ""
         if entrant is None:
             return f"Nothing could be looked at in the time given.{late}"
-        title = describe(
-            entrant.structure.codec, entrant.structure.backend, entrant.structure.rescore[_rescore_of(entrant)]
-        )
+        title = name_of(self._chosen(entrant, entrant.way))
         worth = self._worth(entrant)
         if not met:
             missed = [str(t) for t in self._targets if not _reached(entrant, t)]
@@ -344,10 +356,6 @@ class _Answer:
             if e.trial is not None and e.trial.memory is not None and e.items
         ]
         return [e for size, e in sorted(known, key=lambda pair: -pair[0]) if size < mine][:3]
-
-
-def _rescore_of(entrant: Entrant) -> int:
-    return entrant.way.setting.rescore if entrant.way else 0
 
 
 def _reached(entrant: Entrant, target: Target) -> bool:

@@ -271,7 +271,7 @@ class Judge:
         error, and what counts labels is as it is here."""
         if self.growth > 1 and not target.by_labels:
             seen, depth = self.seen(setting, target.k, self.growth)
-            return seen.recall(depth, target.k, self.growth), 0.0
+            return seen.recall(depth, target.k, self.growth) - (1 if target.of_raw else 0), 0.0
         values = self.values(setting, target)
         known = self.growth == 1 and len(values) > 1
         return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))) if known else 0.0
@@ -323,8 +323,8 @@ class Judge:
         return self._timed(self._judged(setting))
 
     def _judged(self, setting: Setting) -> Way:
-        values = {target.name: self.expected(setting, target) for target in self._targets}
-        margin = min(self._exceeds(target, *values[target.name]) for target in self._targets)
+        values = {target.key: self.expected(setting, target) for target in self._targets}
+        margin = min(self._exceeds(target, *values[target.key]) for target in self._targets)
         return Way(setting, values, margin)
 
     @staticmethod
