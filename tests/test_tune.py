@@ -317,3 +317,24 @@ def test_bad_usage_is_status_2(config: Path, tmp_path: Path) -> None:
     assert "data.yaml:" in wrong.stderr
     with pytest.raises(ConfigError, match="labels go with vectors"):
         tune(config, "knn_recall@10 >= 0.9", labels=[1])
+
+
+def test_a_collection_reads_its_catalogue_once(config: Path, tmp_path: Path) -> None:
+    from cbir_faiss.sources.collection import CollectionSource
+
+    document = yaml.safe_load(config.read_text())
+    document |= {"codecs": [{"name": "raw"}], "backends": [{"name": "faiss-flat"}], "rescore": [{"name": "none"}]}
+    config.write_text(yaml.safe_dump(document))
+    assert cbir("build", config, "--out", tmp_path / "raw.cbir").exit_code == 0
+    source = CollectionSource(path=str(tmp_path / "raw.cbir"))
+    assert source.items() is source.items()
+
+
+def test_the_room_is_also_the_function() -> None:
+    """Importing a module of the room must not hide the function of its name."""
+    import cbir_faiss.tune.target
+
+    assert callable(cf.tune)
+    assert cbir_faiss.tune.target is not None
+    with pytest.raises(ConfigError, match="no target"):
+        cf.tune("nothing.yaml", [])

@@ -58,6 +58,11 @@ class CollectionSource(base.Source):
         raise InputError(f"source 'collection': {self.options.path} keeps codes and no floats to compare by")
 
     def _items(self) -> Sequence[base.Item]:
+        return self._all
+
+    @cached_property
+    def _all(self) -> list[base.Item]:
+        # Whoever wants one asks for all: to read the catalogue each time would take minutes for a thousand.
         return [_item(number, record.document) for number, record in self._store.records()]
 
     def _place(self) -> str:
