@@ -18,6 +18,7 @@ from cbir_faiss.config import load_config
 from cbir_faiss.errors import CbirError, ConfigError, InputError
 from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
 from cbir_faiss.tune.tune import Tuned, tune
+from cbir_faiss.tune.ways import Judge
 
 RUNGS = (400,)
 CODES: dict[str, Any] = {
@@ -120,11 +121,14 @@ def test_a_config_that_gives_values_is_kept_to_them(config: Path) -> None:
 
 
 def test_targets_by_labels_and_against_raw(config: Path) -> None:
-    found = tune(config, ["map@5 >= raw - 0.05", "knn_recall@5 >= 0.5"], rungs=RUNGS)
+    found = tune(config, ["map@5 >= raw - 0.05", "knn_recall@5 >= 0.5"], rungs=RUNGS, items=50)
     assert found.met
     assert found.measured["map@5 - raw"]["ci95"][0] >= -0.05
     assert 0 < found.measured["map@5"]["value"] <= 1
     assert found.measured["knn_recall@5"]["value"] > 0.5
+    assert found.predicted is not None
+    assert found.predicted["knn_recall@5"]["value"] >= found.measured["knn_recall@5"]["value"] - 0.05, "fewer items"
+    assert "map@5" not in found.predicted
 
 
 def test_what_cannot_be_reached_is_said_with_what_comes_nearest(config: Path, tmp_path: Path) -> None:
@@ -194,6 +198,24 @@ def test_an_interrupted_run_goes_on_and_looks_at_nothing_twice(config: Path, tmp
     np.save(config.parent / "x.npy", clusters(seed=3)[0])
     other, _ = looks(config, tmp_path / "t.yaml")
     assert len(other) >= 3
+
+
+def test_a_run_that_died_while_an_index_was_judged_goes_on(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged, calls = Judge.ways, []
+
+    def dying(self: Judge) -> Any:
+        calls.append(self)
+        if len(calls) == 2:
+            raise Killed
+        return judged(self)
+
+    monkeypatch.setattr(Judge, "ways", dying)
+    with pytest.raises(Killed):
+        tune(config, "knn_recall@10 >= 0.9", out=tmp_path / "t.yaml", rungs=RUNGS, minimise="latency")
+    found = tune(config, "knn_recall@10 >= 0.9", out=tmp_path / "t.yaml", rungs=RUNGS, minimise="latency")
+    assert found.met
 
 
 def test_an_index_that_was_lost_meanwhile_is_built_again(config: Path, tmp_path: Path) -> None:
@@ -311,6 +333,13 @@ def test_bad_usage_is_status_2(config: Path, tmp_path: Path) -> None:
     twice = cbir("tune", config, "--target", "map@5 >= 0.9", "--target", "map@5 >= 0.8")
     assert twice.exit_code == 2
     assert "contradict" in twice.stderr
+    page = cbir("tune", config, "--target", "knn_recall@10 >= 0.9", "--out", tmp_path / "t.html")
+    assert page.exit_code == 2
+    assert "config to write" in page.stderr
+    (tmp_path / "file").write_text("")
+    nowhere = cbir("tune", config, "--target", "knn_recall@10 >= 0.9", "--out", tmp_path / "file" / "t.yaml")
+    assert nowhere.exit_code == 1
+    assert "cannot be written" in nowhere.stderr
     narrowed(config, backends=[{"name": "faiss-flat", "metrik": "l2"}])
     wrong = cbir("tune", config, "--target", "knn_recall@10 >= 0.9")
     assert wrong.exit_code == 2

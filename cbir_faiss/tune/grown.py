@@ -137,6 +137,7 @@ class Grown:
 
     def keep_aside(self) -> None:
         """Keep what was saved now beside what will be, for ``aside``."""
+        shutil.rmtree(self.folder / "aside", ignore_errors=True)  # of a run that was stopped
         (self.folder / "full").rename(self.folder / "aside")
 
     def aside(self) -> Backend:

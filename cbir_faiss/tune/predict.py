@@ -175,7 +175,7 @@ class Pace:
     def at(self, items: int) -> float:
         if self.walks:
             return self.single * max(1.0, math.log(max(2, items)) / math.log(max(2, self.items)))
-        return self.single + max(0.0, self.batch - self.fixed) * (items / self.items - 1)
+        return max(0.0, self.single + max(0.0, self.batch - self.fixed) * (items / self.items - 1))
 
 
 def off_by(errors: Sequence[float], least: float, growths: Sequence[float] = (), growth: float = 1.0) -> float:

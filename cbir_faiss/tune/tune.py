@@ -409,6 +409,8 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="cbir-") as scratch:
             yield Path(scratch)
         return
+    if Path(out).suffix == ".html":
+        raise ConfigError(f"{out}: this is the config to write; the report beside it ends in .html", path="out")
     folder = Path(out).with_suffix(".tuning")
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
