@@ -18,7 +18,7 @@ from cbir_faiss.config import load_config
 from cbir_faiss.errors import CbirError, ConfigError, InputError
 from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
 from cbir_faiss.tune.tune import Tuned, tune
-from cbir_faiss.tune.ways import Judge
+from cbir_faiss.tune.ways import Judge, Setting, Way
 
 RUNGS = (400,)
 CODES: dict[str, Any] = {
@@ -118,6 +118,45 @@ def test_a_config_that_gives_values_is_kept_to_them(config: Path) -> None:
     found = tune(narrowed(config, **{**CODES, "rescore": given}), "knn_recall@10 >= 0.5", rungs=RUNGS)
     assert found.chosen is not None
     assert found.chosen["rescore"]["candidates"] == 37
+
+
+def test_a_graph_walks_as_far_as_its_hits_go_on(config: Path) -> None:
+    graph = {
+        "codecs": [{"name": "raw"}],
+        "backends": [{"name": "faiss", "factory": "HNSW8_SQ4", "metric": "cosine"}],
+        "rescore": [{"name": "float", "center": False}],
+    }
+    found = tune(narrowed(config, **graph), "knn_recall@10 >= 0.9", items=5_000, rungs=RUNGS)
+    assert found.met
+    assert found.chosen is not None
+    assert found.chosen["search"]["ef"] == found.chosen["rescore"]["candidates"]
+    kept = {**graph, "backends": [{**graph["backends"][0], "search": {"ef": 40}}]}
+    found = tune(narrowed(config, **kept), "knn_recall@10 >= 0.9", rungs=RUNGS)
+    assert found.chosen is not None
+    assert found.chosen["search"] == {"ef": 40}
+
+
+@pytest.mark.parametrize("name", ["lists", "graph"])
+def test_what_is_looked_at_more_of_next(config: Path, name: str) -> None:
+    """From the least setting to the widest, one option at a time, and no farther."""
+    backend = {"lists": "IVF4,SQ4", "graph": "HNSW8_SQ4"}[name]
+    backends = [{"name": "faiss", "factory": backend, "metric": "cosine"}]
+    sections = {"codecs": [{"name": "raw"}], "backends": backends, "rescore": [{"name": "float", "center": False}]}
+    seen: list[Setting] = []
+
+    class Unsure(Judge):
+        def ways(self) -> list[Way]:
+            setting: Setting | None = next(self.grid(0))
+            while setting is not None:
+                seen.append(setting)
+                setting = self.more(setting)
+            return super().ways()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cbir_faiss.tune.race.Judge", Unsure)
+        assert tune(narrowed(config, **sections), "knn_recall@10 >= 0.5", rungs=()).met
+    assert len({str(setting) for setting in seen}) == len(seen) > 5
+    assert seen[-1].candidates == max(setting.candidates or 0 for setting in seen)
 
 
 def test_targets_by_labels_and_against_raw(config: Path) -> None:

@@ -120,12 +120,15 @@ class _Asked(RowIndex):
     def search(self, codes: Codes, k: int, where: Where | None) -> Hits:
         if len(codes) != self.many:
             return super().search(codes, k, where)
-        key = (repr(sorted(self.search_options.items())), k)
-        if key not in self.found:
-            if len(self.found) > _REMEMBERED:
-                self.found.pop(next(iter(self.found)))
-            self.found[key] = super().search(codes, k, where)
-        return self.found[key]
+        options = repr(sorted(self.search_options.items()))
+        for (asked, depth), hits in self.found.items():
+            # A walk that is asked for more goes farther: its first hits are not those of a shorter one.
+            if asked == options and (depth == k or (depth > k and _WALKS not in self.search_options)):
+                return hits if depth == k else Hits(hits.ids[:, :k], hits.distances[:, :k])
+        if len(self.found) > _REMEMBERED:
+            self.found.pop(next(iter(self.found)))
+        self.found[options, k] = super().search(codes, k, where)
+        return self.found[options, k]
 
 
 class Judge:
@@ -182,16 +185,16 @@ class Judge:
 
     def more(self, setting: Setting) -> Setting | None:
         """The next setting that looks at more; None where there is none."""
-        searches, candidates = self.searches, self._candidates(setting.rescore)
-        place, among = searches.index(dict(setting.search)), candidates.index(setting.candidates)
-        if among + 1 < len(candidates):
-            search = searches[place]
-            if self._bound(candidates):
-                search = {_WALKS: candidates[among + 1]}
-            return Setting(setting.rescore, search, candidates[among + 1])
-        if place + 1 < len(searches) and not self._bound(candidates):
-            return Setting(setting.rescore, searches[place + 1], setting.candidates)
-        return None
+        candidates = self._candidates(setting.rescore)
+        among = candidates.index(setting.candidates) + 1
+        if self._bound(candidates):
+            return (
+                Setting(setting.rescore, {_WALKS: candidates[among]}, candidates[among]) if candidates[among:] else None
+            )
+        if candidates[among:]:
+            return replace(setting, candidates=candidates[among])
+        wider = self.searches[self.searches.index(dict(setting.search)) + 1 :]
+        return replace(setting, search=wider[0]) if wider else None
 
     def _enough(self, number: int) -> Iterator[Setting]:
         """The least setting that reaches the targets; where two options can be played off, up to three of them."""
@@ -258,7 +261,7 @@ class Judge:
         return [count for count in self._space.candidates if self._deepest <= count <= most] or [self._deepest]
 
     def _bound(self, candidates: Sequence[int | None]) -> bool:
-        return len(candidates) > 1 and self.walks
+        return len(candidates) > 1 and self.walks and self._structure.backend.searches == ({},)
 
     # -- what a setting is worth
 
@@ -299,7 +302,8 @@ class Judge:
         choice = self._structure.rescore[setting.rescore]
         by_vectors = "embedding" in choice.plugin().needs_items
         depth = (setting.candidates or k) if by_vectors else k
-        known = min(self._grown.n, max(k, _DEEP, math.ceil(1.5 * depth / growth)))
+        deepest = max([depth, *(count or 0 for count in self._candidates(setting.rescore))])
+        known = min(self._grown.n, max(k, _DEEP, math.ceil(1.5 * deepest / growth)))  # one search for all of them
         if by_vectors or setting.candidates is None:
             if list(setting.search) == [_WALKS]:  # to ask for more hits would be to walk on
                 known = min(self._grown.n, max(k, setting.candidates or k))
