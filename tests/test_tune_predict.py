@@ -88,3 +88,15 @@ def test_an_interval_is_as_wide_as_predictions_were_off() -> None:
     assert off_by([0.001, -0.001], 0.01) == 0.02
     assert off_by([0.05, -0.05], 0.01, [10.0, 10.0], 10.0) == pytest.approx(0.1)
     assert off_by([0.05], 0.01, [10.0], 100.0) == pytest.approx(0.2)
+
+
+def test_what_stands_in_lists_that_are_not_looked_into_is_lost_whatever_the_codes_are() -> None:
+    """Hits that end before as many as were asked for were all that the search came by."""
+    rng = np.random.default_rng(0)
+    there = rng.random((500, 20)) < 0.7
+    noisy = np.argsort(np.argsort(np.arange(20) + rng.normal(0, 3, (500, 20)), axis=1), axis=1)
+    apart = np.tile(np.arange(1, 21) ** 0.2, (500, 1))
+    scores = np.where(np.arange(60) < 40, np.arange(60) ** 0.2, np.inf)
+    seen = Seen(np.where(there, noisy, ABSENT), apart, np.tile(scores, (500, 1)))
+    assert seen.recall(200, 10, 10.0) == pytest.approx(0.7, abs=0.04)
+    assert 0.2 < seen.recall(10, 10, 10.0) < 0.7

@@ -83,13 +83,20 @@ class Seen:
         ranks = min(RANKS, self.places.shape[1])
         places, apart = self.places[:, :ranks], self._apart(_digamma(np.arange(1, ranks + 1)))
         wanted = self._apart(_digamma(np.arange(1, k + 1)) - math.log(growth))
+        found = (places < ABSENT).mean(axis=0)
+        reached: Values = np.ones(k)
+        if self.ordered or self._partial:
+            plane = _plane(apart, np.zeros(1), found[:, None], len(places))
+            reached = _shares(plane[0] + plane[1] * wanted)
         if self.ordered:
-            plane = _plane(apart, np.zeros(1), (places < ABSENT).mean(axis=0)[:, None], len(places))
-            return _share(plane[0] + plane[1] * wanted)
+            return float(reached.mean())
         cuts = self._cuts(depth / growth)
         shares = np.stack([(places < cut).mean(axis=0) for cut in cuts], axis=1)
+        if self._partial:  # of those that the search came by
+            shares = shares / np.maximum(found, 1e-9)[:, None]
         plane = _plane(apart, self._scores(cuts), shares, len(places))
-        return _share(plane[0] + plane[1] * wanted + plane[2] * self._scores(np.array([depth / growth]))[0])
+        ahead = _shares(plane[0] + plane[1] * wanted + plane[2] * self._scores(np.array([depth / growth]))[0])
+        return float((reached * ahead).mean())
 
     def predicted(self, depth: int, k: int, growth: float, off: float = 2 * ERROR) -> Interval:
         """``recall`` with its interval; ``off``: how far predictions of such a growth may be off."""
@@ -109,6 +116,11 @@ class Seen:
         known = self.places < ABSENT
         before = np.cumsum(known, axis=1)
         return bool(known.any()) and float((self.places < before)[known].mean()) > 0.999
+
+    @property
+    def _partial(self) -> bool:
+        """Whether all that was come by is among the hits: what is not was in a list that was not looked into."""
+        return bool(np.isinf(self.scores[:, -1]).mean() > 0.5)
 
     @cached_property
     def _apart(self) -> Curve:
@@ -236,8 +248,8 @@ def _plane(u: Values, v: Values, shares: NDArray[Any], queries: int) -> Values:
     return np.asarray(solved)
 
 
-def _share(z: Values) -> float:
-    return float(np.mean([_NORMAL.cdf(float(x)) for x in z]))
+def _shares(z: Values) -> Values:
+    return np.array([_NORMAL.cdf(float(x)) for x in z])
 
 
 def _digamma(x: NDArray[np.int64]) -> Values:

@@ -291,9 +291,12 @@ class _Answer:
             targets = {t.name: t for t in (also(race.total), *self._targets) if not t.by_labels}
             found: dict[str, Any] = {}
             for name, target in targets.items():
-                seen, depth = judge.seen(way.setting, target.k, growth)
                 off = _off(checks, name, ERROR * (2 if trial.walks else 1), growth)
-                found[name] = seen.predicted(depth, target.k, growth, off).as_json()
+                told = [
+                    seen.predicted(depth, target.k, growth, off)
+                    for seen, depth in judge.stages(way.setting, target.k, growth)
+                ]
+                found[name] = min(told, key=lambda one: one.value).as_json()
             return found
         finally:
             grown.rest()

@@ -273,8 +273,9 @@ class Judge:
         """Mean and error among all items. Where these are more than are here, the recall is predicted, without an
         error, and what counts labels is as it is here."""
         if self.growth > 1 and not target.by_labels:
-            seen, depth = self.seen(setting, target.k, self.growth)
-            return seen.recall(depth, target.k, self.growth) - (1 if target.of_raw else 0), 0.0
+            stages = self.stages(setting, target.k, self.growth)
+            least = min(seen.recall(depth, target.k, self.growth) for seen, depth in stages)
+            return least - (1 if target.of_raw else 0), 0.0
         values = self.values(setting, target)
         known = self.growth == 1 and len(values) > 1
         return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))) if known else 0.0
@@ -294,29 +295,34 @@ class Judge:
         """What all queries find."""
         return self._searcher(setting, None)[0].hits({"embedding": self._embedding}, k)
 
-    def seen(self, setting: Setting, k: int, growth: float) -> tuple[Seen, int]:
-        """What there is to predict its recall from, and how many hits will count among ``growth`` times as many items.
+    def stages(self, setting: Setting, k: int, growth: float) -> list[tuple[Seen, int]]:
+        """What there is to predict its recall from: what each stage found that an item has to pass, and how many hits
+        of it will count among ``growth`` times as many items.
 
-        Of hits that are put in order by the vectors themselves, it is which are candidates that decides.
+        Where hits are put in order by the vectors themselves, it is which are candidates that decides.
         """
         choice = self._structure.rescore[setting.rescore]
-        by_vectors = "embedding" in choice.plugin().needs_items
-        depth = (setting.candidates or k) if by_vectors else k
-        deepest = max([depth, *(count or 0 for count in self._candidates(setting.rescore))])
-        known = min(self._grown.n, max(k, _DEEP, math.ceil(1.5 * deepest / growth)))  # one search for all of them
-        if by_vectors or setting.candidates is None:
-            if list(setting.search) == [_WALKS]:  # to ask for more hits would be to walk on
-                known = min(self._grown.n, max(k, setting.candidates or k))
-            with threads.phase("search"):
-                hits = self._searcher(setting, None)[1].search(self._codes, known, None)
-        else:
+        if setting.candidates is None:
+            return [(self._first(setting, k, k, growth), k)]
+        stages = [(self._first(setting, k, setting.candidates, growth), setting.candidates)]
+        if "embedding" not in choice.plugin().needs_items:
             fewer = max(k, round(setting.candidates / growth))
-            known = min(known, fewer)
-            hits = self.hits(Setting(setting.rescore, setting.search, fewer), known)
-        key = id(hits)
-        if key not in self._seen:
-            self._seen[key] = hits, Seen.of(hits.ids, hits.distances, *self._neighbours)
-        return self._seen[key][1], depth
+            hits = self.hits(replace(setting, candidates=fewer), min(self._grown.n, max(k, _DEEP), fewer))
+            stages.append((Seen.of(hits.ids, hits.distances, *self._neighbours), k))
+        return stages
+
+    def _first(self, setting: Setting, k: int, depth: int, growth: float) -> Seen:
+        """What the index itself finds, of which ``depth`` hits will count; one search serves all numbers of them."""
+        deepest = max([depth, *(count or 0 for count in self._candidates(setting.rescore))])
+        known = max(k, _DEEP, math.ceil(1.5 * deepest / growth))
+        if list(setting.search) == [_WALKS]:  # to ask for more hits would be to walk on
+            known = max(k, depth)
+        with threads.phase("search"):
+            index = self._searcher(setting, None)[1]
+            hits = index.search(self._codes, min(self._grown.n, known), None)
+        if id(hits) not in self._seen:
+            self._seen[id(hits)] = hits, Seen.of(hits.ids, hits.distances, *self._neighbours)
+        return self._seen[id(hits)][1]
 
     @cached_property
     def _codes(self) -> Codes:
