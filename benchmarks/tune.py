@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -80,6 +81,7 @@ def _example(work: Path) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     asked = ["knn_recall@10 >= 0.95", "map@5 >= raw - 0.01"]
     out = work / "tuned.yaml"
+    shutil.rmtree(work / "tuned.tuning", ignore_errors=True)  # its seconds are those of a run from nothing
     found = tune(CONFIG, asked, items=1_000_000, out=out)
     print(out.read_text() if found.met else found.why)
     told, predicted = found.measured, found.predicted or {}
@@ -90,6 +92,7 @@ def _example(work: Path) -> dict[str, Any]:
     figures = {name: interval(value) for name, value in told.items() if isinstance(value, dict)}
     figures |= {"bytes an item": told["bytes_per_item"], "on disk": told["disk_bytes_per_item"], "ms": told["p50_ms"]}
     figures |= {"looks": found.trials, "seconds": found.seconds, "index": name_of(found.chosen or {})}
+    figures["beside other work"] = {True: "yes", False: "no"}.get(found.environment.get("busy"), "not known")
     figures |= {
         "recall among 1,000,000": interval(predicted["knn_recall@10"]),
         "bytes among 1,000,000": predicted["bytes_per_item"],
