@@ -104,6 +104,8 @@ def test_search_options_are_tuned_and_kept(config: Path, tmp_path: Path) -> None
     nprobe = found.chosen["search"]["nprobe"]
     assert 1 <= nprobe < 16
     assert load_config(out).single().backends[0].searches == ({"nprobe": nprobe},)
+    if Path("/proc/stat").exists():
+        assert found.environment["busy"] in (True, False)
     again = tune(config, "knn_recall@10 >= 0.99", minimise="latency", rungs=RUNGS)
     assert again.chosen is not None
     assert again.chosen["search"]["nprobe"] > nprobe

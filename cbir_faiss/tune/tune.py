@@ -154,7 +154,8 @@ def tune(
         )
         others = Others()
         with others.watching():
-            tuned = _Answer(race, wanted, limits, minimise, items, others).tuned(began, space.left_out)
+            tuned = _Answer(race, wanted, limits, minimise, items).tuned(began, space.left_out)
+        tuned = replace(tuned, environment={**environment(), **busier([others.cores()])})
         if out is not None and tuned.met:
             tuned.write(Path(out))
         _clear(folder)
@@ -187,10 +188,9 @@ class _Answer:
         limits: Limits,
         minimise: Minimise,
         items: int | None,
-        others: Others,
     ) -> None:
         self._race, self._targets, self._limits, self._minimise = race, targets, limits, minimise
-        self._items, self._others = items, others
+        self._items = items
 
     def tuned(self, began: float, left_out: Sequence[tuple[str, str]]) -> Tuned:
         race = self._race
@@ -219,7 +219,6 @@ class _Answer:
             others=[*said, *left_out],
             targets=[str(target) for target in self._targets],
             measure=self._targets[0].key,
-            environment={**environment(), **busier([self._others.cores()])},
         )
 
     # -- what it is
