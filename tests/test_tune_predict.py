@@ -77,10 +77,10 @@ def test_equal_items_and_queries_without_a_hit_make_no_noise() -> None:
 
 def test_bytes_and_times_go_by_what_grows() -> None:
     assert Bytes(8, 1000).per_item(100) == 18
-    scan = Pace(1_000, single=3.0, batch=2.0, fixed=0.5)
+    scan = Pace(1_000, single=3.0, slope=0.0015)
     assert scan.at(1_000) == 3
     assert scan.at(3_000) == 6
-    assert Pace(1_000, 3.0, 2.0, 0.5, walks=True).at(1_000_000) == pytest.approx(6)
+    assert Pace(1_000, 3.0, 0.0, walks=True).at(1_000_000) == pytest.approx(6)
 
 
 def test_an_interval_is_as_wide_as_predictions_were_off() -> None:

@@ -172,22 +172,20 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Pace:
-    """How long a query takes, in milliseconds, at so many items.
+    """How long a query takes, ``single`` milliseconds among so many items, and ``slope`` for each item more.
 
-    single: of one query alone. batch: of each of many, which is less noisy, and ``fixed`` the part of that which more
-    items do not change. walks: it grows as the logarithm of the items does.
+    walks: it grows as the logarithm of the items does.
     """
 
     items: int
     single: float
-    batch: float
-    fixed: float
+    slope: float
     walks: bool = False
 
     def at(self, items: int) -> float:
         if self.walks:
             return self.single * max(1.0, math.log(max(2, items)) / math.log(max(2, self.items)))
-        return max(0.0, self.single + max(0.0, self.batch - self.fixed) * (items / self.items - 1))
+        return max(0.0, self.single + self.slope * (items - self.items))
 
 
 def off_by(errors: Sequence[float], least: float, growths: Sequence[float] = (), growth: float = 1.0) -> float:

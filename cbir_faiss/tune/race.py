@@ -214,9 +214,9 @@ class Race:
             grown.grow(size)
             judge = self.judge(entrant, grown)
             ways = judge.ways()
-            fixed = 0.0 if trial is None else trial.fixed_ms
+            slope = 0.0 if trial is None else trial.slope_ms
             if first:
-                fixed = self._fixed_ms(judge, grown, ways)
+                slope = self._slope_ms(judge, grown, ways)
             per_item = (grown.seconds - filled) / max(1, size - began)
             codes = grown.encoded
             checks = self._checks(entrant, judge) if size == self.total else []
@@ -226,7 +226,7 @@ class Race:
                 ways,
                 bits=codes.codec.bits or grown.code_bits,
                 checks=checks,
-                fixed_ms=fixed,
+                slope_ms=slope,
                 fill_seconds=grown.seconds,
                 build_seconds=grown.seconds + codes.seconds_for(size),
                 item_seconds=per_item + (codes.seconds_for(size) - codes.seconds_for(0)) / size,
@@ -311,15 +311,18 @@ class Race:
         side = Side(data.items[some], data.labels[some], places=places)
         return document_bytes(Split(side, side)) / len(side)
 
-    def _fixed_ms(self, judge: Judge, grown: Grown, ways: Sequence[Way]) -> float:
-        """What of a query's time more items do not change, from half an index and the whole."""
-        timed = [way for way in ways if way.batch_ms is not None]
+    def _slope_ms(self, judge: Judge, grown: Grown, ways: Sequence[Way]) -> float:
+        """What each item adds to the time of the index itself, from half of it and the whole."""
+        timed = [way for way in ways if way.p50_ms is not None]
         if not timed:
             return 0.0
-        way = min(timed, key=lambda way: way.batch_ms or 0.0)
-        whole = way.batch_ms or 0.0
-        half = judge.batch_ms(way.setting, grown.aside())
-        return max(0.0, min(whole, 2 * half - whole))
+        setting = min(timed, key=lambda way: way.p50_ms or 0.0).setting
+        half = grown.aside()
+        try:
+            apart = judge.index_ms(setting, grown.backend) - judge.index_ms(setting, half)
+            return max(0.0, apart / max(1, grown.n - half.count()))
+        finally:
+            half.close()
 
     # -- what is decided
 

@@ -48,7 +48,7 @@ class Trial:
     bits: int | None = None
     state_bytes: int = 0
     checks: Sequence[Check] = ()
-    fixed_ms: float = 0.0
+    slope_ms: float = 0.0
     fill_seconds: float = 0.0
     build_seconds: float = 0.0
     item_seconds: float = 0.0
@@ -58,8 +58,7 @@ class Trial:
 
     def pace(self, way: Way) -> Pace:
         assert way.p50_ms is not None
-        assert way.batch_ms is not None
-        return Pace(self.items, way.p50_ms, way.batch_ms, min(self.fixed_ms, way.batch_ms), self.walks)
+        return Pace(self.items, way.p50_ms, self.slope_ms, self.walks)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Trial:

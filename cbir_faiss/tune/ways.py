@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -373,14 +374,16 @@ class Judge:
         ms = timed.latency_ms
         return replace(way, p50_ms=ms["p50"], p95_ms=ms["p95"], p99_ms=ms["p99"], batch_ms=1000 / timed.qps)
 
-    def batch_ms(self, setting: Setting, backend: Backend) -> float:
-        """Milliseconds of each of many queries, with another, smaller index in place of this one."""
-        own, self._grown.backend = self._grown.backend, backend
-        try:
-            return self._timed(Way(setting, {}, 0.0)).batch_ms or 0.0
-        finally:
-            self._grown.backend = own
-            backend.close()
+    def index_ms(self, setting: Setting, backend: Backend) -> float:
+        """Milliseconds of each of many queries on one thread, of an index alone: the best of some rounds."""
+        codes, depth = self._codes[:QUERIES], min(backend.count(), setting.candidates or self._deepest)
+        took = []
+        with threads.phase("search", 1):
+            for _ in range(ROUNDS + 1):
+                began = time.perf_counter()
+                backend.search(codes, depth, None, dict(setting.search) or None)
+                took.append(time.perf_counter() - began)
+        return 1000 * min(took) / len(codes)
 
     def _searcher(self, setting: Setting, threads: int | None) -> tuple[Searcher, _Asked]:
         choice = self._structure.rescore[setting.rescore]
