@@ -375,8 +375,11 @@ class Judge:
         return replace(way, p50_ms=ms["p50"], p95_ms=ms["p95"], p99_ms=ms["p99"], batch_ms=1000 / timed.qps)
 
     def index_ms(self, setting: Setting, backend: Backend) -> float:
-        """Milliseconds of each of many queries on one thread, of an index alone: the best of some rounds."""
-        codes, depth = self._codes[:QUERIES], min(backend.count(), setting.candidates or self._deepest)
+        """Milliseconds of each of many queries on one thread, of an index alone: the best of some rounds.
+
+        Of few hits: to keep many of few items takes a time of its own, which more items hardly change.
+        """
+        codes, depth = self._codes[:QUERIES], min(backend.count(), self._deepest)
         took = []
         with threads.phase("search", 1):
             for _ in range(ROUNDS + 1):
