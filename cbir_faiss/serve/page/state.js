@@ -1,0 +1,91 @@
+/* What a collection is, what it takes, and how fast it answers. */
+
+import * as api from "./api.js";
+import { el, fill, problem } from "./dom.js";
+import { session } from "./session.js";
+import { count, milliseconds, share, size } from "./words.js";
+
+export class State {
+  constructor(info) {
+    this.info = info;
+    this.element = el("div", { class: "state" });
+  }
+
+  async update(route) {
+    try {
+      const info = await api.info(route.name);
+      session.infos.set(route.name, info);
+      fill(this.element, el("h1", {}, route.name), figures(info), how(info), times(info), recallOf(info), files(info));
+    } catch (error) {
+      fill(this.element, problem(error, () => this.update(route)));
+    }
+  }
+
+  close() {}
+}
+
+const figures = (info) =>
+  el(
+    "ul",
+    { class: "figures", role: "list" },
+    [
+      [count(info.items), "items"],
+      [count(info.segments), info.segments === 1 ? "segment" : "segments"],
+      [size(total(info.bytes)), "on disk"],
+      [info.items ? size(total(info.bytes) / info.items) : "–", "an item"],
+      info.deleted > 0 && [count(info.deleted), "deleted rows"],
+      info.failed > 0 && [count(info.failed), "unreadable files"],
+    ]
+      .filter(Boolean)
+      .map(([figure, words]) => el("li", {}, el("b", {}, figure), " ", words)),
+  );
+
+const how = (info) =>
+  section("How it searches", [
+    ["Extractor", chosen(info.extractor) || "none: it holds vectors"],
+    ["Code", info.bits ? `${chosen(info.codec)}, ${count(info.bits)} bits of ${count(info.dim)} dimensions` : `${chosen(info.codec)}, ${count(info.dim)} dimensions`],
+    ["Index", chosen(info.backend)],
+    ["Rescoring", info.rescore.name === "none" ? "none" : chosen(info.rescore)],
+    ["Floats kept", info.floats === undefined ? null : info.floats ? "yes, so search can be exact" : "no"],
+    ["Writing", info.write === undefined ? null : info.write ? "allowed" : "not allowed (cbir serve --write)"],
+    ["Generation", info.generation],
+  ]);
+
+const times = ({ latency_ms: latency }) =>
+  section(
+    "Searches since it was started",
+    latency?.count ? [["Answered", count(latency.count)], ...["p50", "p95", "p99"].map((name) => [name, milliseconds(latency[name])])] : [["Answered", "none yet"]],
+  );
+
+const recallOf = ({ recall }) => recall && section("Recall, as cbir recall last measured", [[`Of the ${recall.k} nearest`, share(recall.recall)], ["95 %", recall.ci95?.map(share).join("–")], ["Queries", recall.queries]]);
+
+function files({ bytes }) {
+  const kinds = {};
+  for (const [name, length] of Object.entries(bytes)) {
+    const kind = kindOf(name);
+    kinds[kind] = (kinds[kind] ?? 0) + length;
+  }
+  const rows = Object.entries(kinds).sort(([, a], [, b]) => b - a);
+  const most = rows[0]?.[1] || 1;
+  return el(
+    "section",
+    {},
+    el("h2", {}, "Where the bytes are"),
+    el("table", { class: "bars" }, el("tbody", {}, rows.map(([kind, length]) => el("tr", {}, el("th", { scope: "row" }, kind), el("td", { class: "number" }, size(length)), el("td", { class: "wide" }, el("meter", { min: 0, max: most, value: length, "aria-label": `${kind}: ${size(length)}` })))))),
+  );
+}
+
+/** Files of all segments by what they are: segments/…/code.npy is "code.npy". */
+const kindOf = (name) => (name.startsWith("extractor/") ? "extractor" : name.split("/").pop());
+const total = (bytes) => Object.values(bytes).reduce((sum, one) => sum + one, 0);
+
+const section = (title, facts) =>
+  el("section", {}, el("h2", {}, title), el("dl", {}, facts.filter(([, value]) => value !== null && value !== undefined).map(([key, value]) => [el("dt", {}, key), el("dd", {}, String(value))])));
+
+/** A plugin with its options: `itq bits=64`. */
+function chosen(entry) {
+  if (!entry) return "";
+  const { name, ...options } = { ...entry, ...entry.options };
+  const told = Object.entries(options).filter(([key, value]) => key !== "options" && value !== null && typeof value !== "object");
+  return [name, ...told.map(([key, value]) => `${key} ${value}`)].join(", ");
+}

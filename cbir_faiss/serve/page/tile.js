@@ -1,0 +1,48 @@
+/* One picture among many: the photo, what can be done with it, its label and how far it is. */
+
+import { thumbOf } from "./api.js";
+import { button, el } from "./dom.js";
+import { alsoLike, go, link, moreLike, notLike } from "./route.js";
+import { distance, fileOf, labelOf, nameOf } from "./words.js";
+
+const THUMBS = [128, 256, 512];
+
+/** A list item; `mark` is a class with words for it, `beside` what else stands in the tile. */
+export function tile(item, route, { pixels = 180, mark = null, distances = true, beside = null } = {}) {
+  const far = distances ? distance(item.distance) : "";
+  const label = labelOf(item.label);
+  const told = [nameOf(item), label, far && `distance ${far}`, item.missing && "the original is gone", mark?.words];
+  return el(
+    "li",
+    { class: ["tile", mark?.kind, item.relevant === false && "beyond"].filter(Boolean).join(" "), "data-id": item.id },
+    el(
+      "a",
+      { class: "photo", href: link({ ...route, item: item.id }), "aria-label": told.filter(Boolean).join(", "), title: nameOf(item), "data-key": `item ${item.id}` },
+      picture(route.name, item, pixels),
+      mark?.sign && el("b", { class: "sign", "aria-hidden": "true" }, mark.sign),
+    ),
+    actions(item, route),
+    beside,
+    el("p", { class: "caption", "aria-hidden": "true" }, el("span", {}, label || fileOf(nameOf(item))), far && el("span", { class: "far" }, far)),
+  );
+}
+
+/** The thumbnail of an item, at about `pixels`; a placeholder where there is none. */
+export function picture(name, item, pixels) {
+  const wanted = pixels * Math.min(2, devicePixelRatio);
+  const image = el("img", { src: thumbOf(name, item.id, THUMBS.find((side) => side >= wanted) ?? 512), alt: "", decoding: "async", draggable: "false" });
+  image.addEventListener("load", () => image.classList.add("there"));
+  image.addEventListener("error", () => image.replaceWith(none("no picture")));
+  return item.missing ? [image, none("original gone")] : image;
+}
+
+const none = (words) => el("span", { class: "none", "aria-hidden": "true" }, words);
+
+const actions = (item, route) =>
+  el(
+    "div",
+    { class: "actions" },
+    button("like", "More like this (m)", () => go(moreLike(route, item.id)), { tabindex: -1 }),
+    button("add", "Add to what is searched for (a)", () => go(alsoLike(route, item.id)), { tabindex: -1 }),
+    button("unlike", "Not like this (n)", () => go(notLike(route, item.id)), { tabindex: -1 }),
+  );
