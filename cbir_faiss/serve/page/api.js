@@ -85,14 +85,14 @@ const get = (path, params = {}, signal) => {
   return remembered(asked, () => request(asked, { signal }));
 };
 
-export const collections = () => request("collections");
+export const collections = async () => (await request("collections")).collections;
 export const info = (name) => request(of(name));
 export const items = (name, params, signal) => get(`${of(name)}/items`, params, signal);
 export const item = (name, id, signal) => get(`${of(name)}/items/${id}`, {}, signal);
 export const facets = (name, where, signal) => get(`${of(name)}/facets`, { where }, signal);
 export const duplicates = (name, radius, signal) => get(`${of(name)}/duplicates`, { radius }, signal);
 export const map = (name, points, signal) => get(`${of(name)}/map`, { points }, signal);
-export const runs = () => request("runs");
+export const runs = async () => (await request("runs")).runs;
 export const run = (name, signal) => get(`runs/${encodeURIComponent(name)}`, {}, signal);
 export const reportOf = (name) => `${BASE}runs/${encodeURIComponent(name)}/report`;
 
@@ -106,7 +106,8 @@ export async function remove(name, id) {
 
 /** The hits of one query made of items (`like`), photos of this session and what it is not like. */
 export function search(name, { like, photo, unlike = [] }, { k, where = "", rescore = null }, signal) {
-  const asked = { ids: like, k, where: where || null, rescore, unlike, combine: true };
+  const combine = like.length + photo.length > 1 || unlike.length > 0; // one alone is searched by its code, which needs no floats
+  const asked = { ids: like, k, where: where || null, rescore, unlike, combine };
   const key = JSON.stringify([name, photo, asked]);
   return remembered(key, async () => {
     const answer = await request(`${of(name)}/search`, { method: "POST", signal, ...(photo.length ? form(asked, photo) : json(asked)) });

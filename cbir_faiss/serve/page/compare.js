@@ -15,7 +15,7 @@ const TIES = 2; // so many times k are asked of the exact search, to see what is
 export class Compare {
   constructor(info) {
     this.info = info;
-    this.bar = new QueryBar(K);
+    this.bar = new QueryBar(info, K);
     this.choices = el("div", { class: "controls" });
     this.sides = el("div", { class: "sides" });
     this.element = el("div", { class: "compare" }, this.bar.element, this.choices, this.sides);
@@ -28,7 +28,7 @@ export class Compare {
     this.leave = new AbortController();
     const { signal } = this.leave;
     this.columns = [];
-    this.bar.update(route, 0);
+    this.bar.update(route);
     fill(this.choices, choicesOf(route));
     if (!isQuery(route) || lost(route)) return fill(this.sides, lost(route) ?? invitation());
     this.sides.setAttribute("aria-busy", "true");

@@ -55,6 +55,8 @@ export class Duplicates {
       !this.lists.length && el("p", { class: "notice" }, el("strong", {}, "Every picture is there once."), this.info.bits ? " A wider radius finds what is less alike." : ""),
       this.end,
     );
+    const listed = exact.length + alike.length;
+    if (this.found.total > listed) this.controls.append(el("span", { class: "soft" }, `The first ${count(listed)} of ${count(this.found.total)} groups are listed.`));
     say(`${several(exact.length, "group")} of exact copies, ${several(alike.length, "group")} of look-alikes`);
     this.watch.disconnect();
     this.more();

@@ -59,17 +59,18 @@ export class Lightbox {
   }
 
   async show(known) {
-    const { route } = this;
+    const { route, info } = this;
     this.request?.abort();
     this.request = new AbortController();
     const { signal } = this.request;
     this.box.dataset.id = known.id;
-    fill(this.stage, photo(route.name, known));
+    fill(this.stage, info.images ? photo(route.name, known) : el("span", { class: "none" }, "A vector, without a picture"));
     this.describe(known, {});
     try {
-      const { id, path, label, distance: _, ...more } = await api.item(route.name, known.id, signal);
-      if (!signal.aborted) this.describe({ ...known, id, path, label }, more.payload ?? more);
-      if (!signal.aborted) say(nameOf({ id, path }));
+      const found = await api.item(route.name, known.id, signal);
+      if (signal.aborted) return;
+      this.describe({ ...known, ...found }, found.payload);
+      say(nameOf(found));
     } catch (error) {
       if (!signal.aborted) fill(this.facts, problem(error));
     }
@@ -86,7 +87,7 @@ export class Lightbox {
     fill(
       this.facts,
       el("h2", {}, nameOf(item)),
-      item.missing && el("p", { class: "soft" }, "The original file is gone from where it was."),
+      info.images && item.missing && el("p", { class: "soft" }, "The original file is gone from where it was."),
       el("dl", {}, facts.filter(([, value]) => value !== "").map(([key, value]) => [el("dt", {}, key), el("dd", {}, value)])),
       el(
         "div",
@@ -95,7 +96,7 @@ export class Lightbox {
         button("add", "Add to the search", () => go(alsoLike(route, item.id)), { wide: true, "data-key": "add" }),
         button("unlike", "Not like this", () => go(notLike(route, item.id)), { wide: true, "data-key": "unlike" }),
         el("a", { class: "button wide", href: link({ ...moreLike(route, item.id), view: "compare" }), "data-key": "compare" }, "Side by side"),
-        !item.missing && el("a", { class: "button wide quiet", href: api.imageOf(route.name, item.id), target: "_blank", rel: "noopener", "data-key": "original" }, "The original"),
+        info.images && !item.missing && el("a", { class: "button wide quiet", href: api.imageOf(route.name, item.id), target: "_blank", rel: "noopener", "data-key": "original" }, "The original"),
         info.write && button("trash", "Remove from the collection", () => removeItems(route.name, [item.id], () => this.box.close()), { wide: true, class: "quiet", "data-key": "remove" }),
       ),
     );

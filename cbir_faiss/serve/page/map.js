@@ -29,6 +29,7 @@ export class Plane {
     this.inside = [];
     this.drawn = [];
     this.view = { x: 0, y: 0, scale: 1 };
+    this.wider = 1;
     this.watch = new ResizeObserver(() => this.resize());
     this.watch.observe(this.canvas);
     this.dark = matchMedia("(prefers-color-scheme: dark)");
@@ -57,7 +58,7 @@ export class Plane {
     this.fit();
   }
 
-  // -- the plane: screen = (data - view) * scale + middle
+  // -- the plane: screen = (data - view) * scale + middle; a wide one shows its first axis wider
 
   resize() {
     const { clientWidth: width, clientHeight: height } = this.canvas;
@@ -74,7 +75,8 @@ export class Plane {
     if (!ids.length || !this.width) return;
     const [left, right] = limits(x);
     const [low, high] = limits(y);
-    this.view = { x: (left + right) / 2, y: (low + high) / 2, scale: 0.92 * Math.min(this.width / (right - left || 1), this.height / (high - low || 1)) };
+    this.view = { x: (left + right) / 2, y: (low + high) / 2, scale: (0.92 * this.height) / (high - low || 1) };
+    this.wider = (0.92 * this.width) / (right - left || 1) / this.view.scale;
     this.fitted = true;
     this.draw();
   }
@@ -89,13 +91,13 @@ export class Plane {
   }
 
   move(px, py) {
-    this.view.x -= px / this.view.scale;
+    this.view.x -= px / this.view.scale / this.wider;
     this.view.y += py / this.view.scale;
     this.draw();
   }
 
-  screen = (x, y) => [(x - this.view.x) * this.view.scale + this.width / 2, this.height / 2 - (y - this.view.y) * this.view.scale];
-  data = (px, py) => [(px - this.width / 2) / this.view.scale + this.view.x, (this.height / 2 - py) / this.view.scale + this.view.y];
+  screen = (x, y) => [(x - this.view.x) * this.view.scale * this.wider + this.width / 2, this.height / 2 - (y - this.view.y) * this.view.scale];
+  data = (px, py) => [(px - this.width / 2) / this.view.scale / this.wider + this.view.x, (this.height / 2 - py) / this.view.scale + this.view.y];
 
   draw() {
     if (this.asked) return;
@@ -106,6 +108,7 @@ export class Plane {
   }
 
   paint() {
+    if (!this.width) return;
     const style = getComputedStyle(this.canvas);
     const ink = (name) => style.getPropertyValue(name).trim();
     const pen = this.canvas.getContext("2d");

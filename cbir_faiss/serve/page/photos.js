@@ -15,7 +15,7 @@ const PAGE = 120;
 export class Photos {
   constructor(info) {
     this.info = info;
-    this.bar = new QueryBar(K);
+    this.bar = new QueryBar(info, K);
     this.filters = new Filters();
     this.told = el("p", { class: "told" });
     this.notice = el("div");
@@ -29,7 +29,7 @@ export class Photos {
     this.leave = new AbortController();
     const { signal } = this.leave;
     this.route = route;
-    this.bar.update(route, this.info.items);
+    this.bar.update(route);
     this.results.setAttribute("aria-busy", "true");
     const filters = this.filters.update(route, signal).catch(() => {}); // a filter that cannot be read is told with the results
     try {

@@ -9,14 +9,14 @@ import { several } from "./words.js";
 const KS = [12, 24, 48, 96, 240, 1000];
 
 export class QueryBar {
-  constructor(k) {
-    this.k = k;
+  constructor(info, k) {
+    Object.assign(this, { info, k });
     this.element = el("section", { class: "query", "aria-label": "What is searched for" });
   }
 
-  update(route, items) {
+  update(route) {
     this.element.classList.toggle("empty", !isQuery(route));
-    fill(this.element, isQuery(route) ? this.chips(route) : invitation(items));
+    fill(this.element, isQuery(route) ? this.chips(route) : invitation(this.info));
   }
 
   chips(route) {
@@ -32,7 +32,7 @@ export class QueryBar {
     return [
       group("Like", [...route.photo.map((id) => chip("photo", id)), ...route.like.map((id) => chip("like", id))]),
       group("not like", route.unlike.map((id) => chip("unlike", id))),
-      button("add", "Add a photo", () => choose({ add: true }), { wide: true, class: "quiet", "data-key": "add" }),
+      this.info.images && button("add", "Add a photo", () => choose({ add: true }), { wide: true, class: "quiet", "data-key": "add" }),
       el("span", { class: "stretch" }),
       el("label", { class: "choice" }, "Show ", this.numbers(route)),
       el("a", { class: "button quiet", href: link({ ...asked(route, {}), view: "photos" }), "data-key": "clear" }, "Clear"),
@@ -47,9 +47,10 @@ export class QueryBar {
   }
 }
 
-const invitation = (items) => [
-  el("button", { type: "button", class: "dropzone", "data-key": "choose", onclick: () => choose() }, icon("photo"), el("span", {}, el("b", {}, "Drop, paste or choose a photo"), el("span", { class: "soft" }, items ? `or begin from any of the ${several(items, "item")} below` : "to find what is like it"))),
-];
+const invitation = ({ images, items }) =>
+  images
+    ? el("button", { type: "button", class: "dropzone", "data-key": "choose", onclick: () => choose() }, icon("photo"), el("span", {}, el("b", {}, "Drop, paste or choose a photo"), el("span", { class: "soft" }, items ? `or begin from any of the ${several(items, "item")} of the collection` : "to find what is like it")))
+    : el("p", { class: "notice" }, "This collection holds vectors and takes no photos: begin from any of its items.");
 
 function uploaded(id) {
   const photo = api.photos.get(id);

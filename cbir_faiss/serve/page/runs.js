@@ -16,8 +16,8 @@ export class Runs {
   }
 
   async update() {
-    const runs = session.runs.map(({ name, rows, items, source }) =>
-      el("li", {}, el("a", { href: link({ kind: "runs", name }) }, el("b", {}, name), el("span", { class: "soft" }, [rows && several(rows, "row"), items && several(items, "item"), source].filter(Boolean).join(" · ")))),
+    const runs = session.runs.map(({ name, rows }) =>
+      el("li", {}, el("a", { href: link({ kind: "runs", name }) }, el("b", {}, name), el("span", { class: "soft" }, several(rows, "row")))),
     );
     fill(this.element, el("h1", {}, "Runs"), el("ul", { class: "cards", role: "list" }, runs), !runs.length && el("p", { class: "notice" }, "None is served. ", el("code", {}, "cbir serve photos.cbir runs/demo"), " shows a comparison beside the collection."));
   }
@@ -68,7 +68,7 @@ function headOf(route, results, all, shown) {
       el("label", { class: "choice" }, "Rows with ", find),
       el("span", { class: "soft", role: "status" }, shown < all ? `${count(shown)} of ${several(all, "row")}` : several(all, "row")),
       el("span", { class: "stretch" }),
-      results.report !== false && el("a", { class: "button wide", href: api.reportOf(route.name), target: "_blank", rel: "noopener" }, "The report"),
+      session.runs.find(({ name }) => name === route.name)?.report && el("a", { class: "button wide", href: api.reportOf(route.name), target: "_blank", rel: "noopener" }, "The report"),
     ),
   ];
 }

@@ -52,10 +52,7 @@ const how = (info) =>
   ]);
 
 const times = ({ latency_ms: latency }) =>
-  section(
-    "Searches since it was started",
-    latency?.count ? [["Answered", count(latency.count)], ...["p50", "p95", "p99"].map((name) => [name, milliseconds(latency[name])])] : [["Answered", "none yet"]],
-  );
+  section("How fast it answered", latency.p50 === null ? [["Searches", "none since it was started"]] : ["p50", "p95", "p99"].map((name) => [name, milliseconds(latency[name])]));
 
 const recallOf = ({ recall }) => recall && section("Recall, as cbir recall last measured", [[`Of the ${recall.k} nearest`, share(recall.recall)], ["95 %", recall.ci95?.map(share).join("–")], ["Queries", recall.queries]]);
 

@@ -3,6 +3,7 @@
 import { thumbOf } from "./api.js";
 import { button, el } from "./dom.js";
 import { alsoLike, go, link, moreLike, notLike } from "./route.js";
+import { session } from "./session.js";
 import { distance, fileOf, labelOf, nameOf } from "./words.js";
 
 const THUMBS = [128, 256, 512];
@@ -11,7 +12,7 @@ const THUMBS = [128, 256, 512];
 export function tile(item, route, { pixels = 180, mark = null, distances = true, beside = null } = {}) {
   const far = distances ? distance(item.distance) : "";
   const label = labelOf(item.label);
-  const told = [nameOf(item), label, far && `distance ${far}`, item.missing && "the original is gone", mark?.words];
+  const told = [nameOf(item), label, far && `distance ${far}`, gone(route.name, item) && "the original is gone", mark?.words];
   return el(
     "li",
     { class: ["tile", mark?.kind, item.relevant === false && "beyond"].filter(Boolean).join(" "), "data-id": item.id },
@@ -33,9 +34,11 @@ export function picture(name, item, pixels) {
   const image = el("img", { src: thumbOf(name, item.id, THUMBS.find((side) => side >= wanted) ?? 512), alt: "", decoding: "async", draggable: "false" });
   image.addEventListener("load", () => image.classList.add("there"));
   image.addEventListener("error", () => image.replaceWith(none("no picture")));
-  return item.missing ? [image, none("original gone")] : image;
+  return gone(name, item) ? [image, none("original gone")] : image;
 }
 
+/** Whether there was a picture; a collection of vectors has none that could be missed. */
+const gone = (name, item) => item.missing && session.infos.get(name)?.images;
 const none = (words) => el("span", { class: "none", "aria-hidden": "true" }, words);
 
 const actions = (item, route) =>
