@@ -42,7 +42,7 @@ export function icon(name) {
 /** A button with a picture; its words are for the tip and for screen readers, or stand beside it. */
 export function button(name, words, onclick, { wide = false, ...props } = {}) {
   const told = wide ? {} : { "aria-label": words, title: words };
-  const kind = ["button", wide || "round", props.class].filter((one) => typeof one === "string").join(" ");
+  const kind = ["button", wide ? "wide" : "round", props.class].filter(Boolean).join(" ");
   return el("button", { type: "button", onclick, ...told, ...props, class: kind }, name && icon(name), wide && el("span", {}, words));
 }
 
@@ -73,11 +73,16 @@ export function problem(error, again) {
 /** A dialog that is gone when it is closed; Escape and a click beside it close it. */
 export function dialog(kind, label, ...children) {
   const made = el("dialog", { class: kind, "aria-label": label }, ...children);
-  made.addEventListener("click", (event) => event.target === made && made.close());
+  made.addEventListener("click", (event) => event.target === made && outside(event, made) && made.close());
   made.addEventListener("close", () => made.remove());
   document.body.append(made);
   made.showModal();
   return made;
+}
+
+function outside({ clientX: x, clientY: y }, box) {
+  const { left, right, top, bottom } = box.getBoundingClientRect();
+  return x < left || x > right || y < top || y > bottom;
 }
 
 const present = (children) =>

@@ -18,12 +18,19 @@ export class Filters {
   }
 
   async update(route, signal) {
+    try {
+      this.known = await this.counted(route, signal);
+    } catch {
+      this.known ??= {}; // a filter that cannot be read is told with the results; here it can be mended
+    }
+    if (!signal.aborted) this.render(route, this.known);
+  }
+
+  async counted(route, signal) {
     const chosen = Object.keys(route.filter);
     const ask = (without) => api.facets(route.name, whereOf(route, without), signal);
     const [all, ...own] = await Promise.all([ask(), ...chosen.map(ask)]);
-    const fields = { ...all.fields };
-    chosen.forEach((field, i) => (fields[field] = own[i].fields[field] ?? []));
-    if (!signal.aborted) this.render(route, fields);
+    return { ...all.fields, ...Object.fromEntries(chosen.map((field, i) => [field, own[i].fields[field] ?? []])) };
   }
 
   render(route, fields) {

@@ -19,7 +19,7 @@ export class Grid {
     this.gone = new AbortController();
     const { signal } = this.gone;
     addEventListener("scroll", () => this.soon(), { signal, passive: true });
-    this.watch = new ResizeObserver(() => this.layout());
+    this.watch = new ResizeObserver(() => this.element.clientWidth !== this.width && this.layout());
     this.watch.observe(this.element);
     this.element.addEventListener("keydown", (event) => this.key(event));
     this.element.addEventListener("focusin", (event) => this.focused(event));
@@ -54,7 +54,7 @@ export class Grid {
   }
 
   layout() {
-    const width = this.element.clientWidth;
+    const width = (this.width = this.element.clientWidth);
     if (!width) return;
     const least = innerWidth < NARROW ? this.leastNarrow : this.least;
     this.columns = Math.max(2, Math.floor((width + GAP) / (least + GAP)));
@@ -82,9 +82,12 @@ export class Grid {
     const last = Math.min(this.count, Math.ceil((top + 2 * innerHeight) / this.pitch) * this.columns);
     for (const [index, tile] of this.tiles)
       if ((index < first || index >= last) && !tile.contains(document.activeElement)) this.drop(index);
+    const start = Math.min(...this.tiles.keys());
     const fresh = [];
-    for (let index = first; index < last; index++) if (!this.tiles.has(index)) fresh.push(this.tile(index));
-    this.element.append(...fresh);
+    for (let index = first; index < last; index++) if (!this.tiles.has(index)) fresh.push(index);
+    const made = (indices) => indices.map((index) => this.tile(index));
+    this.element.prepend(...made(fresh.filter((index) => index < start))); // in the order in which they are read
+    this.element.append(...made(fresh.filter((index) => index > start)));
   }
 
   tile(index) {

@@ -11,7 +11,7 @@ import { Photos } from "./photos.js";
 import { searchWith } from "./querybar.js";
 import { go, link, read } from "./route.js";
 import { Run, Runs } from "./runs.js";
-import { begin, changed, infoOf, session } from "./session.js";
+import { begin, infoOf, session } from "./session.js";
 import { State } from "./state.js";
 
 const SHOWN = { photos: [Photos, "Photos"], compare: [Compare, "Side by side"], duplicates: [Duplicates, "Duplicates"], map: [Plane, "Map"], state: [State, "State"], runs: [Runs, "Runs"], run: [Run, "Run"] };
@@ -63,7 +63,7 @@ function close() {
 function complete(route) {
   if (route.kind === "runs" || route.name) return route;
   const first = session.collections[0];
-  return first ? { ...route, name: first.name } : { ...route, kind: "runs", view: session.runs.length ? "runs" : "runs" };
+  return first ? { ...route, name: first.name } : { ...route, kind: "runs", view: "runs" };
 }
 
 function header(route) {
@@ -173,7 +173,6 @@ history.scrollRestoration = "manual";
 addEventListener("popstate", () => show());
 addEventListener("moved", () => show());
 addEventListener("changed", () => {
-  if (current) changed(read().name);
   close();
   show();
 });

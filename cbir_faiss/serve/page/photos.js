@@ -31,7 +31,7 @@ export class Photos {
     this.route = route;
     this.bar.update(route);
     this.results.setAttribute("aria-busy", "true");
-    const filters = this.filters.update(route, signal).catch(() => {}); // a filter that cannot be read is told with the results
+    const filters = this.filters.update(route, signal);
     try {
       const [source, told] = isQuery(route) ? await this.search(route, signal) : await this.browse(route, signal);
       if (signal.aborted) return;

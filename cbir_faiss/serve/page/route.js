@@ -77,6 +77,7 @@ export const asked = (route, { like = [], photo = [], unlike = [] }) => ({
   photo,
   unlike,
   item: null,
+  lasso: "",
 });
 
 export const moreLike = (route, id) => asked(route, { like: [id] });
