@@ -32,6 +32,9 @@ _COMMANDS = {
         "info": "What the collection FOLDER holds.",
         "verify": "Read every byte of the collection FOLDER and say which files are not as they were written.",
     },
+    "serving": {
+        "serve": "Serve a page and an HTTP API over collections, folders of photos, and runs of cbir compare.",
+    },
     "engines": {
         "push": "Make an engine hold what the collection FOLDER holds: codes (or floats), ids and payload.",
         "pull": "Copy the vectors and payload that an engine holds into a local collection, under the same ids.",

@@ -19,10 +19,11 @@ from cbir_faiss.errors import CbirError, InputError
 from cbir_faiss.pipeline.search import Filter, Searcher
 from cbir_faiss.storage.manifest import Manifest, check_content, damaged_files, read_manifest
 from cbir_faiss.storage.store import Store
-from cbir_faiss.types import Columns, Hits, Ids
+from cbir_faiss.types import Columns, Floats, Hits, Ids
 
 if TYPE_CHECKING:  # imported where they are needed: a search by vector must not wait for YAML, Pillow or a build
     from cbir_faiss.collection.build import BuildReport
+    from cbir_faiss.collection.stages import Rescore
     from cbir_faiss.collection.transfer import Difference
     from cbir_faiss.collection.writing import Added, Writer
     from cbir_faiss.config import Config
@@ -104,6 +105,11 @@ class Collection:
         """The generation that is open."""
         return self._store.manifest
 
+    @property
+    def store(self) -> Store:
+        """The open generation's files, for who works on all items."""
+        return self._store
+
     def __len__(self) -> int:
         return len(self._store)
 
@@ -116,7 +122,12 @@ class Collection:
     # -- search
 
     def search(
-        self, queries: Sequence[Any] | NDArray[Any], k: int = 5, where: Filter | None = None
+        self,
+        queries: Sequence[Any] | NDArray[Any],
+        k: int = 5,
+        where: Filter | None = None,
+        *,
+        rescore: Rescore | None = None,
     ) -> list[list[Match]]:
         """The ``k`` nearest items of each query, nearest first.
 
@@ -124,28 +135,34 @@ class Collection:
             queries: paths, ``PIL.Image`` objects, or float vectors ``(n, dim)`` as the extractor makes them.
             k: how many; fewer come back where the collection (or the filter) has fewer.
             where: a filter on label, path or payload, as a mapping or text; see ``cbir_faiss.base.filters``.
+            rescore: None: as the collection was built. ``none``: by the code alone, without rescoring. ``exact``: by the
+                floats of every item.
 
         Raises:
             BadImage: a query that cannot be read. InputError: k < 1, vectors of NaN or a filter that cannot be read.
-            DimensionMismatch: vectors of another width than the collection's.
+            DimensionMismatch: vectors of another width than the collection's. Unsupported: ``exact`` without floats.
         """
-        return self.search_columns(self._columns(queries), k, where)
+        return self.search_columns(self._columns(queries), k, where, rescore=rescore)
 
-    def search_ids(self, ids: Iterable[int], k: int = 5, where: Filter | None = None) -> list[list[Match]]:
+    def search_ids(
+        self, ids: Iterable[int], k: int = 5, where: Filter | None = None, *, rescore: Rescore | None = None
+    ) -> list[list[Match]]:
         """The ``k`` nearest items of items that are in the collection, themselves left out.
 
         Raises:
             UnknownId: an id that is not there.
         """
-        return self._matches(self._searcher.hits_of(_as_ids(ids), k, where))
+        return self._matches(self._searcher(rescore).hits_of(_as_ids(ids), k, where))
 
-    def search_columns(self, columns: Columns, k: int = 5, where: Filter | None = None) -> list[list[Match]]:
+    def search_columns(
+        self, columns: Columns, k: int = 5, where: Filter | None = None, *, rescore: Rescore | None = None
+    ) -> list[list[Match]]:
         """As ``search``, for columns that were extracted already; vectors alone are the column ``embedding``."""
-        return self._matches(self._searcher.hits(columns, k, where))
+        return self._matches(self._searcher(rescore).hits(columns, k, where))
 
     def search_hits(self, queries: Sequence[Any] | NDArray[Any], k: int = 5, where: Filter | None = None) -> Hits:
         """As ``search``, but ids and distances alone, as arrays ``(n, k)``: no document is looked up."""
-        return self._searcher.hits(self._columns(queries), k, where)
+        return self._searcher().hits(self._columns(queries), k, where)
 
     # -- change
 
@@ -197,6 +214,16 @@ class Collection:
             return writer.delete(_as_ids(ids), where)
 
     # -- what it holds
+
+    def embeddings(self, ids: Iterable[int]) -> Floats:
+        """float32 ``(n, dim)``: the embeddings of items, as nearly as they were kept.
+
+        Raises:
+            UnknownId: an id that is not there. Unsupported: the collection keeps codes alone.
+        """
+        from cbir_faiss.collection.stages import stored_embeddings
+
+        return stored_embeddings(self._store, _as_ids(ids))
 
     def documents(self, ids: Iterable[int]) -> list[dict[str, Any]]:
         """Path, label and payload of items, in the order of ``ids``.
@@ -275,9 +302,12 @@ class Collection:
             raise InputError(f"{self.folder} holds vectors and has no extractor: give it ids or vectors, not pictures")
         return extractor
 
-    @property
-    def _searcher(self) -> Searcher:
-        return Searcher(self._store.fitted, self._store)
+    def _searcher(self, rescore: Rescore | None = None) -> Searcher:
+        if rescore is None:
+            return Searcher(self._store.fitted, self._store)
+        from cbir_faiss.collection.stages import searcher_of
+
+        return searcher_of(self._store, rescore)
 
     # -- how
 

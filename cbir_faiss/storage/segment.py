@@ -211,6 +211,10 @@ class Segment:
             self._fields[key] = found
         return self._fields[key]
 
+    def grouping(self, key: str) -> Field | None:
+        """The values of a key, unless there are so many that they tell items apart."""
+        return self.field(key) if self.fields is None else self.fields.get(key)
+
     def records(self, paths: Sequence[str] | None = None) -> Iterator[tuple[int, Record]]:
         """Live items with their ids: all, by id, or those of some paths."""
         if paths is not None:

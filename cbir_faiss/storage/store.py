@@ -153,6 +153,12 @@ class Store:
         parts = [segment.live_ids_of(where) for segment in self.segments]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
+    @property
+    def live_ids(self) -> Ids:
+        """Ids of all live items, ascending."""
+        parts = [segment.live_ids for segment in self.segments]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
     def records(self, paths: Sequence[str] | None = None) -> Iterator[tuple[int, Record]]:
         """Live items: all, by id, or those of some paths."""
         for segment in self.segments:

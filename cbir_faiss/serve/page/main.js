@@ -78,7 +78,7 @@ function header(route) {
   const tabs = [...(collections.length ? Object.keys(SHOWN).slice(0, 5) : []), ...(runs.length || !collections.length ? ["runs"] : [])];
   fill(
     document.getElementById("top"),
-    el("a", { class: "brand", href: collections.length ? link({ kind: "c", name, view: "photos" }) : link({ kind: "runs" }), "aria-label": "cbir, all photos", "data-key": "brand" }, el("img", { src: "page/icon.svg", alt: "", width: 24, height: 24 })),
+    el("a", { class: "brand", href: collections.length ? link({ kind: "c", name, view: "photos" }) : link({ kind: "runs" }), "aria-label": "cbir, all photos", "data-key": "brand" }, el("img", { src: "icon.svg", alt: "", width: 24, height: 24 })),
     collections.length > 1 && collectionOf(collections, name),
     collections.length === 1 && el("span", { class: "name", title: name }, name),
     el("nav", { "aria-label": "Views" }, tabs.map((view) => tab(view, SHOWN[view][1]))),
