@@ -20,6 +20,7 @@ from cbir_faiss.collection.duplicates import Duplicate, find_duplicates
 from cbir_faiss.collection.stages import float_column
 from cbir_faiss.errors import BadImage, CbirError, InputError, Unsupported
 from cbir_faiss.pipeline.cache import default_cache
+from cbir_faiss.report.row import Row, knn_measure, main_measure, name_of
 from cbir_faiss.serve import models
 from cbir_faiss.serve.asking import (
     Asking,
@@ -293,7 +294,7 @@ class Api:
     async def run(self, request: Request) -> Any:
         """The rows of a comparison, and what they were measured on."""
         name, folder = self._run(request)
-        return {"name": name, **await self.work.alone(partial(_results, folder))}
+        return {"name": name, **await self.work.alone(partial(_told, folder))}
 
     async def report(self, request: Request) -> Any:
         """The report of a comparison: one page of HTML, which may use nothing of this server."""
@@ -404,6 +405,15 @@ def _percentiles(seconds: Sequence[float]) -> dict[str, float | None]:
 
 def _about_run(name: str, folder: Path) -> dict[str, Any]:
     return {"name": name, "rows": len(_results(folder)["rows"]), "report": (folder / "report.html").is_file()}
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """The results, with what people call each row, and the measures that tables begin with."""
+    results = _results(folder)
+    rows = [Row.from_json(row) for row in results["rows"]]
+    named = [{**row, "name": name_of(told)} for row, told in zip(results["rows"], rows, strict=True)]
+    measures = {"measure": main_measure(rows), "knn": knn_measure(rows)} if rows else {}
+    return {**results, **measures, "rows": named}
 
 
 def _results(folder: Path) -> dict[str, Any]:

@@ -179,10 +179,12 @@ class Runs(BaseModel):
 
 
 class Run(BaseModel):
-    """`results.json` as `cbir compare` wrote it."""
+    """`results.json` as `cbir compare` wrote it; each row with its `name` for people."""
 
     model_config = ConfigDict(extra="allow")
     name: str
+    measure: str | None = Field(default=None, description="The measure that tables begin with.")
+    knn: str | None = Field(default=None, description="That of exact neighbours found.")
     rows: list[dict[str, Any]]
 
 

@@ -27,6 +27,7 @@ async function show({ again = false } = {}) {
   const move = ++moves;
   const route = complete(read());
   header(route);
+  main.setAttribute("aria-busy", "true");
   try {
     const info = route.kind === "c" ? await infoOf(route.name) : null;
     if (move !== moves) return;
@@ -45,6 +46,8 @@ async function show({ again = false } = {}) {
     if (move !== moves) return;
     close();
     fill(main, problem(error, () => start()));
+  } finally {
+    if (move === moves) main.removeAttribute("aria-busy");
   }
 }
 
