@@ -45,7 +45,8 @@ async function request(path, options = {}) {
   if (answer.status === 204) return null;
   const told = await answer.json().catch(() => ({}));
   if (answer.ok) return told;
-  throw new Problem(answer.status, TITLES[answer.status] ?? "This did not work.", told.detail ?? answer.statusText);
+  const detail = answer.status === 401 ? "Open the link that cbir serve printed." : (told.detail ?? answer.statusText);
+  throw new Problem(answer.status, TITLES[answer.status] ?? "This did not work.", detail);
 }
 
 function heard(answers) {

@@ -18,7 +18,7 @@ export class Compare {
     this.bar = new QueryBar(info, K);
     this.choices = el("div", { class: "controls" });
     this.sides = el("div", { class: "sides" });
-    this.element = el("div", { class: "compare" }, this.bar.element, this.choices, this.sides);
+    this.element = el("div", { class: "compare" }, el("h1", { class: "unseen" }, "Side by side"), this.bar.element, this.choices, this.sides);
     for (const kind of ["mouseover", "focusin"]) this.sides.addEventListener(kind, (event) => this.highlight(event.target));
     for (const kind of ["mouseleave", "focusout"]) this.sides.addEventListener(kind, () => this.highlight(null));
   }
@@ -87,20 +87,24 @@ async function ways(info, route, signal) {
 /** Two collections, each as it was built. Items of one are searched for in the other by their original. */
 async function collections(route, signal) {
   const copies = await Promise.all(route.like.map((id) => api.photoOf(route.name, id, signal)));
+  const own = await Promise.all(route.like.map((id) => api.item(route.name, id, signal)));
   const there = { ...asked(route, { photo: [...copies, ...route.photo] }), name: route.beside };
-  const both = await Promise.all([route, there].map((one) => inCollection(one, signal)));
+  const itself = new Set(own.map(({ path }) => path)); // an item is not found by itself, here or there
+  const both = await Promise.all([route, there].map((one) => inCollection(one, itself, signal)));
   const paths = both.map(({ hits }) => new Set((hits ?? []).map((hit) => hit.path)));
   both[1].route = { ...asked(there, {}), view: "photos", beside: "" };
   return both.map((column, i) => ({ ...column, other: paths[1 - i], elsewhere: i === 1 }));
 }
 
-async function inCollection(route, signal) {
+async function inCollection(route, itself, signal) {
   const k = Math.min(MOST, route.k ?? K);
+  const others = ({ hits, ...told }, most) => ({ ...told, hits: hits?.filter(({ path }) => !itself.has(path)).slice(0, most) });
   const info = await infoOf(route.name);
-  const ask = (rescore, depth) => hitsOf(route.name, route, { k: depth, where: whereOf(route), rescore }, signal);
+  const ask = async (rescore, depth) => others(await hitsOf(route.name, route, { k: depth + itself.size, where: whereOf(route), rescore }, signal), depth);
   const [built, exact] = await Promise.all([ask(null, k), ask("exact", TIES * k)]);
   const score = built.hits && exact.hits && scored(built.hits, truthOf(exact.hits, k));
-  return { title: route.name, detail: partsOf(info), score, ...built };
+  const unscored = exact.hits ? "" : "recall is not known: it keeps no floats";
+  return { title: route.name, detail: partsOf(info), score, unscored, ...built };
 }
 
 /** Hits, or the error where this way cannot be searched; what concerns every way is thrown. */
@@ -135,13 +139,12 @@ function scored(hits, { nearest, near }) {
 function columnOf(route, column) {
   const { title, detail, hits, ms, error, score } = column;
   const own = column.route ?? route;
-  const head = [el("h2", {}, title), detail && el("p", { class: "soft" }, detail)];
-  if (error) return el("section", { class: "side", "aria-label": title }, head, el("p", { class: "notice" }, error.message || error.title));
+  const head = (...more) => el("header", {}, el("h2", {}, title), detail && el("p", { class: "soft" }, detail), more);
+  if (error) return el("section", { class: "side", "aria-label": title }, head(), el("p", { class: "notice" }, error.message || error.title));
   return el(
     "section",
     { class: "side", "aria-label": title },
-    head,
-    el("p", { class: "told" }, score && el("b", {}, `Recall ${share(score.recall)}`), el("span", { class: "soft" }, `${score ? " · " : ""}${milliseconds(ms)}`)),
+    head(el("p", { class: "told" }, score && [el("b", {}, `Recall ${share(score.recall)}`), " · "], el("span", { class: "soft" }, [milliseconds(ms), column.unscored].filter(Boolean).join(" · ")))),
     el("ul", { class: "strip", role: "list", "aria-label": title }, hits.map((hit) => tile(hit, own, { pixels: 128, mark: markOf(hit, column) }))),
     score && missing(own, score.missed),
   );
@@ -169,8 +172,11 @@ function choicesOf(route) {
     others.length > 0 && el("label", { class: "choice" }, "Compare ", el("select", { onchange: pick, "data-key": "beside" }, option("", "floats, code and rescored code"), others.map(({ name }) => option(name, `with ${name}`)))),
     filters && el("span", { class: "choice soft" }, "Only ", el("code", {}, filters), button("close", "Without the filter", () => go({ ...route, filter: {}, where: "" }), { "data-key": "no filter" })),
     route.beside && route.unlike.length > 0 && el("span", { class: "soft" }, "“Not like” is of the first collection alone."),
+    isQuery(route) && legend(route.beside ? [["≠", "only in this one"]] : [["!", "missed by a code"], ["✕", "not among the nearest by floats"]]),
   ];
 }
+
+const legend = (signs) => el("span", { class: "legend soft" }, signs.map(([sign, words]) => el("span", { class: sign === "!" ? "missed" : "wrong" }, el("b", { class: "sign", "aria-hidden": "true" }, sign), words)));
 
 const codeOf = (info) => (info.bits ? `Code of ${info.bits} bits` : "The index");
 const partsOf = (info) => [info.codec.name, info.bits && `${info.bits} bits`, info.backend.name, info.rescore.name !== "none" && `rescored by ${info.rescore.name}`].filter(Boolean).join(" · ");

@@ -43,7 +43,7 @@ export class Duplicates {
   show() {
     const { exact, alike } = this.found;
     this.lists = [
-      ["Exact copies", "The same bytes, found more than once.", exact, (item, i) => (i ? "same bytes" : "first")],
+      ["Exact copies", "The same bytes, found more than once.", exact, () => "same bytes"],
       ["Look-alikes", "Their codes differ in a few bits. Distances are to the first of each group.", alike, (item, i) => (i ? several(item.distance, "bit") : "first")],
     ]
       .filter(([, , groups]) => groups.length)
@@ -75,7 +75,7 @@ export class Duplicates {
 
   group(group, note) {
     const others = group.slice(1).map(({ id }) => id);
-    const tiles = group.map((item, i) => tile(item, this.route, { pixels: 128, distances: false, beside: [el("p", { class: "note" }, note(item, i)), this.info.write && this.box(item)] }));
+    const tiles = group.map((item, i) => tile(item, this.route, { pixels: 128, far: note(item, i), beside: this.info.write && this.box(item) }));
     return el(
       "div",
       { class: "group" },

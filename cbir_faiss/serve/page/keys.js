@@ -8,7 +8,7 @@ import { alsoLike, go, moreLike, notLike, read, VIEWS } from "./route.js";
 const KEYS = [
   { keys: ["u"], words: "Choose a photo to search with", does: () => choose() },
   { keys: ["f"], words: "To the filters", does: () => focusFilters() },
-  { keys: ["g"], words: "To the photos", does: (route, view) => view.focus?.() ?? document.querySelector("main .photo")?.focus() },
+  { keys: ["g"], words: "To the photos", does: (route, view) => (view.focus ? view.focus() : document.querySelector(".tile .photo")?.focus()) },
   { keys: ["←", "→", "↑", "↓"], words: "From photo to photo" },
   { keys: ["Enter"], words: "Open the photo" },
   { keys: ["m"], words: "More like this photo", of: (route, id) => go(moreLike(route, id)) },

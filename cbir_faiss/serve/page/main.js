@@ -87,6 +87,8 @@ function header(route) {
     el("nav", { "aria-label": "Views" }, tabs.map((view) => tab(view, SHOWN[view][1]))),
     button("help", "Keys (?)", help, { "data-key": "help" }),
   );
+  const here = document.querySelector("nav [aria-current]");
+  if (here) here.parentElement.scrollLeft = here.offsetLeft - here.parentElement.offsetLeft - 40; // on a phone not all are in sight
 }
 
 const collectionOf = (collections, name) =>

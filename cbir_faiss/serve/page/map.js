@@ -22,7 +22,7 @@ export class Plane {
     this.lassoing = button(null, "Lasso", () => this.mode(!this.lasso), { wide: true, "aria-pressed": "true" });
     this.lasso = true;
     const tools = el("div", { class: "controls" }, this.lassoing, button("add", "Larger (+)", () => this.zoom(1.5)), button("unlike", "Smaller (-)", () => this.zoom(1 / 1.5)), button(null, "All of it", () => this.fit(), { wide: true, class: "quiet" }), el("span", { class: "soft" }, "Draw around points to see their photos. The arrows move, + and - zoom."));
-    this.grid = new Grid((item) => tile(item, this.route, { pixels: this.grid.side, distances: false }), { label: "Photos inside the lasso" });
+    this.grid = new Grid((item) => tile(item, this.route, { pixels: this.grid.side, far: "" }), { label: "Photos inside the lasso" });
     this.search = el("div", { class: "controls" });
     this.element = el("div", { class: "map" }, el("h1", {}, "Map"), tools, el("div", { class: "plane" }, this.canvas, this.tip), this.notice, this.told, this.search, this.grid.element);
     this.points = { ids: [], x: new Float32Array(), y: new Float32Array() };

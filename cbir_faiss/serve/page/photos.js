@@ -21,7 +21,7 @@ export class Photos {
     this.notice = el("div");
     this.grid = new Grid((item) => tile(item, this.route, { pixels: this.grid.side }), { label: "Photos" });
     this.results = el("section", { class: "results", "aria-label": "Results" }, this.told, this.notice, this.grid.element);
-    this.element = el("div", { class: "photos" }, this.bar.element, el("div", { class: "columns" }, this.filters.element, this.results));
+    this.element = el("div", { class: "photos" }, el("h1", { class: "unseen" }, "Photos"), this.bar.element, el("div", { class: "columns" }, this.filters.element, this.results));
   }
 
   async update(route) {

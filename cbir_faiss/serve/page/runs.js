@@ -129,7 +129,7 @@ function beside(route, columns, rows) {
     { class: "pair", "aria-label": "Beside each other" },
     el("div", { class: "controls" }, el("h2", {}, "Beside each other"), el("span", { class: "stretch" }), el("button", { type: "button", class: "button wide quiet", onclick: () => go({ ...route, rows: [] }) }, "Close")),
     chosen.length < 2 && el("p", { class: "soft" }, "Choose another row below."),
-    el("div", { class: "scroll" }, el("table", {}, el("tbody", {}, [...columns.filter(({ key }) => key === "name"), ...columns.filter(({ key }) => key !== "name"), ...detailsOf(chosen)].map(line)))),
+    el("div", { class: "scroll" }, el("table", {}, el("tbody", {}, [...columns.filter(({ key }) => key === "name"), ...columns.filter(({ key }) => key !== "name"), ...detailsOf(chosen, columns)].map(line)))),
   );
 }
 
@@ -154,8 +154,9 @@ function columnsOf({ rows, measure, knn }) {
 }
 
 /** What two rows beside each other show beyond the table: every other figure that they have. */
-function detailsOf(rows) {
-  const shown = new Set(["memory_per_item", "disk_per_item", "p50"]);
+function detailsOf(rows, columns) {
+  const titles = new Set(columns.map(({ title }) => title));
+  const shown = /^(memory_per_item|disk_per_item|p50)$|_(min|max|observed)$/;
   const parts = [
     ["metrics", fixed(4), false],
     ["bytes", size, true],
@@ -164,6 +165,6 @@ function detailsOf(rows) {
   ];
   return parts.flatMap(([part, write, up]) => {
     const names = new Set(rows.flatMap((row) => Object.entries(row[part] ?? {}).filter(([, value]) => typeof value === "number").map(([name]) => name)));
-    return [...names].filter((name) => !shown.has(name)).map((name) => ({ key: name, title: part === "seconds" ? `${name} s` : name.replaceAll("_", " "), value: (row) => row[part]?.[name], write, up }));
+    return [...names].filter((name) => !shown.test(name) && !titles.has(name)).map((name) => ({ key: name, title: part === "seconds" ? `${name} s` : name.replaceAll("_", " "), value: (row) => row[part]?.[name], write, up }));
   });
 }

@@ -8,11 +8,10 @@ import { distance, fileOf, labelOf, nameOf } from "./words.js";
 
 const THUMBS = [128, 256, 512];
 
-/** A list item; `mark` is a class with words for it, `beside` what else stands in the tile. */
-export function tile(item, route, { pixels = 180, mark = null, distances = true, beside = null } = {}) {
-  const far = distances ? distance(item.distance) : "";
+/** A list item; `mark` is a class with words for it, `far` how far it is, `beside` what else stands in the tile. */
+export function tile(item, route, { pixels = 180, mark = null, far = distance(item.distance), beside = null } = {}) {
   const label = labelOf(item.label);
-  const told = [nameOf(item), label, far && `distance ${far}`, gone(route.name, item) && "the original is gone", mark?.words];
+  const told = [nameOf(item), label, far && (far === distance(item.distance) ? `distance ${far}` : far), gone(route.name, item) && "the original is gone", mark?.words];
   return el(
     "li",
     { class: ["tile", mark?.kind, item.relevant === false && "beyond"].filter(Boolean).join(" "), "data-id": item.id },
