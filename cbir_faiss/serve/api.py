@@ -12,19 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
 from cbir_faiss.collection.duplicates import Duplicate, find_duplicates
 from cbir_faiss.collection.stages import float_column
-from cbir_faiss.errors import BadImage, CbirError, InputError, Unsupported
+from cbir_faiss.errors import BadImage, CbirError, Unsupported
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.serve import models
 from cbir_faiss.serve.asking import (
     Asking,
     combined,
-    described,
     embeddings_given,
     extracted,
     known,
@@ -156,9 +154,7 @@ class Api:
         prepared = await self._each(pictures, lambda picture: self.decoders.prepare(picture, entry, folder))
         return await self.work.together(("extract", extractor), partial(extracted, extractor), prepared)
 
-    async def _each(
-        self, pictures: Sequence[tuple[str, bytes]], job: Callable[[bytes], Awaitable[T]]
-    ) -> list[T]:
+    async def _each(self, pictures: Sequence[tuple[str, bytes]], job: Callable[[bytes], Awaitable[T]]) -> list[T]:
         """The job's answers, side by side; a picture that cannot be used is named by its number."""
         answers = await asyncio.gather(*(job(picture) for _, picture in pictures), return_exceptions=True)
         good: list[T] = []
@@ -240,7 +236,9 @@ class Api:
                 found = generation.once(
                     ("duplicates", asked.radius), lambda: find_duplicates(collection.store, asked.radius)
                 )
-            exact, alike = ([[_one(one) for one in group] for group in some[:_GROUPS]] for some in (found.copies, found.alike))
+            exact, alike = (
+                [[_one(one) for one in group] for group in some[:_GROUPS]] for some in (found.copies, found.alike)
+            )
             return {"exact": exact, "alike": alike, "total": len(found.groups)}
 
         return await self._of(request, find)

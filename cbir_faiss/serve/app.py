@@ -82,7 +82,12 @@ class Guarded:
             seconds = time.perf_counter() - began
             self._metrics.count(_method(scope), scope.get(_ROUTE, "other"), status, seconds)
             if _log.isEnabledFor(logging.INFO):
-                data = {"method": _method(scope), "path": scope["path"], "status": status, "ms": round(1000 * seconds, 2)}
+                data = {
+                    "method": _method(scope),
+                    "path": scope["path"],
+                    "status": status,
+                    "ms": round(1000 * seconds, 2),
+                }
                 _log.info("request", extra={"data": data})
 
     def _refused(self, scope: Scope, headers: Headers, named_origin: bool) -> Response | None:
@@ -180,7 +185,9 @@ def _about(api: Api, metrics: Metrics) -> list[Route]:
 
 def _page() -> list[Route]:
     """The page's files as they are in the package: no path is ever put together from a request."""
-    return [Route(path, _file(name, content)) for path, name, content in _files(files("cbir_faiss.serve") / "page", "/")]
+    return [
+        Route(path, _file(name, content)) for path, name, content in _files(files("cbir_faiss.serve") / "page", "/")
+    ]
 
 
 def _files(folder: Traversable, below: str) -> list[tuple[str, str, bytes]]:
@@ -241,4 +248,6 @@ def _with(headers: list[tuple[bytes, bytes]], more: dict[str, str]) -> list[tupl
 
 
 def _method(scope: Scope) -> str:
-    return scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
+    return (
+        scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
+    )

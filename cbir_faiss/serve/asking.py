@@ -62,7 +62,9 @@ class Asking:
         step = 1 if self.rescore == "exact" else max(1, len(flat))
         with self.generation.held() as collection:
             found = [
-                matches for start in range(0, len(flat), step) for matches in search(collection, flat[start : start + step])
+                matches
+                for start in range(0, len(flat), step)
+                for matches in search(collection, flat[start : start + step])
             ]
             hits = iter([described(collection.manifest, matches) for matches in found])
         return [[next(hits) for _ in question] for question in questions]

@@ -19,7 +19,7 @@ from cbir_faiss.serve.limits import Limits
 from cbir_faiss.serve.problems import Problem
 from cbir_faiss.storage.manifest import PluginEntry
 
-_COMMAND = (sys.executable, "-m", "cbir_faiss.serve.decoder")
+COMMAND = (sys.executable, "-m", "cbir_faiss.serve.decoder")
 _MOST_ANSWER = 1 << 30
 
 
@@ -29,7 +29,7 @@ class Decoders:
     Thumbnails take all of them but one, so that who searches does not wait for who scrolls.
     """
 
-    def __init__(self, count: int, limits: Limits, command: Sequence[str] = _COMMAND) -> None:
+    def __init__(self, count: int, limits: Limits, command: Sequence[str] = COMMAND) -> None:
         self._limits, self._command = limits, command
         self._idle: list[asyncio.subprocess.Process] = []
         self._all: set[asyncio.subprocess.Process] = set()
@@ -57,6 +57,10 @@ class Decoders:
         async with self._patient:
             head, body = await self._run({"job": "shown", "path": path})
             return str(head["type"]), body
+
+    def processes(self) -> list[int]:
+        """Their process ids."""
+        return [process.pid for process in self._all]
 
     async def close(self) -> None:
         for process in list(self._all):
