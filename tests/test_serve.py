@@ -152,7 +152,7 @@ def test_several_queries_combined_lead_towards_the_liked_and_away_from_the_unlik
         ({"ids": [1], "k": 0}, "k: must be greater"),
         ({"ids": [1], "k": 1001}, "k: must be less"),
         ({"ids": [1], "k": "5"}, "k: must be a valid integer"),
-        ({"ids": "1"}, "ids: must be a valid list"),
+        ({"ids": "1"}, "ids: must be a valid array"),
         ({"ids": [-1]}, "ids.0: must be greater"),
         ({"ids": [1.5]}, "ids.0"),
         ({"ids": [True]}, "ids.0"),

@@ -45,6 +45,9 @@ T = TypeVar("T")
 _PARSED_AT_ONCE = 1 << 16  # a body of more bytes is parsed in a thread
 _GROUPS = 1000
 _PERCENTILES = (50, 95, 99)
+_ALONE = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; sandbox allow-scripts"
+)
 
 
 @dataclass(frozen=True)
@@ -236,10 +239,7 @@ class Api:
                 found = generation.once(
                     ("duplicates", asked.radius), lambda: find_duplicates(collection.store, asked.radius)
                 )
-            exact, alike = (
-                [[_one(one) for one in group] for group in some[:_GROUPS]] for some in (found.copies, found.alike)
-            )
-            return {"exact": exact, "alike": alike, "total": len(found.groups)}
+            return {"exact": _groups(found.copies), "alike": _groups(found.alike), "total": len(found.groups)}
 
         return await self._of(request, find)
 
@@ -300,8 +300,7 @@ class Api:
             content = await self.work.alone((folder / "report.html").read_bytes)
         except OSError:
             raise Problem(404, f"no report.html in {folder.name}: cbir report writes it") from None
-        alone = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; sandbox allow-scripts"
-        return Response(content, media_type="text/html", headers={"Content-Security-Policy": alone})
+        return Response(content, media_type="text/html", headers={"Content-Security-Policy": _ALONE})
 
     # -- change
 
@@ -380,8 +379,11 @@ def _listed(item: int, document: dict[str, Any]) -> dict[str, Any]:
     return {"id": item, "path": str(document.get("path", "")), "label": document.get("label")}
 
 
-def _one(duplicate: Duplicate) -> dict[str, Any]:
-    return {"id": duplicate.id, "path": duplicate.path, "label": duplicate.label, "distance": duplicate.distance}
+def _groups(groups: Sequence[Sequence[Duplicate]]) -> list[list[dict[str, Any]]]:
+    return [
+        [{"id": one.id, "path": one.path, "label": one.label, "distance": one.distance} for one in group]
+        for group in groups[:_GROUPS]
+    ]
 
 
 def _picture(request: Request, picture: Picture) -> Response:

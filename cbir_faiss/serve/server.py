@@ -8,7 +8,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -46,7 +46,7 @@ class Settings:
     uploads: Path | None = None
     names: frozenset[str] = frozenset()
     cors: frozenset[str] = frozenset()
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     decoder: Sequence[str] = COMMAND
 
 
