@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cbir_faiss.cli._arguments import engine_options, folder_argument, key_values
+from cbir_faiss.cli._arguments import engine_options, folder_argument, key_values, place_argument
 from cbir_faiss.cli.printing import Bar, fact, say, say_json
 from cbir_faiss.errors import CbirError
 
 if TYPE_CHECKING:
     from cbir_faiss.collection import Collection, Match
     from cbir_faiss.collection.transfer import Difference
+    from cbir_faiss.serve.client import Remote
 
 
 @click.command()
@@ -53,7 +54,7 @@ def duplicates(folder: Path, radius: int | None, html: Path | None, as_json: boo
 
 
 @click.command()
-@folder_argument
+@place_argument
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.option("-k", default=5, show_default=True, help="How many to find.")
 @click.option("--where", help="A filter: 'label = \"cat\" and year >= 1990'.")
@@ -63,7 +64,7 @@ def duplicates(folder: Path, radius: int | None, html: Path | None, as_json: boo
 )
 @click.option("--json", "as_json", is_flag=True, help="One list a query of {id, path, label, distance}.")
 def search(
-    folder: Path,
+    folder: Path | str,
     images: tuple[Path, ...],
     k: int,
     where: str | None,
@@ -76,12 +77,11 @@ def search(
     \b
     cbir search photos.cbir query.jpg -k 5
     cbir search photos.cbir --id 17 --where 'label = "cat"' --json
+    cbir search http://127.0.0.1:8321/photos query.jpg       a collection that is served; token: $CBIR_TOKEN
     """
     if sum(map(bool, (images, ids, vector))) != 1:
         raise click.UsageError("give images, or --id, or --vector")
-    from cbir_faiss.collection import Collection
-
-    with Collection.open(folder) as collection:
+    with _opened(folder) as collection:
         found, queries = _search(collection, images, ids, vector, k, where)
     if as_json:
         say_json([[match.as_dict() for match in some] for some in found])
@@ -92,8 +92,18 @@ def search(
             say(f"  {match.distance:10.4f}  {match.id:8d}  {match.path}  {'' if match.label is None else match.label}")
 
 
+def _opened(place: Path | str) -> Collection | Remote:
+    if isinstance(place, str):
+        from cbir_faiss.serve.client import connect
+
+        return connect(place)
+    from cbir_faiss.collection import Collection
+
+    return Collection.open(place)
+
+
 def _search(
-    collection: Collection,
+    collection: Collection | Remote,
     images: tuple[Path, ...],
     ids: tuple[int, ...],
     vector: Path | None,

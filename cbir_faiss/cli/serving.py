@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+
 import click
 
 from cbir_faiss.cli.printing import aside, progress_of, say, say_failures

@@ -135,8 +135,7 @@ class Collection:
             queries: paths, ``PIL.Image`` objects, or float vectors ``(n, dim)`` as the extractor makes them.
             k: how many; fewer come back where the collection (or the filter) has fewer.
             where: a filter on label, path or payload, as a mapping or text; see ``cbir_faiss.base.filters``.
-            rescore: None: as the collection was built. ``none``: by the code alone, without rescoring. ``exact``: by the
-                floats of every item.
+            rescore: None: as the collection was built. ``none``: by the code alone. ``exact``: by every item's floats.
 
         Raises:
             BadImage: a query that cannot be read. InputError: k < 1, vectors of NaN or a filter that cannot be read.

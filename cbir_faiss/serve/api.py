@@ -12,20 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
 from cbir_faiss.collection.duplicates import Duplicate, find_duplicates
 from cbir_faiss.collection.stages import float_column
-from cbir_faiss.errors import BadImage, CbirError, InputError, Unsupported
+from cbir_faiss.errors import BadImage, CbirError, Unsupported
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.report.row import Row, knn_measure, main_measure, name_of
 from cbir_faiss.serve import models
 from cbir_faiss.serve.asking import (
     Asking,
     combined,
-    described,
     embeddings_given,
     extracted,
     known,
@@ -48,6 +46,9 @@ T = TypeVar("T")
 _PARSED_AT_ONCE = 1 << 16  # a body of more bytes is parsed in a thread
 _GROUPS = 1000
 _PERCENTILES = (50, 95, 99)
+_ALONE = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; sandbox allow-scripts"
+)
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,7 @@ class Api:
         prepared = await self._each(pictures, lambda picture: self.decoders.prepare(picture, entry, folder))
         return await self.work.together(("extract", extractor), partial(extracted, extractor), prepared)
 
-    async def _each(
-        self, pictures: Sequence[tuple[str, bytes]], job: Callable[[bytes], Awaitable[T]]
-    ) -> list[T]:
+    async def _each(self, pictures: Sequence[tuple[str, bytes]], job: Callable[[bytes], Awaitable[T]]) -> list[T]:
         """The job's answers, side by side; a picture that cannot be used is named by its number."""
         answers = await asyncio.gather(*(job(picture) for _, picture in pictures), return_exceptions=True)
         good: list[T] = []
@@ -241,8 +240,7 @@ class Api:
                 found = generation.once(
                     ("duplicates", asked.radius), lambda: find_duplicates(collection.store, asked.radius)
                 )
-            exact, alike = ([[_one(one) for one in group] for group in some[:_GROUPS]] for some in (found.copies, found.alike))
-            return {"exact": exact, "alike": alike, "total": len(found.groups)}
+            return {"exact": _groups(found.copies), "alike": _groups(found.alike), "total": len(found.groups)}
 
         return await self._of(request, find)
 
@@ -303,8 +301,7 @@ class Api:
             content = await self.work.alone((folder / "report.html").read_bytes)
         except OSError:
             raise Problem(404, f"no report.html in {folder.name}: cbir report writes it") from None
-        alone = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; sandbox allow-scripts"
-        return Response(content, media_type="text/html", headers={"Content-Security-Policy": alone})
+        return Response(content, media_type="text/html", headers={"Content-Security-Policy": _ALONE})
 
     # -- change
 
@@ -383,8 +380,11 @@ def _listed(item: int, document: dict[str, Any]) -> dict[str, Any]:
     return {"id": item, "path": str(document.get("path", "")), "label": document.get("label")}
 
 
-def _one(duplicate: Duplicate) -> dict[str, Any]:
-    return {"id": duplicate.id, "path": duplicate.path, "label": duplicate.label, "distance": duplicate.distance}
+def _groups(groups: Sequence[Sequence[Duplicate]]) -> list[list[dict[str, Any]]]:
+    return [
+        [{"id": one.id, "path": one.path, "label": one.label, "distance": one.distance} for one in group]
+        for group in groups[:_GROUPS]
+    ]
 
 
 def _picture(request: Request, picture: Picture) -> Response:

@@ -34,6 +34,7 @@ from cbir_faiss.serve.safety import HEADERS, Guard
 
 _log = logging.getLogger("cbir_faiss.serve")
 _LOOK_SECONDS = 0.5  # between two looks whether a collection has a new generation
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _ROUTE = "cbir_faiss.route"
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -82,8 +83,8 @@ class Guarded:
             seconds = time.perf_counter() - began
             self._metrics.count(_method(scope), scope.get(_ROUTE, "other"), status, seconds)
             if _log.isEnabledFor(logging.INFO):
-                data = {"method": _method(scope), "path": scope["path"], "status": status, "ms": round(1000 * seconds, 2)}
-                _log.info("request", extra={"data": data})
+                said = {"method": _method(scope), "path": scope["path"], "status": status}
+                _log.info("request", extra={"data": {**said, "ms": round(1000 * seconds, 2)}})
 
     def _refused(self, scope: Scope, headers: Headers, named_origin: bool) -> Response | None:
         """The answer to a request that may not come through."""
@@ -180,7 +181,8 @@ def _about(api: Api, metrics: Metrics) -> list[Route]:
 
 def _page() -> list[Route]:
     """The page's files as they are in the package: no path is ever put together from a request."""
-    return [Route(path, _file(name, content)) for path, name, content in _files(files("cbir_faiss.serve") / "page", "/")]
+    folder = files("cbir_faiss.serve") / "page"
+    return [Route(path, _file(name, content)) for path, name, content in _files(folder, "/")]
 
 
 def _files(folder: Traversable, below: str) -> list[tuple[str, str, bytes]]:
@@ -241,4 +243,4 @@ def _with(headers: list[tuple[bytes, bytes]], more: dict[str, str]) -> list[tupl
 
 
 def _method(scope: Scope) -> str:
-    return scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
+    return str(scope["method"]) if scope["method"] in _METHODS else "other"

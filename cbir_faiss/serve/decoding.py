@@ -19,7 +19,7 @@ from cbir_faiss.serve.limits import Limits
 from cbir_faiss.serve.problems import Problem
 from cbir_faiss.storage.manifest import PluginEntry
 
-_COMMAND = (sys.executable, "-m", "cbir_faiss.serve.decoder")
+COMMAND = (sys.executable, "-m", "cbir_faiss.serve.decoder")
 _MOST_ANSWER = 1 << 30
 
 
@@ -29,7 +29,7 @@ class Decoders:
     Thumbnails take all of them but one, so that who searches does not wait for who scrolls.
     """
 
-    def __init__(self, count: int, limits: Limits, command: Sequence[str] = _COMMAND) -> None:
+    def __init__(self, count: int, limits: Limits, command: Sequence[str] = COMMAND) -> None:
         self._limits, self._command = limits, command
         self._idle: list[asyncio.subprocess.Process] = []
         self._all: set[asyncio.subprocess.Process] = set()
@@ -58,6 +58,10 @@ class Decoders:
             head, body = await self._run({"job": "shown", "path": path})
             return str(head["type"]), body
 
+    def processes(self) -> list[int]:
+        """Their process ids."""
+        return [process.pid for process in self._all]
+
     async def close(self) -> None:
         for process in list(self._all):
             await self._end(process)
@@ -69,16 +73,19 @@ class Decoders:
         self._waiting += 1
         try:
             async with self._places:
-                head, answer = await self._first(message) or await self._first(message) or ({"error": _CRASHED}, b"")
+                process = self._idle.pop() if self._idle else await self._start()
+                found = await self._ask(process, message)
+                if found is None:  # it died, which may have been for no fault of this picture
+                    found = await self._ask(await self._start(), message)
         finally:
             self._waiting -= 1
+        head, answer = found or ({"error": "ends the process that decodes it"}, b"")
         if "error" in head:
             raise BadImage(str(head["error"]))
         return head, answer
 
-    async def _first(self, message: bytes) -> tuple[dict[str, Any], bytes] | None:
-        """The answer of a process that is free; None where it died, which may have been for no fault of the picture."""
-        process = await self._free()
+    async def _ask(self, process: asyncio.subprocess.Process, message: bytes) -> tuple[dict[str, Any], bytes] | None:
+        """The answer of a process, which is idle afterwards; None where it died."""
         try:
             answer = await asyncio.wait_for(_exchange(process, message), self._limits.decoding)
         except asyncio.TimeoutError:
@@ -93,9 +100,7 @@ class Decoders:
         self._idle.append(process)
         return answer
 
-    async def _free(self) -> asyncio.subprocess.Process:
-        if self._idle:
-            return self._idle.pop()
+    async def _start(self) -> asyncio.subprocess.Process:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         process = await asyncio.create_subprocess_exec(
             *self._command,
@@ -115,9 +120,6 @@ class Decoders:
             process.kill()
         await process.wait()
         process._transport.close()  # type: ignore[attr-defined]  # else its pipes are, when they are collected
-
-
-_CRASHED = "a picture that ends the process that decodes it"
 
 
 async def _exchange(process: asyncio.subprocess.Process, message: bytes) -> tuple[dict[str, Any], bytes]:

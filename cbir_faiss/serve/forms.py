@@ -25,7 +25,7 @@ class Receiver:
     """What is being received at once, of all requests."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits, self._held = limits, 0
+        self._limits, self.held = limits, 0
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
@@ -44,15 +44,15 @@ class Receiver:
             stream = request.stream().__aiter__()
             while (part := await self._next(stream, until)) is not None:
                 mine += len(part)
-                self._held += len(part)
+                self.held += len(part)
                 if mine > self._limits.body:
                     raise self._too_large()
-                if self._held > self._limits.held:
+                if self.held > self._limits.held:
                     raise Problem(429, "too many uploads at once: try again in a moment", {"Retry-After": "1"})
                 parts.append(part)
             yield b"".join(parts)
         finally:
-            self._held -= mine
+            self.held -= mine
 
     async def _next(self, stream: AsyncIterator[bytes], until: float) -> bytes | None:
         try:

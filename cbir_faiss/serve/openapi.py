@@ -35,7 +35,7 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Endpoint:
-    """handler: a method of ``api.Api``, whose docstring is the summary. answer: None where it is a file of ``media``."""
+    """handler: a method of ``api.Api``, whose docstring is the summary. answer: None for a file of ``media``."""
 
     method: str
     path: str

@@ -1,4 +1,4 @@
-"""The pictures of a collection for a browser: thumbnails, made once, and originals; by an item's own path and no other."""
+"""The pictures of a collection for a browser: thumbnails, made once, and originals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from cbir_faiss.serve.problems import Problem
 
 _PLACEHOLDER = (
     b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64" width="256" height="256">'
-    b'<rect width="64" height="64" fill="#8883"/><path d="M16 44l10-12 8 9 5-6 9 9zM40 26a4 4 0 1 0 .1 0" fill="#8888"/>'
+    b'<rect width="64" height="64" fill="#8883"/>'
+    b'<path d="M16 44l10-12 8 9 5-6 9 9zM40 26a4 4 0 1 0 .1 0" fill="#8888"/>'
     b'<path d="M14 14l36 36" stroke="#8888" stroke-width="2"/></svg>'
 )
 
@@ -79,10 +80,10 @@ class Pictures:
 def _tag(path: str, side: int) -> str:
     """Empty where there is no such file."""
     try:
-        status = os.stat(path)
+        status = Path(path).stat()
     except OSError:
         return ""
-    said = f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\0{side}"
+    said = f"{Path(path).absolute()}\0{status.st_size}\0{status.st_mtime_ns}\0{side}"
     return hashlib.sha256(said.encode(errors="surrogateescape")).hexdigest()[:40]
 
 

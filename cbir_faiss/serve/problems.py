@@ -36,4 +36,9 @@ class Problem(Exception):
         return cls(status, str(error))
 
     def as_dict(self) -> dict[str, object]:
-        return {"type": "about:blank", "title": HTTPStatus(self.status).phrase, "status": self.status, "detail": self.detail}
+        return {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+        }

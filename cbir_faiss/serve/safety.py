@@ -72,7 +72,8 @@ class Guard:
         """Raises Problem (401) without the cookie or the bearer's token."""
         if path not in OPEN and not (self._has_cookie(headers) or self._has_bearer(headers)):
             raise Problem(
-                401, "no token: open the link that cbir serve printed, or send Authorization: Bearer TOKEN",
+                401,
+                "no token: open the link that cbir serve printed, or send Authorization: Bearer TOKEN",
                 {"WWW-Authenticate": "Bearer"},
             )
 

@@ -8,7 +8,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +21,7 @@ from cbir_faiss._lib import threads
 from cbir_faiss.errors import CbirError, ConfigError
 from cbir_faiss.serve.api import Api
 from cbir_faiss.serve.app import make_app
-from cbir_faiss.serve.decoding import Decoders
+from cbir_faiss.serve.decoding import COMMAND, Decoders
 from cbir_faiss.serve.limits import Limits
 from cbir_faiss.serve.live import Live
 from cbir_faiss.serve.safety import Guard, is_loopback
@@ -36,7 +36,8 @@ _THREADS = 4
 @dataclass(frozen=True)
 class Settings:
     """How it is served. token: None makes one. write: adding and deleting is allowed. uploads: where added pictures are
-    kept; None: beside each collection. names: other names of this server. cors: origins whose pages may ask."""
+    kept; None: beside each collection. names: other names of this server. cors: origins whose pages may ask.
+    decoder: the command that decodes pictures, see ``decoder``."""
 
     host: str = "127.0.0.1"
     port: int = 8321
@@ -45,7 +46,8 @@ class Settings:
     uploads: Path | None = None
     names: frozenset[str] = frozenset()
     cors: frozenset[str] = frozenset()
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
+    decoder: Sequence[str] = COMMAND
 
 
 class Server:
@@ -55,7 +57,7 @@ class Server:
         CbirError: a collection cannot be opened, or the port is taken. ConfigError: settings that are not safe.
     """
 
-    def __init__(self, collections: Sequence[Path], runs: Sequence[Path], settings: Settings = Settings()) -> None:  # noqa: B008
+    def __init__(self, collections: Sequence[Path], runs: Sequence[Path], settings: Settings = Settings()) -> None:
         if not is_loopback(settings.host) and not settings.token:
             raise ConfigError(
                 f"--host {settings.host} is open to other machines: give a --token, or leave it at 127.0.0.1 and put a "
@@ -78,7 +80,7 @@ class Server:
             live,
             named_runs,
             Work(_THREADS, limits),
-            Decoders(max(2, threads.available()), limits),
+            Decoders(max(2, threads.available()), limits, settings.decoder),
             limits,
             uploads if settings.write else None,
         )

@@ -29,7 +29,9 @@ class Uploads:
     def beside(cls, collection: Path) -> Uploads:
         return cls(collection.absolute().with_name(collection.absolute().name.removesuffix(".cbir") + ".uploads"))
 
-    def add(self, collection: Path, pictures: Sequence[tuple[bytes, str]]) -> tuple[list[int], int, list[dict[str, str]]]:
+    def add(
+        self, collection: Path, pictures: Sequence[tuple[bytes, str]]
+    ) -> tuple[list[int], int, list[dict[str, str]]]:
         """Store pictures (bytes, format) by their content and add them; ids in their order, how many are new, failures.
 
         Raises CbirError; nothing that was not there before is kept then.

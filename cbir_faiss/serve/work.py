@@ -1,7 +1,7 @@
 """Threads for what would keep others waiting; questions of a kind that arrive together are answered together.
 
-Nobody waits for company: a question that finds its kind idle is answered at once, and what arrives meanwhile is the next
-batch. So a batch is as large as the load asks for, and a lone question pays nothing for it.
+Nobody waits for company: a question that finds its kind idle is answered at once, and what arrives meanwhile is the
+next batch. So a batch is as large as the load asks for, and a lone question pays nothing for it.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def facets(store: Store, where: Where | None = None, most: int = 100) -> Facets:
 def _keys(segment: Segment) -> list[str]:
     """The keys of a segment's documents; the path is none."""
     if segment.fields is not None:
-        return [key for key in segment.fields.keys() if key != PATH]
+        return [key for key in segment.fields.names() if key != PATH]
     keys: set[str] = set()
     for _, record in segment.catalogue.records():
         keys |= record.document.keys()

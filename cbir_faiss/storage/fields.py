@@ -158,7 +158,7 @@ class Fields:
         before = int(self._ends[first - 1]) if first else 0
         return Field(values, np.concatenate([[before], self._ends[first:last]]), self._rows)
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """Every key that a document has, in order."""
         found: list[str] = []
         place = 0
