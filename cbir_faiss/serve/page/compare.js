@@ -15,7 +15,7 @@ const TIES = 2; // so many times k are asked of the exact search, to see what is
 export class Compare {
   constructor(info) {
     this.info = info;
-    this.bar = new QueryBar(info, K);
+    this.bar = new QueryBar(info, K, MOST);
     this.choices = el("div", { class: "controls" });
     this.sides = el("div", { class: "sides" });
     this.element = el("div", { class: "compare" }, el("h1", { class: "unseen" }, "Side by side"), this.bar.element, this.choices, this.sides);

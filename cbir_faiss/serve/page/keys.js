@@ -25,6 +25,7 @@ const KEYS = [
 export function listen(current) {
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || writing(event.target)) return;
+    if (event.target.matches(".strip .photo")) walk(event);
     const open = document.querySelector("dialog[open]");
     if (open && !open.classList.contains("lightbox")) return;
     const route = read();
@@ -48,6 +49,16 @@ function focusFilters() {
   if (!filters) return;
   filters.open = true;
   filters.querySelector("input")?.focus();
+}
+
+/** From photo to photo in rows that are all there; a grid has its own. */
+function walk(event) {
+  const all = [...event.target.closest(".strip").querySelectorAll(".photo")];
+  const columns = all.filter((one) => one.getBoundingClientRect().top === all[0].getBoundingClientRect().top).length;
+  const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+  if (by === undefined) return;
+  event.preventDefault();
+  all[all.indexOf(event.target) + by]?.focus();
 }
 
 const writing = (target) => target.closest("textarea, select, input:not([type=checkbox])") !== null;

@@ -27,6 +27,7 @@ async function show({ again = false } = {}) {
   const move = ++moves;
   const route = complete(read());
   header(route);
+  if (route.item === null) lightbox.leave();
   main.setAttribute("aria-busy", "true");
   try {
     const info = route.kind === "c" ? await infoOf(route.name) : null;
@@ -114,7 +115,7 @@ function click(event) {
 
 // -- photos from outside
 
-const files = (transfer) => [...(transfer?.files ?? [])].filter((file) => file.type.startsWith("image/") || !file.type);
+const files = (transfer) => [...(transfer?.files ?? [])];
 
 function drops() {
   const zone = document.getElementById("drop");
@@ -136,9 +137,8 @@ function drops() {
 }
 
 function take(pictures, add) {
-  if (read().kind !== "c" && session.collections.length === 0) return say("There is no collection to search.");
-  if (!pictures.length) return say("That is no picture.");
-  document.querySelector("dialog[open]")?.close();
+  if (read().kind !== "c" && session.collections.length === 0) return;
+  if (!pictures.length) return;
   searchWith(pictures, { add });
 }
 

@@ -9,8 +9,8 @@ import { several } from "./words.js";
 const KS = [12, 24, 48, 96, 240, 1000];
 
 export class QueryBar {
-  constructor(info, k) {
-    Object.assign(this, { info, k });
+  constructor(info, k, most = 1000) {
+    Object.assign(this, { info, k, most });
     this.element = el("section", { class: "query", "aria-label": "What is searched for" });
   }
 
@@ -40,8 +40,8 @@ export class QueryBar {
   }
 
   numbers(route) {
-    const chosen = route.k ?? this.k;
-    const options = [...new Set([...KS, chosen])].sort((a, b) => a - b);
+    const chosen = Math.min(route.k ?? this.k, this.most);
+    const options = [...new Set([...KS.filter((k) => k <= this.most), chosen])].sort((a, b) => a - b);
     const pick = (event) => go({ ...route, k: Number(event.target.value) });
     return el("select", { onchange: pick, "data-key": "k", "aria-label": "How many results" }, options.map((k) => el("option", { value: k, selected: k === chosen }, k)));
   }

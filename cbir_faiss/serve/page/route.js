@@ -57,7 +57,7 @@ export function link(route) {
 
 /** Go to a state; `replace` where back should not lead to the one before. */
 export function go(route, { replace = false } = {}) {
-  if (replace) history.replaceState(history.state, "", link(route));
+  if (replace || link(route) === location.hash) history.replaceState(history.state, "", link(route));
   else {
     history.replaceState({ ...history.state, y: scrollY }, ""); // for whoever comes back
     history.pushState({ inside: true }, "", link(route));
