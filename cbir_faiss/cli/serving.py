@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -42,12 +43,15 @@ def serve(
     cbir serve photos/ --open
     cbir serve photos.cbir other.cbir runs/demo --write
     """
+    from cbir_faiss._lib.logs import log_json as to_json
     from cbir_faiss.base.options import need
 
     for module in ("starlette", "uvicorn", "python_multipart"):
         need(module, "serve")
     from cbir_faiss.serve.server import Server, Settings
 
+    if log_json:
+        to_json(sys.stderr)
     collections, runs = _sorted(places, log_json)
     settings = Settings(host, port, token, write, uploads, frozenset(map(str.lower, names)), frozenset(cors))
     server = Server(collections, runs, settings)

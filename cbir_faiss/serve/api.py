@@ -90,7 +90,7 @@ class Api:
         await self.decoders.close()
         await asyncio.to_thread(self.work.close)
         for live in self.collections.values():
-            live.close()
+            await live.close()
 
     # -- search
 

@@ -229,10 +229,7 @@ async def _look(api: Api) -> None:
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
         for live in api.collections.values():
-            try:
-                await live.refresh()
-            except Exception:  # a bug here must not end the looking
-                _log.exception("looking at %s", live.folder)
+            live.look()
 
 
 def _with(headers: list[tuple[bytes, bytes]], more: dict[str, str]) -> list[tuple[bytes, bytes]]:

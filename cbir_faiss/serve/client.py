@@ -38,13 +38,19 @@ def connect(url: str, *, token: str | None = None, timeout: float = 60.0) -> Rem
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"{url}: not the address of a server, such as http://127.0.0.1:8321/photos")
     channel = _Channel(url, token or os.environ.get("CBIR_TOKEN"), timeout)
-    name = quote(unquote(parts.path.strip("/")))
-    if not name:
-        names = [one["name"] for one in channel.get(_BASE)["collections"]]
-        if len(names) != 1:
-            raise ConfigError(f"{url}: has {', '.join(names) or 'no collection'}: add a name to the address")
-        name = quote(names[0])
-    return Remote(channel, f"{_BASE}/{name}")
+    try:
+        return Remote(channel, f"{_BASE}/{quote(unquote(parts.path.strip('/')) or _only(url, channel))}")
+    except CbirError:
+        channel.close()
+        raise
+
+
+def _only(url: str, channel: _Channel) -> str:
+    """The name of the one collection that is served."""
+    names = [str(one["name"]) for one in channel.get(_BASE)["collections"]]
+    if len(names) != 1:
+        raise ConfigError(f"{url}: has {', '.join(names) or 'no collection'}: add a name to the address")
+    return names[0]
 
 
 class Remote:

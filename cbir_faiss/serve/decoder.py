@@ -14,6 +14,7 @@ import os
 import resource
 import struct
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -123,7 +124,7 @@ def _extractor(entry: str, folder: str) -> Any:
     return PluginEntry.model_validate_json(entry).load("extractors", Path(folder))
 
 
-_JOBS = {"prepare": prepare, "check": check, "thumb": thumb, "shown": shown}
+_JOBS: dict[str, Callable[..., Answer]] = {"prepare": prepare, "check": check, "thumb": thumb, "shown": shown}
 
 if __name__ == "__main__":
     main()

@@ -79,6 +79,7 @@ class Live:
         self._trouble = ""
         self._looked = 0.0
         self._opening = asyncio.Lock()
+        self._opening_soon: asyncio.Task[None] | None = None
         self._extractor: tuple[tuple[PluginEntry | None, str], Extractor] | None = None
         self._extractor_lock = threading.Lock()
 
@@ -108,13 +109,13 @@ class Live:
     async def refresh(self) -> None:
         """Open what is current now beside what was, and let whoever comes next have that."""
         async with self._opening:
-            self._look()
-            if not self._trouble and self._current is not None and self._mark() == self._current.mark:
+            mark = self._mark()
+            if not mark or (not self._trouble and self._current is not None and mark == self._current.mark):
                 return
             try:
                 opened = await asyncio.to_thread(self._opened)
             except CbirError as error:
-                self._trouble = f"collection '{self.name}' cannot be served: {error}"
+                self._trouble = self._cannot(error)
                 return
             before, self._current, self._trouble = self._current, opened, ""
             if before is not None:
@@ -128,10 +129,21 @@ class Live:
                 self._extractor = same, collection.extractor
             return self._extractor[1]
 
-    def close(self) -> None:
+    def look(self) -> None:
+        """Notice what has changed, though nobody asks."""
+        self._look()
+        if self._trouble:
+            self._hurry()
+
+    async def close(self) -> None:
+        if self._opening_soon is not None:
+            await self._opening_soon
         if self._current is not None:
             self._current.retire()
             self._current = None
+
+    def _cannot(self, error: Exception) -> str:
+        return f"collection '{self.name}' cannot be served: {error}"
 
     def _opened(self) -> Generation:
         mark = self._mark()  # before, so that what changes meanwhile is noticed
@@ -144,6 +156,11 @@ class Live:
             return status.st_ino, status.st_mtime_ns, status.st_size
         return ()
 
+    def _hurry(self) -> None:
+        """Have what is new opened, while who asks meanwhile is answered by what was."""
+        if self._opening_soon is None or self._opening_soon.done():
+            self._opening_soon = asyncio.get_running_loop().create_task(self.refresh())
+
     def _look(self) -> None:
         """Whether the files of the open generation, where that is still the current one, are all there."""
         if self._current is None or time.monotonic() - self._looked < _LOOK_SECONDS:
@@ -152,10 +169,12 @@ class Live:
         mark = self._mark()
         if not mark:
             self._trouble = f"collection '{self.name}' was removed: {self.folder} is no collection any more"
-        elif mark == self._current.mark:
+        elif mark != self._current.mark:
+            self._hurry()
+        else:
             try:
                 check_sizes(self.folder, self._current.collection.manifest)
                 self._trouble = ""
             except (CorruptCollection, OSError) as error:
                 if self._mark() == mark:
-                    self._trouble = f"collection '{self.name}' is damaged: {error}"
+                    self._trouble = self._cannot(error)

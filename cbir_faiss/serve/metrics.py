@@ -42,11 +42,11 @@ class Metrics:
         yield "# TYPE cbir_requests_in_flight gauge"
         yield f"cbir_requests_in_flight {self.in_flight}"
         yield "# TYPE cbir_collection_ready gauge"
-        for name, count in items:
-            yield f'cbir_collection_ready{{collection="{_escaped(name)}"}} {int(count is not None)}'
+        for name, there in items:
+            yield f'cbir_collection_ready{{collection="{_escaped(name)}"}} {int(there is not None)}'
         yield "# TYPE cbir_collection_items gauge"
-        for name, count in items:
-            yield f'cbir_collection_items{{collection="{_escaped(name)}"}} {count or 0}'
+        for name, there in items:
+            yield f'cbir_collection_items{{collection="{_escaped(name)}"}} {there or 0}'
 
 
 def _escaped(text: str) -> str:

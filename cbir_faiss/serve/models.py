@@ -94,7 +94,7 @@ class Filtered(_Request):
 class Facets(BaseModel):
     """By field, its most frequent values and how many items have each."""
 
-    fields: dict[str, list[tuple[Scalar, int]]]
+    fields: dict[str, list[Annotated[list[Scalar], Field(min_length=2, max_length=2)]]]
 
 
 class Thumb(_Request):
