@@ -24,7 +24,9 @@ class Server:
     def __init__(self, places: tuple[Path, ...], cache: Path, options: tuple[str, ...]) -> None:
         command = [sys.executable, "-m", "cbir_faiss.cli", "serve", *map(str, places), "--token", TOKEN, *options]
         environment = {**os.environ, "CBIR_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
         assert self.process.stdout is not None
         link = self.process.stdout.readline()
         if not link.startswith("http"):

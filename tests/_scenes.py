@@ -55,7 +55,10 @@ def _sea(pen: ImageDraw.ImageDraw, width: int, height: int, rng: np.random.Gener
 def _boat(pen: ImageDraw.ImageDraw, x: float, y: float, side: float) -> None:
     pen.polygon([(x, y), (x, y - 2 * side), (x + side, y - 0.2 * side)], fill=(250, 248, 240))
     pen.polygon([(x - 5, y), (x - 5, y - 1.6 * side), (x - 0.7 * side, y - 0.2 * side)], fill=(232, 226, 214))
-    pen.polygon([(x - side, y), (x + side, y), (x + 0.7 * side, y + 0.3 * side), (x - 0.7 * side, y + 0.3 * side)], fill=(120, 60, 50))
+    pen.polygon(
+        [(x - side, y), (x + side, y), (x + 0.7 * side, y + 0.3 * side), (x - 0.7 * side, y + 0.3 * side)],
+        fill=(120, 60, 50),
+    )
 
 
 def _city(pen: ImageDraw.ImageDraw, width: int, height: int, rng: np.random.Generator) -> None:
@@ -67,7 +70,9 @@ def _city(pen: ImageDraw.ImageDraw, width: int, height: int, rng: np.random.Gene
         for top in np.arange(height - tall + 14, height - 10, 26):
             for left in np.arange(x + 10, x + wide - 18, 22):
                 lit = rng.random() < 0.5
-                pen.rectangle((left, top, left + 9, top + 13), fill=(250, 222, 140) if lit else (tone - 20, tone - 16, tone))
+                pen.rectangle(
+                    (left, top, left + 9, top + 13), fill=(250, 222, 140) if lit else (tone - 20, tone - 16, tone)
+                )
         x += wide
 
 

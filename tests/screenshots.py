@@ -8,6 +8,7 @@ from typing import Any
 
 from _page import chromium, enter, served, settled
 from _scenes import album
+
 from cbir_faiss.collection import Collection
 from cbir_faiss.config import parse_config
 

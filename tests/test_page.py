@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-
 from _page import CHROMIUM, Server, chromium, drop, enter, served, settled
 from _rows import made_up, raw
 from _scenes import KINDS, album
+
 from cbir_faiss.collection import Collection
 from cbir_faiss.config import parse_config
 
@@ -50,8 +50,17 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     many = parse_config({"source": {"name": "vectors", "file": str(root / "x.npy")}, **code})
     Collection.build(many, root / "many.cbir", cache=root / "cache").close()
     (root / "demo").mkdir()
-    rows = [raw(0.84), made_up(bits=64, values=0.7), made_up(bits=256, values=0.83, memory=33.0), made_up("lsh", bits=64)]
-    results = {"environment": {}, "recommendation": {"row": 2, "sentence": "Use the third."}, "rows": [r.as_json() for r in rows]}
+    rows = [
+        raw(0.84),
+        made_up(bits=64, values=0.7),
+        made_up(bits=256, values=0.83, memory=33.0),
+        made_up("lsh", bits=64),
+    ]
+    results = {
+        "environment": {},
+        "recommendation": {"row": 2, "sentence": "Use the third."},
+        "rows": [r.as_json() for r in rows],
+    }
     (root / "demo" / "results.json").write_text(json.dumps(results), encoding="utf-8")
     (root / "demo" / "report.html").write_text("<!doctype html><title>report</title><p>all of it", encoding="utf-8")
     return root
@@ -91,13 +100,17 @@ def expect(found: Any) -> Any:
 def names(page: Any) -> list[str]:
     """The paths of the photos that are shown, in their order."""
     settled(page)
-    return [title for title in page.locator(".grid .photo").evaluate_all("all => all.map((one) => one.title)")]
+    return list(page.locator(".grid .photo").evaluate_all("all => all.map((one) => one.title)"))
 
 
 def fetched(page: Any, path: str, body: Any = None) -> Any:
     """What the server answers the page."""
-    options = {"method": "POST", "headers": {"Content-Type": "application/json"}, "body": json.dumps(body)} if body else {}
-    return page.evaluate("([path, options]) => fetch(path, options).then((answer) => answer.json())", [f"api/v1/{path}", options])
+    options = (
+        {"method": "POST", "headers": {"Content-Type": "application/json"}, "body": json.dumps(body)} if body else {}
+    )
+    return page.evaluate(
+        "([path, options]) => fetch(path, options).then((answer) => answer.json())", [f"api/v1/{path}", options]
+    )
 
 
 # -- search
@@ -156,7 +169,7 @@ def test_a_filter_in_words_that_cannot_be_read_can_be_mended(page: Any, server: 
     words = page.get_by_label("In words")
     words.fill("label = ")
     words.press("Enter")
-    expect(page.locator(".notice.bad")).to_contain_text("expected a number")
+    expect(page.locator(".notice.bad")).to_contain_text(re.compile("expected a number"))
     page.get_by_label("In words").fill('label = "night" or label = "sea"')
     page.get_by_label("In words").press("Enter")
     expect(page.locator(".told")).to_contain_text(f"{2 * EACH} items of 50")
@@ -169,7 +182,7 @@ def test_keys_go_from_photo_to_photo_and_search(page: Any, server: Server) -> No
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
     focused = page.evaluate("document.activeElement.title")
-    assert focused and focused != names(page)[0]
+    assert focused in names(page)[1:]
     page.keyboard.press("m")
     expect(page.locator(".chip")).to_have_count(1)
     assert focused not in names(page), "an item does not find itself"
@@ -265,13 +278,18 @@ def test_side_by_side_marks_what_the_code_missed(page: Any, server: Server) -> N
     enter(page, server, "#/c/scenes/compare?like=3&k=12")
     sides = page.locator(".side")
     expect(sides).to_have_count(3)
-    asked = [fetched(page, "collections/scenes/search", {"ids": [3], "k": k, "rescore": how}) for k, how in ((24, "exact"), (12, "none"))]
-    exact, code = ([hit for hit in answer["results"][0]] for answer in asked)
+    asked = [
+        fetched(page, "collections/scenes/search", {"ids": [3], "k": k, "rescore": how})
+        for k, how in ((24, "exact"), (12, "none"))
+    ]
+    exact, code = (list(answer["results"][0]) for answer in asked)
     near = {hit["id"] for hit in exact if hit["distance"] <= exact[11]["distance"]}
     right = min(12, sum(hit["id"] in near for hit in code))
     told = f"Recall {right / 12:.2f}" if right < 12 else "Recall 1"
     expect(sides.nth(1).locator(".told").first).to_contain_text(told)
-    expect(sides.nth(1).locator(".strip").first.locator(".wrong")).to_have_count(sum(hit["id"] not in near for hit in code))
+    expect(sides.nth(1).locator(".strip").first.locator(".wrong")).to_have_count(
+        sum(hit["id"] not in near for hit in code)
+    )
     expect(sides.nth(1).locator(".missing .tile")).to_have_count(12 - right)
     expect(sides.nth(0).locator(".missed")).not_to_have_count(0)
     expect(sides.nth(2).locator("h2")).to_contain_text("rescored by float")
@@ -360,7 +378,11 @@ def test_a_lasso_on_the_map_shows_what_is_inside(page: Any, server: Server) -> N
 
 
 def test_a_missing_original_and_strange_names_have_their_place(page: Any, server: Server) -> None:
-    enter(page, server, f"#/c/scenes?filter={quote(json.dumps({'label': ['night', LONG[:200].strip(), 'großes Bild 日本']}))}")
+    enter(
+        page,
+        server,
+        f"#/c/scenes?filter={quote(json.dumps({'label': ['night', LONG[:200].strip(), 'großes Bild 日本']}))}",
+    )
     expect(page.locator(".told")).to_contain_text(f"{EACH + 2} items of 50")
     gone = page.locator(".photo[title='night/007.jpg']")
     gone.click()
@@ -374,9 +396,9 @@ def test_a_missing_original_and_strange_names_have_their_place(page: Any, server
 
 def test_what_is_not_served_is_told(page: Any, server: Server) -> None:
     enter(page, server, "#/c/nowhere")
-    expect(page.locator(".notice.bad")).to_contain_text("no collection 'nowhere'")
+    expect(page.locator(".notice.bad")).to_contain_text("No collection 'nowhere'")
     enter(page, server, "#/c/scenes?item=99999")
-    expect(page.get_by_role("dialog")).to_contain_text("no item with id 99999")
+    expect(page.get_by_role("dialog")).to_contain_text("No item with id 99999")
     enter(page, server, "#/c/scenes?%F0%9F%filter=[&k=x&like=,-1,a&item=")
     expect(page.locator(".told")).to_contain_text("50 items")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from _rows import raw
 from PIL import Image
 
 from cbir_faiss.collection import Collection
@@ -49,7 +50,7 @@ def served(place: Path) -> Iterator[Serving]:
     floats = build(root, place / "floats.cbir", {"name": "raw"}, "faiss-flat", "none")
     run = place / "demo"
     run.mkdir()
-    (run / "results.json").write_text(json.dumps({"environment": {}, "rows": [{"codec": "raw"}]}))
+    (run / "results.json").write_text(json.dumps({"environment": {}, "rows": [raw().as_json()]}))
     (run / "report.html").write_text("<!doctype html><title>report</title>")
     with serving(both, codes, floats, runs=(run,)) as server:
         yield server
@@ -257,6 +258,8 @@ def test_the_map_has_a_place_for_each_item(served: Serving, name: str) -> None:
     assert max(map(abs, [*found["x"], *found["y"]])) == 1.0
     few = served.get(f"collections/{name}/map", params={"points": 5})
     assert (len(few["ids"]), len(few["x"]), few["total"]) == (5, 5, 17)
+    labels = {one["id"]: one["label"] for one in served.get(f"collections/{name}/items")["items"]}
+    assert [found["labels"][number] for number in found["label"]] == [labels[item] for item in found["ids"]]
 
 
 def test_info_says_what_can_be_asked(served: Serving) -> None:
@@ -269,7 +272,9 @@ def test_info_says_what_can_be_asked(served: Serving) -> None:
 
 def test_runs_are_shown_with_their_report_apart(served: Serving, place: Path) -> None:
     assert served.get("runs")["runs"] == [{"name": "demo", "rows": 1, "report": True}]
-    assert served.get("runs/demo")["rows"] == [{"codec": "raw"}]
+    told = served.get("runs/demo")
+    assert told["rows"] == [{**raw().as_json(), "name": "raw, faiss-flat l2"}]
+    assert (told["measure"], told["knn"]) == ("map@5", "knn_recall@10")
     report = served.client.get("/api/v1/runs/demo/report")
     assert "sandbox" in report.headers["content-security-policy"]
 

@@ -131,6 +131,8 @@ class Map(BaseModel):
     x: list[float]
     y: list[float]
     total: int
+    labels: list[Scalar] = Field(description="The most frequent labels.")
+    label: list[int] = Field(description="Of each item, the number of its label among `labels`; -1: another, or none.")
 
 
 class Named(BaseModel):

@@ -65,7 +65,7 @@ export function problem(error, again) {
   return el(
     "div",
     { class: "notice bad", role: "alert" },
-    el("p", {}, el("strong", {}, error.title ?? "This did not work"), error.message && ` ${error.message}`),
+    el("p", {}, el("strong", {}, error.title ?? "This did not work"), error.message && ` ${error.message[0].toUpperCase()}${error.message.slice(1)}`),
     again && button(null, "Try again", again, { wide: true }),
   );
 }

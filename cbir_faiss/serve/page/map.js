@@ -5,12 +5,13 @@ import { button, el, fill, problem, say } from "./dom.js";
 import { Grid, listed } from "./grid.js";
 import { asked, go } from "./route.js";
 import { picture, tile } from "./tile.js";
-import { count, several } from "./words.js";
+import { count, labelOf, several } from "./words.js";
 
 const POINTS = 100_000;
 const NEAR = 12; // pixels from the pointer at which a point is meant
 const CORNERS = 60; // of a lasso, in a link
 const MOST_SOUGHT = 20;
+const COLOURS = ["#2f7fd1", "#e08a00", "#109c6e", "#d4609f", "#8b6fd0", "#d2502f", "#35aabf", "#a59a1f", "#a3623a", "#7d8794"]; // one a label
 
 export class Plane {
   constructor(info) {
@@ -18,14 +19,15 @@ export class Plane {
     this.canvas = el("canvas", { tabindex: 0, role: "img", "aria-label": "Map of the collection" });
     this.tip = el("div", { class: "tip", hidden: true });
     this.told = el("p", { class: "told", role: "status" });
+    this.legend = el("ul", { class: "labels", role: "list", "aria-label": "Labels" });
     this.notice = el("div");
     this.lassoing = button(null, "Lasso", () => this.mode(!this.lasso), { wide: true, "aria-pressed": "true" });
     this.lasso = true;
     const tools = el("div", { class: "controls" }, this.lassoing, button("add", "Larger (+)", () => this.zoom(1.5)), button("unlike", "Smaller (-)", () => this.zoom(1 / 1.5)), button(null, "All of it", () => this.fit(), { wide: true, class: "quiet" }), el("span", { class: "soft" }, "Draw around points to see their photos. The arrows move, + and - zoom."));
     this.grid = new Grid((item) => tile(item, this.route, { pixels: this.grid.side, far: "" }), { label: "Photos inside the lasso" });
     this.search = el("div", { class: "controls" });
-    this.element = el("div", { class: "map" }, el("h1", {}, "Map"), tools, el("div", { class: "plane" }, this.canvas, this.tip), this.notice, this.told, this.search, this.grid.element);
-    this.points = { ids: [], x: new Float32Array(), y: new Float32Array() };
+    this.element = el("div", { class: "map" }, el("h1", {}, "Map"), tools, el("div", { class: "plane" }, this.canvas, this.tip), this.legend, this.notice, this.told, this.search, this.grid.element);
+    this.points = { ids: [], x: [], y: [], label: [], order: [] };
     this.inside = [];
     this.drawn = [];
     this.view = { x: 0, y: 0, scale: 1 };
@@ -52,8 +54,10 @@ export class Plane {
     }
   }
 
-  load({ ids, x, y }) {
-    this.points = { ids, x: Float32Array.from(x), y: Float32Array.from(y) };
+  load({ ids, x, y, labels, label }) {
+    const order = [...ids.keys()].sort((a, b) => label[a] - label[b]); // so that a colour is taken up once
+    this.points = { ids, x: Float32Array.from(x), y: Float32Array.from(y), label, order };
+    fill(this.legend, labels.map((name, i) => el("li", {}, swatch(COLOURS[i]), labelOf(name) || "none")), labels.length > 0 && label.includes(-1) && el("li", {}, swatch(""), "others"));
     this.canvas.setAttribute("aria-label", `Map of ${several(ids.length, "item")} by two principal axes`);
     this.fit();
   }
@@ -114,21 +118,18 @@ export class Plane {
     const pen = this.canvas.getContext("2d");
     pen.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, 0, 0);
     pen.clearRect(0, 0, this.width, this.height);
-    const { ids, x, y } = this.points;
-    const side = ids.length > 20_000 ? 1.6 : ids.length > 2_000 ? 2.6 : 4;
+    const { ids, x, y, label, order } = this.points;
+    const side = ids.length > 20_000 ? 2 : ids.length > 2_000 ? 3 : 5;
     const chosen = new Set(this.inside);
-    const dots = (which, colour, size, alpha) => {
-      pen.fillStyle = ink(colour);
-      pen.globalAlpha = alpha;
-      for (let i = 0; i < ids.length; i++) {
-        if (chosen.has(i) !== which) continue;
-        const [px, py] = this.screen(x[i], y[i]);
-        if (px > -size && py > -size && px < this.width + size && py < this.height + size) pen.fillRect(px - size / 2, py - size / 2, size, size);
-      }
-      pen.globalAlpha = 1;
-    };
-    dots(false, chosen.size ? "--soft" : "--accent", side, chosen.size ? 0.45 : 0.75);
-    dots(true, "--accent", side + 1, 1);
+    pen.fillStyle = ink("--soft");
+    let colour = -1;
+    for (const i of order) {
+      if (label[i] !== colour) pen.fillStyle = COLOURS[(colour = label[i])];
+      pen.globalAlpha = !chosen.size ? 0.85 : chosen.has(i) ? 1 : 0.15;
+      const [px, py] = this.screen(x[i], y[i]);
+      if (px > -side && py > -side && px < this.width + side && py < this.height + side) pen.fillRect(px - side / 2, py - side / 2, side, side);
+    }
+    pen.globalAlpha = 1;
     const line = this.drawn.length ? this.drawn.map(([a, b]) => this.screen(a, b)) : [];
     if (line.length < 2) return;
     pen.beginPath();
@@ -274,6 +275,12 @@ export class Plane {
     this.dark.onchange = null;
     this.grid.close();
   }
+}
+
+function swatch(colour) {
+  const made = el("i", { "aria-hidden": "true" });
+  made.style.background = colour;
+  return made;
 }
 
 const limits = (values) => values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
