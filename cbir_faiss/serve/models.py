@@ -10,7 +10,8 @@ from cbir_faiss.serve.limits import Limits
 
 LIMITS = Limits()
 Id = Annotated[int, Field(ge=0, lt=1 << 63)]
-Where = Annotated[str | dict[str, Any], Field(description='A filter: `label = "cat" and year >= 1990`, or a mapping.')]
+Text = Annotated[str, Field(max_length=10_000)]
+Where = Annotated[Text | dict[str, Any], Field(description='A filter: `label = "cat" and year >= 1990`, or a mapping.')]
 Scalar = str | int | float | bool | None
 
 
@@ -63,7 +64,7 @@ class Found(BaseModel):
 class Page(_Request):
     offset: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     limit: Annotated[int, Field(ge=1, le=LIMITS.page)] = 100
-    where: str | None = None
+    where: Text | None = None
 
 
 class Listed(BaseModel):
@@ -88,7 +89,7 @@ class Item(BaseModel):
 
 
 class Filtered(_Request):
-    where: str | None = None
+    where: Text | None = None
 
 
 class Facets(BaseModel):
