@@ -70,10 +70,9 @@ def chromium() -> Iterator[Any]:
 
 
 def enter(page: Any, server: Server, fragment: str = "") -> None:
-    """Open the page with its token, then at a state."""
-    page.goto(server.link)
-    if fragment:
-        page.goto(f"{server.url}/{fragment}")
+    """Open the page with its token at a state, which goes along to where the token leads."""
+    page.goto("about:blank")  # or another fragment alone would load nothing
+    page.goto(server.link + fragment)
 
 
 def drop(page: Any, *files: Path, shift: bool = False) -> None:

@@ -10,6 +10,7 @@ import { milliseconds, several, share } from "./words.js";
 
 const K = 24;
 const MOST = 96; // more than can be compared by looking
+const NO_FLOATS = "This collection keeps codes and no floats, so what is nearest by floats is not known. Build it with rescore: [{name: float}] to see it here.";
 const TIES = 2; // so many times k are asked of the exact search, to see what is as near as the last one
 
 export class Compare {
@@ -75,7 +76,8 @@ async function ways(info, route, signal) {
   const k = Math.min(MOST, route.k ?? K);
   const ask = (rescore, depth = k) => hitsOf(route.name, route, { k: depth, where: whereOf(route), rescore }, signal);
   const rescored = info.rescore.name !== "none";
-  const [exact, code, built] = await Promise.all([ask("exact", TIES * k), ask("none"), rescored && ask(null)]);
+  const floats = info.floats ? ask("exact", TIES * k) : { error: { message: NO_FLOATS } };
+  const [exact, code, built] = await Promise.all([floats, ask("none"), rescored && ask(null)]);
   const truth = exact.hits && truthOf(exact.hits, k);
   const against = (found) => ({ ...found, score: truth && found.hits && scored(found.hits, truth) });
   const others = [{ title: `${codeOf(info)} alone`, ...against(code) }];

@@ -24,7 +24,7 @@ export class QueryBar {
     const chip = (list, id) =>
       el(
         "li",
-        { class: `chip ${list}` },
+        { class: `chip ${list === "photo" ? "given" : list}` },
         list === "photo" ? uploaded(id) : el("a", { href: link({ ...route, item: id }), "aria-label": `Item ${id}`, class: "photo" }, picture(route.name, { id }, 64)),
         button("close", `Without this ${list === "unlike" ? "“not like”" : "photo"}`, () => go(asked(route, { ...route, [list]: without(list, id) })), { "data-key": `${list} ${id}` }),
       );

@@ -27,8 +27,9 @@ export function tile(item, route, { pixels = 180, mark = null, far = distance(it
   );
 }
 
-/** The thumbnail of an item, at about `pixels`; a placeholder where there is none. */
+/** The thumbnail of an item, at about `pixels`; its name where it is a vector. */
 export function picture(name, item, pixels) {
+  if (!pictured(name)) return el("span", { class: "vector", "aria-hidden": "true" }, nameOf(item));
   const wanted = pixels * Math.min(2, devicePixelRatio);
   const image = el("img", { src: thumbOf(name, item.id, THUMBS.find((side) => side >= wanted) ?? 512), alt: "", decoding: "async", draggable: "false" });
   image.addEventListener("load", () => image.classList.add("there"));
@@ -36,8 +37,8 @@ export function picture(name, item, pixels) {
   return gone(name, item) ? [image, none("original gone")] : image;
 }
 
-/** Whether there was a picture; a collection of vectors has none that could be missed. */
-const gone = (name, item) => item.missing && session.infos.get(name)?.images;
+const pictured = (name) => session.infos.get(name)?.images !== false;
+const gone = (name, item) => item.missing && pictured(name);
 const none = (words) => el("span", { class: "none", "aria-hidden": "true" }, words);
 
 const actions = (item, route) =>

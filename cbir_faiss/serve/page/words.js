@@ -11,11 +11,11 @@ export function size(bytes) {
   return `${unit && bytes < 100 ? bytes.toFixed(1) : Math.round(bytes)} ${SIZES[unit]}`;
 }
 
-/** Whole numbers (bits) as they are, others with three digits. */
+/** Whole numbers (bits) as they are, others with three or four digits. */
 export function distance(value) {
   if (value === null || value === undefined) return "";
-  if (Number.isInteger(value)) return count(value);
-  return Math.abs(value) < 1 ? value.toFixed(3) : Number(value.toPrecision(4)).toString();
+  if (Number.isInteger(value) || Math.abs(value) >= 1000) return count(Math.round(value));
+  return Math.abs(value) < 1 ? value.toFixed(3) : value.toPrecision(4);
 }
 
 export const share = (value) => value.toFixed(value === 1 ? 0 : 2);
