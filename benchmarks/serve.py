@@ -5,8 +5,8 @@
     python benchmarks/serve.py --quick           10,000 items, few requests; stores nothing
 
 `cbir serve` runs in a process of its own, and so do the clients. The collection holds random vectors of 256 dimensions
-around 1,000 centres as codes of 256 bits (itq) in faiss-binary-flat, rescored by float; a search asks for the 10 nearest
-of an item. The library's own figures are `Collection.search_ids` of the same items, one after another.
+around 1,000 centres as codes of 256 bits (itq) in faiss-binary-flat, rescored by float; a search asks for the 10
+nearest of an item. The library's own figures are `Collection.search_ids` of the same items, one after another.
 
     start      seconds from the command to the first answer that it is ready, median of 5
     ids        one client: milliseconds of a request, CPU milliseconds of the server, and the library's own;

@@ -34,7 +34,8 @@ def searcher_of(store: Store, rescore: Rescore | None) -> Searcher:
     column = float_column(store)
     if column == "embedding":
         return Searcher(store.fitted, _Everything(store, {}))
-    rescorer: Rescorer = make("rescorers", "float", metric=store.manifest.metric, center=False)
+    metric = "cosine" if store.manifest.metric == "hamming" else store.manifest.metric  # it makes codes of them itself
+    rescorer: Rescorer = make("rescorers", "float", metric=metric, center=False)
     rescorer.fit({"embedding": np.zeros((1, store.manifest.width), np.float32)})
     return Searcher(_Uncoded(store.fitted.codec, rescorer, "embedding"), _Everything(store, {"embedding": column}))
 
@@ -58,12 +59,13 @@ def stored_embeddings(store: Store, ids: Ids) -> Floats:
     Raises:
         Unsupported: codes alone are kept, or floats that are not the embedding (rotated ones). UnknownId.
     """
-    column = float_column(store)
-    if column == "code" and store.manifest.width != store.manifest.dim:
-        raise Unsupported(f"{store.folder} keeps other floats than the embeddings: search by one id at a time")
+    column, codec = float_column(store), store.fitted.codec
     rows = store.fetch(ids, column)
-    stored = rows if column == "code" else store.fitted.rescorer.unpack({column: rows})[column]
-    return np.asarray(stored, np.float32)
+    if column == "embedding":
+        return np.asarray(store.fitted.rescorer.unpack({column: rows})[column], np.float32)
+    if rows.shape[1] != store.manifest.dim or not np.array_equal(codec.encode(rows), rows):
+        raise Unsupported(f"{store.folder} keeps what codec '{codec.name}' made of the embeddings: search by one id")
+    return np.asarray(rows, np.float32)
 
 
 @dataclass(frozen=True)

@@ -53,22 +53,27 @@ class Searcher:
         """The ``k`` nearest of items that are stored, themselves left out.
 
         Raises:
-            UnknownId: an id that is not there.
+            UnknownId: an id that is not there. InputError: k < 1.
         """
+        _check(k)
         stored = {name: self._index.fetch(ids, name) for name in self.fitted.stored}
         with threads.phase("search", self._threads):
             queries = self.fitted.stored_queries(self._index.fetch(ids, "code"), stored)
             return _without(self._hits(queries, k + 1, where), ids, k)
 
     def _hits(self, queries: Columns, k: int, where: Filter | None) -> Hits:
-        if k < 1:
-            raise InputError(f"k must be at least 1, got {k}")
+        _check(k)
         tree, items = None if where is None else parse_where(where), max(1, len(self._index))
 
         def first(codes: Codes, depth: int) -> Hits:
             return self._index.search(codes, depth, tree)
 
         return self.fitted.rescorer.search(queries, min(k, items), items, first, self._fetch)
+
+
+def _check(k: int) -> None:
+    if k < 1:
+        raise InputError(f"k must be at least 1, got {k}")
 
 
 class _Fetch:
