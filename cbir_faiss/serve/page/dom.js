@@ -46,11 +46,16 @@ export function button(name, words, onclick, { wide = false, ...props } = {}) {
   return el("button", { type: "button", onclick, ...told, ...props, class: kind }, name && icon(name), wide && el("span", {}, words));
 }
 
-/** Put `children` into `host`; what had the focus, by its data-key, keeps it. */
+/** Put `children` into `host`; what had the focus, by its data-key, keeps it, with what was being written. */
 export function fill(host, ...children) {
-  const key = host.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  const before = host.contains(document.activeElement) ? document.activeElement : null;
   host.replaceChildren(...present(children));
-  if (key !== undefined) [...host.querySelectorAll("[data-key]")].find((one) => one.dataset.key === key)?.focus();
+  const after = before?.dataset.key && [...host.querySelectorAll("[data-key]")].find((one) => one.dataset.key === before.dataset.key);
+  if (!after) return;
+  after.focus();
+  if (typeof before.selectionStart !== "number") return;
+  if (before.value !== before.defaultValue) after.value = before.value;
+  after.setSelectionRange(before.selectionStart, before.selectionEnd);
 }
 
 let lastSaid = "";

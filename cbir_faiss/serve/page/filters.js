@@ -6,7 +6,7 @@ import { go, whereOf } from "./route.js";
 import { count } from "./words.js";
 
 const FEW = 10;
-const MOST = 500; // values of a field on the page; the rest is found by writing some of it
+const KNOWN = 100; // values of a field that the server tells, the most frequent
 
 export class Filters {
   constructor() {
@@ -50,13 +50,13 @@ export class Filters {
     const chosen = route.filter[field] ?? [];
     const counted = fields[field];
     const known = new Set(counted.map(([value]) => JSON.stringify(value)));
-    const values = [...chosen.filter((value) => !known.has(JSON.stringify(value))).map((value) => [value, 0]), ...counted];
+    const values = [...chosen.filter((value) => !known.has(JSON.stringify(value))).map((value) => [value, null]), ...counted];
     const again = () => this.render(route, fields);
     const find = this.found.get(field) ?? "";
     const fitting = values.filter(([value]) => String(value).toLowerCase().includes(find.toLowerCase()));
     const picked = ([value]) => chosen.some((one) => one === value);
     const ordered = [...fitting.filter(picked), ...fitting.filter((one) => !picked(one))];
-    const shown = ordered.slice(0, this.wide.has(field) || find ? MOST : Math.max(FEW, chosen.length));
+    const shown = ordered.slice(0, this.wide.has(field) || find ? ordered.length : Math.max(FEW, chosen.length));
     const more = () => {
       this.wide.has(field) ? this.wide.delete(field) : this.wide.add(field);
       again();
@@ -64,14 +64,12 @@ export class Filters {
     const write = (event) => {
       this.found.set(field, event.target.value);
       again();
-      const input = this.fields.querySelector(`[data-key="${CSS.escape(`find ${field}`)}"]`);
-      input?.setSelectionRange(input.value.length, input.value.length);
     };
     return el(
       "fieldset",
       {},
       el("legend", {}, field),
-      values.length > FEW && el("input", { type: "search", class: "find", placeholder: `Find among ${count(values.length)}`, "aria-label": `Find values of ${field}`, value: find, oninput: write, "data-key": `find ${field}` }),
+      values.length > FEW && el("input", { type: "search", class: "find", placeholder: counted.length < KNOWN ? `Find among ${count(values.length)}` : `Find among the ${KNOWN} most frequent`, "aria-label": `Find values of ${field}`, value: find, oninput: write, "data-key": `find ${field}` }),
       el("div", { class: "values" }, shown.map((one) => this.value(route, field, one, picked(one)))),
       find && shown.length === 0 && el("p", { class: "soft" }, "Nothing fits."),
       !find && values.length > FEW && button(null, this.wide.has(field) ? "Fewer" : `All ${count(values.length)}`, more, { wide: true, class: "quiet", "data-key": `all ${field}` }),
@@ -91,7 +89,7 @@ export class Filters {
       { class: "value", title: words },
       el("input", { type: "checkbox", checked: picked, onchange: pick, "data-key": JSON.stringify([field, value]) }),
       el("span", { class: "word" }, words),
-      el("span", { class: "soft" }, count(number)),
+      number !== null && el("span", { class: "soft" }, count(number)),
     );
   }
 }

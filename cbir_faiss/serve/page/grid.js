@@ -4,6 +4,7 @@ import { el } from "./dom.js";
 
 const GAP = 8;
 const NARROW = 600;
+const AGAIN = 2000; // milliseconds
 const TALLEST = 12_000_000; // pixels; browsers have a limit
 
 /** A list of tiles. `make(item, index, count)` gives the element of one; `caption` is what a tile has below its square.
@@ -189,7 +190,8 @@ export class Paged {
       this.pages.set(number, (await this.load(number * this.size, this.size)).items);
       this.arrived();
     } catch {
-      this.pages.delete(number); // asked for again when it is next in sight
+      this.pages.delete(number);
+      setTimeout(() => this.arrived(), AGAIN); // asks for it again, if it is still in sight
     }
   }
 

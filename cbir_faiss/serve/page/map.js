@@ -23,7 +23,7 @@ export class Plane {
     this.notice = el("div");
     this.lassoing = button(null, "Lasso", () => this.mode(!this.lasso), { wide: true, "aria-pressed": "true" });
     this.lasso = true;
-    const tools = el("div", { class: "controls" }, this.lassoing, button("add", "Larger (+)", () => this.zoom(1.5)), button("unlike", "Smaller (-)", () => this.zoom(1 / 1.5)), button(null, "All of it", () => this.fit(), { wide: true, class: "quiet" }), el("span", { class: "soft" }, "Draw around points to see their photos. The arrows move, + and - zoom."));
+    const tools = el("div", { class: "controls" }, this.lassoing, button("add", "Larger (+)", () => this.zoom(1.5)), button("unlike", "Smaller (-)", () => this.zoom(1 / 1.5)), button(null, "All of it", () => this.fit(), { wide: true, class: "quiet" }), el("span", { class: "soft" }, "Draw around points to see their photos. The arrows move, + and - zoom, Enter takes what is in sight."));
     this.grid = new Grid((item) => tile(item, this.route, { pixels: this.grid.side, far: "" }), { label: "Photos inside the lasso" });
     this.search = el("div", { class: "controls" });
     this.element = el("div", { class: "map" }, el("h1", {}, "Map"), tools, el("div", { class: "plane" }, this.canvas, this.tip), this.legend, this.notice, this.told, this.search, this.grid.element);
