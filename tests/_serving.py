@@ -45,6 +45,10 @@ class Serving:
         assert answer.status_code == 200, answer.text
         return answer.json()["results"]
 
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self.server._server.server_state.connections)
+
     def problem(self, method: str, path: str, status: int, **options: Any) -> str:
         """The detail of a request below /api/v1 that must fail like this."""
         return problem(self.client.request(method, f"/api/v1/{path}", **options), status)

@@ -394,6 +394,23 @@ def test_slow_clients_are_let_go_and_hold_nobody_up(hasty: Serving) -> None:
             one.close()
 
 
+def test_who_does_not_read_is_let_go(hasty: Serving, place: Path) -> None:
+    large = place / "pictures" / "red.png"
+    before = large.read_bytes()
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
+    Image.fromarray(noise).save(large)
+    head = f"GET /api/v1/collections/small/items/2/image HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}"
+    try:
+        with socket.socket() as opened:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            opened.connect(("127.0.0.1", hasty.server.port))
+            opened.sendall(f"{head}\r\n\r\n".encode())
+            until(lambda: hasty.connections() > 1)
+            until(lambda: hasty.connections() == 1)  # that of its client
+    finally:
+        large.write_bytes(before)
+
+
 def test_what_is_no_http_is_refused(served: Serving) -> None:
     for content in (b"hello\r\n\r\n", b"\x16\x03\x01\x02\x00", b"GET / HTTP/9\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"):
         assert served.raw(content).startswith(b"HTTP/1.1 400")

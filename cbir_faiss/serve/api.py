@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 
 from cbir_faiss.collection.duplicates import Duplicate, find_duplicates
 from cbir_faiss.collection.stages import float_column
@@ -77,7 +77,7 @@ class Api:
 
     def __post_init__(self) -> None:
         self.receiver = Receiver(self.limits)
-        self.pictures = Pictures(self.decoders, default_cache() / "thumbs", self.limits.body)
+        self.pictures = Pictures(self.decoders, default_cache() / "thumbs")
         self._writing = asyncio.Lock()
 
     async def warm(self) -> None:
@@ -393,6 +393,8 @@ def _picture(request: Request, picture: Picture) -> Response:
     headers = {"ETag": f'"{picture.tag}"', "Cache-Control": "private, max-age=3600"}
     if headers["ETag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
+    if picture.file is not None:  # in pieces: who reads slowly holds no more than one
+        return FileResponse(picture.file, media_type=picture.media_type, headers=headers)
     return Response(picture.content, media_type=picture.media_type, headers=headers)
 
 

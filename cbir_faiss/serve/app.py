@@ -36,6 +36,7 @@ _log = logging.getLogger("cbir_faiss.serve")
 _LOOK_SECONDS = 0.5  # between two looks whether a collection has a new generation
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _ROUTE = "cbir_faiss.route"
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -84,7 +85,8 @@ class Guarded:
             self._metrics.count(_method(scope), scope.get(_ROUTE, "other"), status, seconds)
             if _log.isEnabledFor(logging.INFO):
                 said = {"method": _method(scope), "path": scope["path"], "status": status}
-                _log.info("request", extra={"data": {**said, "ms": round(1000 * seconds, 2)}})
+                data = {**said, "ms": round(1000 * seconds, 2)}
+                _log.info("%(method)s %(path)s %(status)d", said, extra={"data": data})
 
     def _refused(self, scope: Scope, headers: Headers, named_origin: bool) -> Response | None:
         """The answer to a request that may not come through."""
@@ -93,7 +95,11 @@ class Guarded:
             self._guard.check(method, path, headers)
             if method == "OPTIONS" and named_origin:  # a browser asks whether it may ask
                 return Response(status_code=204)
-            if path == "/" and (cookie := self._guard.enter(scope["query_string"].decode("latin-1"))):
+            if (
+                path == "/"
+                and method == "GET"
+                and (cookie := self._guard.enter(scope["query_string"].decode("latin-1")))
+            ):
                 return RedirectResponse("/", 303, headers={"Set-Cookie": cookie})
             self._guard.check_token(path, headers)
         except Problem as problem:
@@ -120,9 +126,9 @@ def _answering(handler: Callable[[Request], Awaitable[Any]], path: str) -> Handl
 def as_json(value: Any) -> bytes:
     """JSON that every reader takes: a number that is none is null."""
     try:
-        return json.dumps(value, allow_nan=False).encode()
+        return _encode(value).encode()
     except ValueError:
-        return json.dumps(_finite(value)).encode()
+        return _encode(_finite(value)).encode()
 
 
 def _finite(value: Any) -> Any:

@@ -38,34 +38,56 @@ class Receiver:
         if announced.isdigit() and int(announced) > self._limits.body:
             raise self._too_large()
         parts: list[bytes] = []
-        mine = 0
         try:
-            until = asyncio.get_running_loop().time() + self._limits.receiving
-            stream = request.stream().__aiter__()
-            while (part := await self._next(stream, until)) is not None:
-                mine += len(part)
-                self.held += len(part)
-                if mine > self._limits.body:
-                    raise self._too_large()
-                if self.held > self._limits.held:
-                    raise Problem(429, "too many uploads at once: try again in a moment", {"Retry-After": "1"})
-                parts.append(part)
+            with _Timer(self._limits.receiving):
+                async for part in request.stream():
+                    parts.append(part)
+                    self._hold(len(part), sum(map(len, parts)))
             yield b"".join(parts)
-        finally:
-            self.held -= mine
-
-    async def _next(self, stream: AsyncIterator[bytes], until: float) -> bytes | None:
-        try:
-            return await asyncio.wait_for(anext(stream), until - asyncio.get_running_loop().time())
-        except StopAsyncIteration:
-            return None
-        except asyncio.TimeoutError:
+        except _Late:
             raise Problem(408, f"the body took more than {self._limits.receiving:g} s to arrive") from None
         except ClientDisconnect:
             raise Problem(400, "the body ended before it was whole") from None
+        finally:
+            self.held -= sum(map(len, parts))
+
+    def _hold(self, more: int, mine: int) -> None:
+        self.held += more
+        if mine > self._limits.body:
+            raise self._too_large()
+        if self.held > self._limits.held:
+            raise Problem(429, "too many uploads at once: try again in a moment", {"Retry-After": "1"})
 
     def _too_large(self) -> Problem:
         return Problem(413, f"the body is larger than {self._limits.body >> 20} MiB: send less at once")
+
+
+class _Late(Exception):
+    pass
+
+
+class _Timer:
+    """Within the block, the task has so many seconds. ``asyncio.wait_for`` would make a task for each part."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._late = seconds, False
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._stop)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._timer.cancel()
+        if self._late and kind is asyncio.CancelledError:
+            if hasattr(self._task, "uncancel"):  # from Python 3.11 on it counts
+                self._task.uncancel()
+            raise _Late
+
+    def _stop(self) -> None:
+        self._late = True
+        self._task.cancel()
 
 
 def media_type(request: Request) -> str:

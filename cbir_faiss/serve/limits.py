@@ -11,9 +11,9 @@ class Limits:
 
     body: bytes of one request (413). held: of all that are being received (429). parts: of a form (422). queries: of a
     search (422). k, depth: results, and levels of a filter (422). page: items of a listing (422). megapixels: of a
-    picture (422). seconds: of work (503). receiving: seconds for a body to arrive (408). head: for a request's head
-    (the connection is closed). decoding: for one picture (422). waiting: questions in one queue (429). connections:
-    open ones (503).
+    picture (422). seconds: of work (503). receiving: seconds for a body to arrive (408), or for a part of an answer to
+    be read (the connection is closed). head: for a request's head (the same). decoding: for one picture (422).
+    waiting: questions in one queue (429). connections: open ones (503).
     """
 
     body: int = 32 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections import deque
@@ -31,6 +32,8 @@ class Generation:
         self._lock = threading.Lock()
         self._users, self._retired = 0, False
         self._known: dict[Hashable, Any] = {}
+        files = collection.manifest.files.items()
+        self._files = [(str(collection.folder / name), entry.size) for name, entry in files]
 
     @contextmanager
     def held(self) -> Iterator[Collection]:
@@ -60,6 +63,19 @@ class Generation:
                     del self._known[next(iter(self._known))]
                 self._known[what] = found
         return found
+
+    def damage(self) -> CbirError | None:
+        """What is wrong with its files: none may be missing or cut short."""
+        try:
+            # Looked at often: a Path for each would cost several times as much.
+            if all(os.stat(path).st_size == size for path, size in self._files):  # noqa: PTH116
+                return None
+            check_sizes(self.collection.folder, self.collection.manifest)
+        except CorruptCollection as error:
+            return error
+        except OSError as error:
+            return CorruptCollection(f"{error.filename}: {error.strerror}")
+        return None
 
     def _leave(self, users: int) -> None:
         with self._lock:
@@ -138,6 +154,9 @@ class Live:
     async def close(self) -> None:
         if self._opening_soon is not None:
             await self._opening_soon
+        self.give_back()
+
+    def give_back(self) -> None:
         if self._current is not None:
             self._current.retire()
             self._current = None
@@ -172,9 +191,5 @@ class Live:
         elif mark != self._current.mark:
             self._hurry()
         else:
-            try:
-                check_sizes(self.folder, self._current.collection.manifest)
-                self._trouble = ""
-            except (CorruptCollection, OSError) as error:
-                if self._mark() == mark:
-                    self._trouble = self._cannot(error)
+            error = self._current.damage()
+            self._trouble = self._cannot(error) if error is not None and self._mark() == mark else ""

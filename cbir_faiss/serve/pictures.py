@@ -23,11 +23,12 @@ _PLACEHOLDER = (
 
 @dataclass(frozen=True)
 class Picture:
-    """What is sent. tag: changes with the content; empty: it is not to be kept."""
+    """What is sent: a content, or a file as it is. tag: changes with it; empty: it is not to be kept."""
 
     media_type: str
     content: bytes
     tag: str = ""
+    file: str | None = None
 
 
 MISSING = Picture("image/svg+xml", _PLACEHOLDER)
@@ -37,8 +38,8 @@ MISSING = Picture("image/svg+xml", _PLACEHOLDER)
 class Pictures:
     """``folder`` keeps the thumbnails; they go by path, size and time of change of the file that they were made of."""
 
-    def __init__(self, decoders: Decoders, folder: Path, most_bytes: int) -> None:
-        self._decoders, self._folder, self._most = decoders, folder, most_bytes
+    def __init__(self, decoders: Decoders, folder: Path) -> None:
+        self._decoders, self._folder = decoders, folder
         self._making: dict[str, asyncio.Task[Picture]] = {}
 
     async def thumb(self, path: str | None, side: int) -> Picture:
@@ -58,14 +59,7 @@ class Pictures:
         if path is None or not (tag := _tag(path, 0)):
             raise Problem(404, "the original of this item is not there any more")
         media_type, content = await self._decoders.shown(path)
-        return Picture(media_type, content or await asyncio.to_thread(self._read, path), tag)
-
-    def _read(self, path: str) -> bytes:
-        with Path(path).open("rb") as file:
-            content = file.read(self._most + 1)
-        if len(content) > self._most:
-            raise Problem(413, f"the original is larger than {self._most >> 20} MiB")
-        return content
+        return Picture(media_type, content, tag, None if content else path)
 
     async def _make(self, path: str, side: int, tag: str, kept: Path) -> Picture:
         try:

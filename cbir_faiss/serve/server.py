@@ -65,9 +65,15 @@ class Server:
             )
         live = _named([Live(folder) for folder in collections], lambda one: one.name, "collections")
         named_runs = _named(runs, lambda folder: folder.absolute().name, "runs")
-        for one in live.values():
-            one.open()
         self._socket = listen(settings.host, settings.port)
+        try:
+            for one in live.values():
+                one.open()
+        except BaseException:
+            self._socket.close()
+            for one in live.values():
+                one.give_back()
+            raise
         self.port = int(self._socket.getsockname()[1])
         self.token = settings.token or secrets.token_urlsafe(24)
         self.guard = Guard(settings.host, self.port, self.token, settings.names, settings.cors)
@@ -112,7 +118,8 @@ class Server:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens at an address. Raises CbirError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    opened = socket.socket(family, socket.SOCK_STREAM)
+    # By its protocol asyncio knows that small answers are not to wait for more (Nagle's algorithm: 40 ms).
+    opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         opened.bind((host, port))
@@ -135,7 +142,8 @@ def _named(things: Sequence[Any], name: Callable[[Any], str], what: str) -> dict
 
 
 def _config(app: Any, settings: Settings) -> uvicorn.Config:
-    protocol = type("Impatient", (_Impatient,), {"head_seconds": settings.limits.head})
+    seconds = {"head_seconds": settings.limits.head, "reading_seconds": settings.limits.receiving}
+    protocol = type("Impatient", (_Impatient,), seconds)
     return uvicorn.Config(
         app,
         host=settings.host,
@@ -163,10 +171,12 @@ class _Uvicorn(uvicorn.Server):
 
 
 class _Impatient(H11Protocol):
-    """Closes a connection whose request has not come whole in time, and one whose body is not wanted any more."""
+    """Closes a connection whose request has not come whole in time, whose body is not wanted any more, or whose answer
+    nobody reads."""
 
-    head_seconds = 10.0
+    head_seconds, reading_seconds = 10.0, 30.0
     _timer: Any = None
+    _unread: Any = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -185,8 +195,19 @@ class _Impatient(H11Protocol):
         if unread:
             self._time(_LINGER)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.reading_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._time(None)
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
 
     def _time(self, seconds: float | None) -> None:
