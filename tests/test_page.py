@@ -202,6 +202,7 @@ def test_keys_go_from_photo_to_photo_and_search(page: Any, server: Server) -> No
     page.keyboard.press("m")
     expect(page.locator(".chip")).to_have_count(1)
     assert focused not in names(page), "an item does not find itself"
+    assert page.evaluate("document.activeElement.title") == names(page)[0], "the focus is on what was found"
     page.keyboard.press("g")
     page.keyboard.press("a")
     expect(page.locator(".chip.like")).to_have_count(2)

@@ -50,7 +50,9 @@ export function button(name, words, onclick, { wide = false, ...props } = {}) {
 export function fill(host, ...children) {
   const before = host.contains(document.activeElement) ? document.activeElement : null;
   host.replaceChildren(...present(children));
-  const after = before?.dataset.key && [...host.querySelectorAll("[data-key]")].find((one) => one.dataset.key === before.dataset.key);
+  const same = (one) => one.dataset.key === before?.dataset.key;
+  const instead = before?.matches(".photo") ? host.querySelector(".photo") : null;
+  const after = [...host.querySelectorAll("[data-key]")].find(same) ?? instead;
   if (!after) return;
   after.focus();
   if (typeof before.selectionStart !== "number") return;

@@ -27,10 +27,14 @@ export class Grid {
   }
 
   show(source) {
+    const focus = document.activeElement;
+    const lost = this.shown && (focus === document.body || this.element.contains(focus)); // it was on what goes now
     this.source = source;
     this.current = 0;
+    this.shown = true;
     this.clear();
     this.layout();
+    if (lost) this.at(0)?.focus({ preventScroll: true });
   }
 
   /** Draw again what was on its way. */
