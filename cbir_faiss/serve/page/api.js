@@ -80,7 +80,9 @@ export const forget = () => kept.clear();
 
 const of = (name) => `collections/${encodeURIComponent(name)}`;
 const query = (params) =>
-  new URLSearchParams(Object.entries(params).filter(([, value]) => value !== "" && value !== null && value !== undefined));
+  new URLSearchParams(
+    Object.entries(params).filter(([, value]) => value !== "" && value !== null && value !== undefined),
+  );
 const get = (path, params = {}, signal) => {
   const asked = `${path}?${query(params)}`.replace(/\?$/, "");
   return remembered(asked, () => request(asked, { signal }));
@@ -111,7 +113,11 @@ export function search(name, { like, photo, unlike = [] }, { k, where = "", resc
   const asked = { ids: like, k, where: where || null, rescore, unlike, combine };
   const key = JSON.stringify([name, photo, asked]);
   return remembered(key, async () => {
-    const answer = await request(`${of(name)}/search`, { method: "POST", signal, ...(photo.length ? form(asked, photo) : json(asked)) });
+    const answer = await request(`${of(name)}/search`, {
+      method: "POST",
+      signal,
+      ...(photo.length ? form(asked, photo) : json(asked)),
+    });
     return { hits: answer.results[0] ?? [], ms: answer.took_ms };
   });
 }
@@ -133,7 +139,12 @@ export async function photoOf(name, id, signal) {
   const key = `of:${name}:${id}`;
   if (!photos.has(key)) {
     const answer = await fetch(imageOf(name, id), { signal });
-    if (!answer.ok) throw new Problem(answer.status, "The original is not there.", "Without it another collection cannot be searched for it.");
+    if (!answer.ok)
+      throw new Problem(
+        answer.status,
+        "The original is not there.",
+        "Without it another collection cannot be searched for it.",
+      );
     photos.set(key, { file: await answer.blob(), name: `item ${id}`, url: thumbOf(name, id, 128) });
   }
   return key;

@@ -6,28 +6,37 @@ import { choose, lost, QueryBar } from "./querybar.js";
 import { asked, go, isQuery, whereOf } from "./route.js";
 import { infoOf, session } from "./session.js";
 import { tile } from "./tile.js";
+import { View } from "./view.js";
 import { milliseconds, several, share } from "./words.js";
 
 const K = 24;
 const MOST = 96; // more than can be compared by looking
-const NO_FLOATS = "This collection keeps codes and no floats, so what is nearest by floats is not known. Build it with rescore: [{name: float}] to see it here.";
+const NO_FLOATS =
+  "This collection keeps codes and no floats, so what is nearest by floats is not known. Build it with rescore: [{name: float}] to see it here.";
 const TIES = 2; // so many times k are asked of the exact search, to see what is as near as the last one
 
-export class Compare {
+export class Compare extends View {
   constructor(info) {
+    super();
     this.info = info;
     this.bar = new QueryBar(info, K, MOST);
     this.choices = el("div", { class: "controls" });
     this.sides = el("div", { class: "sides" });
-    this.element = el("div", { class: "compare" }, el("h1", { class: "unseen" }, "Side by side"), this.bar.element, this.choices, this.sides);
-    for (const kind of ["mouseover", "focusin"]) this.sides.addEventListener(kind, (event) => this.highlight(event.target));
+    this.element = el(
+      "div",
+      { class: "compare" },
+      el("h1", { class: "unseen" }, "Side by side"),
+      this.bar.element,
+      this.choices,
+      this.sides,
+    );
+    for (const kind of ["mouseover", "focusin"])
+      this.sides.addEventListener(kind, (event) => this.highlight(event.target));
     for (const kind of ["mouseleave", "focusout"]) this.sides.addEventListener(kind, () => this.highlight(null));
   }
 
   async update(route) {
-    this.leave?.abort();
-    this.leave = new AbortController();
-    const { signal } = this.leave;
+    const signal = this.begin();
     this.columns = [];
     this.bar.update(route);
     fill(this.choices, choicesOf(route));
@@ -37,10 +46,17 @@ export class Compare {
       const columns = route.beside ? await collections(route, signal) : await ways(this.info, route, signal);
       if (signal.aborted) return;
       this.columns = columns;
-      fill(this.sides, columns.map((column) => columnOf(route, column)));
+      fill(
+        this.sides,
+        columns.map((column) => columnOf(route, column)),
+      );
       say(columns.map(({ title, score }) => (score ? `${title}: recall ${share(score.recall)}` : title)).join(". "));
     } catch (error) {
-      if (!signal.aborted) fill(this.sides, problem(error, () => this.update(route)));
+      if (!signal.aborted)
+        fill(
+          this.sides,
+          problem(error, () => this.update(route)),
+        );
     } finally {
       if (!signal.aborted) this.sides.removeAttribute("aria-busy");
     }
@@ -62,10 +78,6 @@ export class Compare {
   beside(id, step) {
     const place = this.list.findIndex((hit) => hit.id === id);
     return place < 0 ? null : this.list[place + step];
-  }
-
-  close() {
-    this.leave?.abort();
   }
 }
 
@@ -100,9 +112,13 @@ async function collections(route, signal) {
 
 async function inCollection(route, itself, signal) {
   const k = Math.min(MOST, route.k ?? K);
-  const others = ({ hits, ...told }, most) => ({ ...told, hits: hits?.filter(({ path }) => !itself.has(path)).slice(0, most) });
+  const others = ({ hits, ...told }, most) => ({
+    ...told,
+    hits: hits?.filter(({ path }) => !itself.has(path)).slice(0, most),
+  });
   const info = await infoOf(route.name);
-  const ask = async (rescore, depth) => others(await hitsOf(route.name, route, { k: depth + itself.size, where: whereOf(route), rescore }, signal), depth);
+  const ask = async (rescore, depth) =>
+    others(await hitsOf(route.name, route, { k: depth + itself.size, where: whereOf(route), rescore }, signal), depth);
   const [built, exact] = await Promise.all([ask(null, k), ask("exact", TIES * k)]);
   const score = built.hits && exact.hits && scored(built.hits, truthOf(exact.hits, k));
   const unscored = exact.hits ? "" : "recall is not known: it keeps no floats";
@@ -142,19 +158,38 @@ function columnOf(route, column) {
   const { title, detail, hits, ms, error, score } = column;
   const own = column.route ?? route;
   const head = (...more) => el("header", {}, el("h2", {}, title), detail && el("p", { class: "soft" }, detail), more);
-  if (error) return el("section", { class: "side", "aria-label": title }, head(), el("p", { class: "notice" }, error.message || error.title));
+  if (error)
+    return el(
+      "section",
+      { class: "side", "aria-label": title },
+      head(),
+      el("p", { class: "notice" }, error.message || error.title),
+    );
   return el(
     "section",
     { class: "side", "aria-label": title },
-    head(el("p", { class: "told" }, score && [el("b", {}, `Recall ${share(score.recall)}`), " · "], el("span", { class: "soft" }, [milliseconds(ms), column.unscored].filter(Boolean).join(" · ")))),
-    el("ul", { class: "strip", role: "list", "aria-label": title }, hits.map((hit) => tile(hit, own, { pixels: 128, mark: markOf(hit, column) }))),
+    head(
+      el(
+        "p",
+        { class: "told" },
+        score && [el("b", {}, `Recall ${share(score.recall)}`), " · "],
+        el("span", { class: "soft" }, [milliseconds(ms), column.unscored].filter(Boolean).join(" · ")),
+      ),
+    ),
+    el(
+      "ul",
+      { class: "strip", role: "list", "aria-label": title },
+      hits.map((hit) => tile(hit, own, { pixels: 128, mark: markOf(hit, column) })),
+    ),
     score && missing(own, score.missed),
   );
 }
 
 function markOf(hit, { score, other, missedBy }) {
-  if (other?.size && !other.has(hit.path)) return { kind: "wrong", sign: "≠", words: "not in the other collection's results" };
-  if (!other && score?.wrong.includes(hit)) return { kind: "wrong", sign: "✕", words: "not among the nearest by floats" };
+  if (other?.size && !other.has(hit.path))
+    return { kind: "wrong", sign: "≠", words: "not in the other collection's results" };
+  if (!other && score?.wrong.includes(hit))
+    return { kind: "wrong", sign: "✕", words: "not among the nearest by floats" };
   const by = missedBy?.(hit) ?? [];
   return by.length ? { kind: "missed", sign: "!", words: `missed by ${by.join(" and ")}` } : null;
 }
@@ -162,7 +197,16 @@ function markOf(hit, { score, other, missedBy }) {
 function missing(route, missed) {
   if (!missed.length) return el("p", { class: "told good" }, "Missed nothing.");
   const words = `Missed ${several(missed.length, "item")}`;
-  return el("div", { class: "missing" }, el("h3", {}, words), el("ul", { class: "strip small", role: "list", "aria-label": words }, missed.map((hit) => tile(hit, route, { pixels: 64 }))));
+  return el(
+    "div",
+    { class: "missing" },
+    el("h3", {}, words),
+    el(
+      "ul",
+      { class: "strip small", role: "list", "aria-label": words },
+      missed.map((hit) => tile(hit, route, { pixels: 64 })),
+    ),
+  );
 }
 
 function choicesOf(route) {
@@ -171,17 +215,77 @@ function choicesOf(route) {
   const option = (value, words) => el("option", { value, selected: value === route.beside }, words);
   const pick = (event) => go({ ...route, beside: event.target.value });
   return [
-    others.length > 0 && el("label", { class: "choice" }, "Compare ", el("select", { onchange: pick, "data-key": "beside" }, option("", "floats, code and rescored code"), others.map(({ name }) => option(name, `with ${name}`)))),
-    filters && el("span", { class: "choice soft" }, "Only ", el("code", {}, filters), button("close", "Without the filter", () => go({ ...route, filter: {}, where: "" }), { "data-key": "no filter" })),
-    route.beside && route.unlike.length > 0 && el("span", { class: "soft" }, "“Not like” is of the first collection alone."),
-    isQuery(route) && legend(route.beside ? [["≠", "only in this one"]] : [["!", "missed by a code"], ["✕", "not among the nearest by floats"]]),
+    others.length > 0 &&
+      el(
+        "label",
+        { class: "choice" },
+        "Compare ",
+        el(
+          "select",
+          { onchange: pick, "data-key": "beside" },
+          option("", "floats, code and rescored code"),
+          others.map(({ name }) => option(name, `with ${name}`)),
+        ),
+      ),
+    filters &&
+      el(
+        "span",
+        { class: "choice soft" },
+        "Only ",
+        el("code", {}, filters),
+        button("close", "Without the filter", () => go({ ...route, filter: {}, where: "" }), {
+          "data-key": "no filter",
+        }),
+      ),
+    route.beside &&
+      route.unlike.length > 0 &&
+      el("span", { class: "soft" }, "“Not like” is of the first collection alone."),
+    isQuery(route) &&
+      legend(
+        route.beside
+          ? [["≠", "only in this one"]]
+          : [
+              ["!", "missed by a code"],
+              ["✕", "not among the nearest by floats"],
+            ],
+      ),
   ];
 }
 
-const legend = (signs) => el("span", { class: "legend soft" }, signs.map(([sign, words]) => el("span", { class: sign === "!" ? "missed" : "wrong" }, el("b", { class: "sign", "aria-hidden": "true" }, sign), words)));
+const legend = (signs) =>
+  el(
+    "span",
+    { class: "legend soft" },
+    signs.map(([sign, words]) =>
+      el(
+        "span",
+        { class: sign === "!" ? "missed" : "wrong" },
+        el("b", { class: "sign", "aria-hidden": "true" }, sign),
+        words,
+      ),
+    ),
+  );
 
 const codeOf = (info) => (info.bits ? `Code of ${info.bits} bits` : "The index");
-const partsOf = (info) => [info.codec.name, info.bits && `${info.bits} bits`, info.backend.name, info.rescore.name !== "none" && `rescored by ${info.rescore.name}`].filter(Boolean).join(" · ");
+const partsOf = (info) =>
+  [
+    info.codec.name,
+    info.bits && `${info.bits} bits`,
+    info.backend.name,
+    info.rescore.name !== "none" && `rescored by ${info.rescore.name}`,
+  ]
+    .filter(Boolean)
+    .join(" · ");
 
 const invitation = () =>
-  el("div", { class: "notice" }, el("p", {}, el("strong", {}, "One query, several ways."), " Choose a photo, or open one of the collection and take “Side by side”: what the code misses is marked."), button("photo", "Choose a photo", () => choose(), { wide: true }));
+  el(
+    "div",
+    { class: "notice" },
+    el(
+      "p",
+      {},
+      el("strong", {}, "One query, several ways."),
+      " Choose a photo, or open one of the collection and take “Side by side”: what the code misses is marked.",
+    ),
+    button("photo", "Choose a photo", () => choose(), { wide: true }),
+  );

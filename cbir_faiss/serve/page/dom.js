@@ -43,7 +43,12 @@ export function icon(name) {
 export function button(name, words, onclick, { wide = false, ...props } = {}) {
   const told = wide ? {} : { "aria-label": words, title: words };
   const kind = ["button", wide ? "wide" : "round", props.class].filter(Boolean).join(" ");
-  return el("button", { type: "button", onclick, ...told, ...props, class: kind }, name && icon(name), wide && el("span", {}, words));
+  return el(
+    "button",
+    { type: "button", onclick, ...told, ...props, class: kind },
+    name && icon(name),
+    wide && el("span", {}, words),
+  );
 }
 
 /** Put `children` into `host`; what had the focus, by its data-key, keeps it, with what was being written. */
@@ -72,7 +77,12 @@ export function problem(error, again) {
   return el(
     "div",
     { class: "notice bad", role: "alert" },
-    el("p", {}, el("strong", {}, error.title ?? "This did not work"), error.message && ` ${error.message[0].toUpperCase()}${error.message.slice(1)}`),
+    el(
+      "p",
+      {},
+      el("strong", {}, error.title ?? "This did not work"),
+      error.message && ` ${error.message[0].toUpperCase()}${error.message.slice(1)}`,
+    ),
     again && button(null, "Try again", again, { wide: true }),
   );
 }

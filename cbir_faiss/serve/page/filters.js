@@ -14,7 +14,12 @@ export class Filters {
     this.found = new Map(); // what was written to find values of a field
     this.summary = el("summary", {}, "Filters");
     this.fields = el("div", { class: "fields" });
-    this.element = el("details", { class: "filters", open: matchMedia("(min-width: 900px)").matches }, this.summary, this.fields);
+    this.element = el(
+      "details",
+      { class: "filters", open: matchMedia("(min-width: 900px)").matches },
+      this.summary,
+      this.fields,
+    );
   }
 
   async update(route, signal) {
@@ -39,7 +44,17 @@ export class Filters {
     const names = Object.keys(fields);
     fill(
       this.fields,
-      active > 0 && el("button", { type: "button", class: "button quiet", "data-key": "no filters", onclick: () => go({ ...route, filter: {}, where: "" }) }, "Remove all filters"),
+      active > 0 &&
+        el(
+          "button",
+          {
+            type: "button",
+            class: "button quiet",
+            "data-key": "no filters",
+            onclick: () => go({ ...route, filter: {}, where: "" }),
+          },
+          "Remove all filters",
+        ),
       names.map((field) => this.field(route, field, fields)),
       names.length === 0 && el("p", { class: "soft" }, "The items have no label and nothing else to filter by."),
       inWords(route),
@@ -50,7 +65,10 @@ export class Filters {
     const chosen = route.filter[field] ?? [];
     const counted = fields[field];
     const known = new Set(counted.map(([value]) => JSON.stringify(value)));
-    const values = [...chosen.filter((value) => !known.has(JSON.stringify(value))).map((value) => [value, null]), ...counted];
+    const values = [
+      ...chosen.filter((value) => !known.has(JSON.stringify(value))).map((value) => [value, null]),
+      ...counted,
+    ];
     const again = () => this.render(route, fields);
     const find = this.found.get(field) ?? "";
     const fitting = values.filter(([value]) => String(value).toLowerCase().includes(find.toLowerCase()));
@@ -69,10 +87,30 @@ export class Filters {
       "fieldset",
       {},
       el("legend", {}, field),
-      values.length > FEW && el("input", { type: "search", class: "find", placeholder: counted.length < KNOWN ? `Find among ${count(values.length)}` : `Find among the ${KNOWN} most frequent`, "aria-label": `Find values of ${field}`, value: find, oninput: write, "data-key": `find ${field}` }),
-      el("div", { class: "values" }, shown.map((one) => this.value(route, field, one, picked(one)))),
+      values.length > FEW &&
+        el("input", {
+          type: "search",
+          class: "find",
+          placeholder:
+            counted.length < KNOWN ? `Find among ${count(values.length)}` : `Find among the ${KNOWN} most frequent`,
+          "aria-label": `Find values of ${field}`,
+          value: find,
+          oninput: write,
+          "data-key": `find ${field}`,
+        }),
+      el(
+        "div",
+        { class: "values" },
+        shown.map((one) => this.value(route, field, one, picked(one))),
+      ),
       find && shown.length === 0 && el("p", { class: "soft" }, "Nothing fits."),
-      !find && values.length > FEW && button(null, this.wide.has(field) ? "Fewer" : `All ${count(values.length)}`, more, { wide: true, class: "quiet", "data-key": `all ${field}` }),
+      !find &&
+        values.length > FEW &&
+        button(null, this.wide.has(field) ? "Fewer" : `All ${count(values.length)}`, more, {
+          wide: true,
+          class: "quiet",
+          "data-key": `all ${field}`,
+        }),
     );
   }
 
@@ -104,5 +142,18 @@ const inWords = (route) =>
         go({ ...route, where: event.target.elements.where.value.trim(), item: null });
       },
     },
-    el("label", {}, "In words", el("input", { name: "where", type: "search", value: route.where, placeholder: 'year >= 1990 or not label = "cat"', "data-key": "where", autocomplete: "off", spellcheck: "false" })),
+    el(
+      "label",
+      {},
+      "In words",
+      el("input", {
+        name: "where",
+        type: "search",
+        value: route.where,
+        placeholder: 'year >= 1990 or not label = "cat"',
+        "data-key": "where",
+        autocomplete: "off",
+        spellcheck: "false",
+      }),
+    ),
   );

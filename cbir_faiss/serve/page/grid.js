@@ -39,7 +39,8 @@ export class Grid {
 
   /** Draw again what was on its way. */
   refresh() {
-    for (const [index, tile] of this.tiles) if (tile.dataset.waiting !== undefined && this.source.at(index)) this.drop(index);
+    for (const [index, tile] of this.tiles)
+      if (tile.dataset.waiting !== undefined && this.source.at(index)) this.drop(index);
     this.draw();
   }
 

@@ -8,7 +8,11 @@ import { alsoLike, go, moreLike, notLike, read, VIEWS } from "./route.js";
 const KEYS = [
   { keys: ["u"], words: "Choose a photo to search with", does: () => choose() },
   { keys: ["f"], words: "To the filters", does: () => focusFilters() },
-  { keys: ["g"], words: "To the photos", does: (route, view) => (view.focus ? view.focus() : document.querySelector(".tile .photo")?.focus()) },
+  {
+    keys: ["g"],
+    words: "To the photos",
+    does: (route, view) => (view.focus ? view.focus() : document.querySelector(".tile .photo")?.focus()),
+  },
   { keys: ["←", "→", "↑", "↓"], words: "From photo to photo" },
   { keys: ["Enter"], words: "Open the photo" },
   { keys: ["m"], words: "More like this photo", of: (route, id) => go(moreLike(route, id)) },
@@ -29,7 +33,19 @@ export function listen(current) {
     const open = document.querySelector("dialog[open]");
     if (open && !open.classList.contains("lightbox")) return;
     const route = read();
-    if (/^[1-6]$/.test(event.key) && !open) return go(event.key === "6" ? { kind: "runs" } : { kind: "c", name: route.kind === "c" ? route.name : "", like: route.like, photo: route.photo, unlike: route.unlike, view: VIEWS[event.key - 1] });
+    if (/^[1-6]$/.test(event.key) && !open)
+      return go(
+        event.key === "6"
+          ? { kind: "runs" }
+          : {
+              kind: "c",
+              name: route.kind === "c" ? route.name : "",
+              like: route.like,
+              photo: route.photo,
+              unlike: route.unlike,
+              view: VIEWS[event.key - 1],
+            },
+      );
     const found = KEYS.find(({ keys, does, of }) => keys.includes(event.key) && (does || of));
     if (!found || (open && found.does && event.key !== "?")) return;
     const id = Number((open ?? document.activeElement.closest("[data-id]"))?.dataset.id ?? NaN);
@@ -40,8 +56,26 @@ export function listen(current) {
 }
 
 export function help() {
-  const rows = KEYS.map(({ keys, words }) => el("tr", {}, el("td", {}, keys.map((key) => (key === "…" ? " … " : el("kbd", {}, key)))), el("td", {}, words)));
-  dialog("help", "Keys", el("h2", {}, "Keys"), el("table", {}, el("tbody", {}, rows)), el("p", { class: "soft" }, "Every state of this page has its own link: copy the address to come back to it."), el("form", { method: "dialog" }, el("button", { class: "button wide", autofocus: "" }, "Close")));
+  const rows = KEYS.map(({ keys, words }) =>
+    el(
+      "tr",
+      {},
+      el(
+        "td",
+        {},
+        keys.map((key) => (key === "…" ? " … " : el("kbd", {}, key))),
+      ),
+      el("td", {}, words),
+    ),
+  );
+  dialog(
+    "help",
+    "Keys",
+    el("h2", {}, "Keys"),
+    el("table", {}, el("tbody", {}, rows)),
+    el("p", { class: "soft" }, "Every state of this page has its own link: copy the address to come back to it."),
+    el("form", { method: "dialog" }, el("button", { class: "button wide", autofocus: "" }, "Close")),
+  );
 }
 
 function focusFilters() {

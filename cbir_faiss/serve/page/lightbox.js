@@ -64,7 +64,10 @@ export class Lightbox {
     this.request = new AbortController();
     const { signal } = this.request;
     this.box.dataset.id = known.id;
-    fill(this.stage, info.images ? photo(route.name, known) : el("span", { class: "none" }, "A vector, without a picture"));
+    fill(
+      this.stage,
+      info.images ? photo(route.name, known) : el("span", { class: "none" }, "A vector, without a picture"),
+    );
     this.describe(known, {});
     try {
       const found = await api.item(route.name, known.id, signal);
@@ -82,22 +85,55 @@ export class Lightbox {
       ["Label", labelOf(item.label)],
       ["Distance", distance(item.distance)],
       ["Id", item.id],
-      ...Object.entries(payload).map(([key, value]) => [key, typeof value === "object" ? JSON.stringify(value) : String(value)]),
+      ...Object.entries(payload).map(([key, value]) => [
+        key,
+        typeof value === "object" ? JSON.stringify(value) : String(value),
+      ]),
     ];
     fill(
       this.facts,
       el("h2", {}, nameOf(item)),
       info.images && item.missing && el("p", { class: "soft" }, "The original file is gone from where it was."),
-      el("dl", {}, facts.filter(([, value]) => value !== "").map(([key, value]) => [el("dt", {}, key), el("dd", {}, value)])),
+      el(
+        "dl",
+        {},
+        facts.filter(([, value]) => value !== "").map(([key, value]) => [el("dt", {}, key), el("dd", {}, value)]),
+      ),
       el(
         "div",
         { class: "does" },
-        button("like", "More like this", () => go(moreLike(route, item.id)), { wide: true, class: "main", "data-key": "like" }),
+        button("like", "More like this", () => go(moreLike(route, item.id)), {
+          wide: true,
+          class: "main",
+          "data-key": "like",
+        }),
         button("add", "Add to the search", () => go(alsoLike(route, item.id)), { wide: true, "data-key": "add" }),
         button("unlike", "Not like this", () => go(notLike(route, item.id)), { wide: true, "data-key": "unlike" }),
-        el("a", { class: "button wide", href: link({ ...moreLike(route, item.id), view: "compare" }), "data-key": "compare" }, "Side by side"),
-        info.images && !item.missing && el("a", { class: "button wide quiet", href: api.imageOf(route.name, item.id), target: "_blank", rel: "noopener", "data-key": "original" }, "The original"),
-        info.write && button("trash", "Remove from the collection", () => removeItems(route.name, [item.id], () => this.box.close()), { wide: true, class: "quiet", "data-key": "remove" }),
+        el(
+          "a",
+          { class: "button wide", href: link({ ...moreLike(route, item.id), view: "compare" }), "data-key": "compare" },
+          "Side by side",
+        ),
+        info.images &&
+          !item.missing &&
+          el(
+            "a",
+            {
+              class: "button wide quiet",
+              href: api.imageOf(route.name, item.id),
+              target: "_blank",
+              rel: "noopener",
+              "data-key": "original",
+            },
+            "The original",
+          ),
+        info.write &&
+          button(
+            "trash",
+            "Remove from the collection",
+            () => removeItems(route.name, [item.id], () => this.box.close()),
+            { wide: true, class: "quiet", "data-key": "remove" },
+          ),
       ),
     );
   }
@@ -136,6 +172,11 @@ export function removeItems(name, ids, done) {
     el("h2", {}, `Remove ${words} from the collection?`),
     el("p", {}, "They are no longer found. The files stay where they are."),
     error,
-    el("div", { class: "does" }, button("trash", "Remove", remove, { wide: true, class: "danger" }), button(null, "Cancel", () => ask.close(), { wide: true, autofocus: true })),
+    el(
+      "div",
+      { class: "does" },
+      button("trash", "Remove", remove, { wide: true, class: "danger" }),
+      button(null, "Cancel", () => ask.close(), { wide: true, autofocus: true }),
+    ),
   );
 }

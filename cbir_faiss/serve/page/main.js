@@ -14,7 +14,15 @@ import { Run, Runs } from "./runs.js";
 import { begin, infoOf, session } from "./session.js";
 import { State } from "./state.js";
 
-const SHOWN = { photos: [Photos, "Photos"], compare: [Compare, "Side by side"], duplicates: [Duplicates, "Duplicates"], map: [Plane, "Map"], state: [State, "State"], runs: [Runs, "Runs"], run: [Run, "Run"] };
+const SHOWN = {
+  photos: [Photos, "Photos"],
+  compare: [Compare, "Side by side"],
+  duplicates: [Duplicates, "Duplicates"],
+  map: [Plane, "Map"],
+  state: [State, "State"],
+  runs: [Runs, "Runs"],
+  run: [Run, "Run"],
+};
 const LOOK_AGAIN = 2000; // milliseconds, while the server does not answer
 
 const main = document.getElementById("main");
@@ -46,7 +54,10 @@ async function show({ again = false } = {}) {
   } catch (error) {
     if (move !== moves) return;
     close();
-    fill(main, problem(error, () => start()));
+    fill(
+      main,
+      problem(error, () => start()),
+    );
   } finally {
     if (move === moves) main.removeAttribute("aria-busy");
   }
@@ -73,19 +84,41 @@ function complete(route) {
 function header(route) {
   const { collections, runs } = session;
   const name = route.kind === "c" ? route.name : (collections[0]?.name ?? "");
-  const query = route.kind === "c" ? { like: route.like, photo: route.photo, unlike: route.unlike, filter: route.filter, where: route.where } : {};
+  const query =
+    route.kind === "c"
+      ? { like: route.like, photo: route.photo, unlike: route.unlike, filter: route.filter, where: route.where }
+      : {};
   const tab = (view, words) => {
-    const target = view === "runs" ? link({ kind: "runs" }) : link({ kind: "c", name, view, ...(["photos", "compare"].includes(view) ? query : {}) });
+    const target =
+      view === "runs"
+        ? link({ kind: "runs" })
+        : link({ kind: "c", name, view, ...(["photos", "compare"].includes(view) ? query : {}) });
     const here = route.view === view || (view === "runs" && route.view === "run");
     return el("a", { href: target, "aria-current": here && "page", "data-key": `tab ${view}` }, words);
   };
-  const tabs = [...(collections.length ? Object.keys(SHOWN).slice(0, 5) : []), ...(runs.length || !collections.length ? ["runs"] : [])];
+  const tabs = [
+    ...(collections.length ? Object.keys(SHOWN).slice(0, 5) : []),
+    ...(runs.length || !collections.length ? ["runs"] : []),
+  ];
   fill(
     document.getElementById("top"),
-    el("a", { class: "brand", href: collections.length ? link({ kind: "c", name, view: "photos" }) : link({ kind: "runs" }), "aria-label": "cbir, all photos", "data-key": "brand" }, el("img", { src: "icon.svg", alt: "", width: 24, height: 24 })),
+    el(
+      "a",
+      {
+        class: "brand",
+        href: collections.length ? link({ kind: "c", name, view: "photos" }) : link({ kind: "runs" }),
+        "aria-label": "cbir, all photos",
+        "data-key": "brand",
+      },
+      el("img", { src: "icon.svg", alt: "", width: 24, height: 24 }),
+    ),
     collections.length > 1 && collectionOf(collections, name),
     collections.length === 1 && el("span", { class: "name", title: name }, name),
-    el("nav", { "aria-label": "Views" }, tabs.map((view) => tab(view, SHOWN[view][1]))),
+    el(
+      "nav",
+      { "aria-label": "Views" },
+      tabs.map((view) => tab(view, SHOWN[view][1])),
+    ),
     button("help", "Keys (?)", help, { "data-key": "help" }),
   );
   const here = document.querySelector("nav [aria-current]");
@@ -95,7 +128,18 @@ function header(route) {
 const collectionOf = (collections, name) =>
   el(
     "select",
-    { class: "name", "aria-label": "Collection", "data-key": "collection", onchange: (event) => go({ kind: "c", name: event.target.value, view: read().kind === "c" ? read().view : "photos", photo: read().photo ?? [] }) },
+    {
+      class: "name",
+      "aria-label": "Collection",
+      "data-key": "collection",
+      onchange: (event) =>
+        go({
+          kind: "c",
+          name: event.target.value,
+          view: read().kind === "c" ? read().view : "photos",
+          photo: read().photo ?? [],
+        }),
+    },
     collections.map((one) => el("option", { value: one.name, selected: one.name === name }, one.name)),
   );
 
@@ -152,7 +196,11 @@ function watch() {
     waiting = setTimeout(look, LOOK_AGAIN);
   };
   api.connection.addEventListener("lost", () => {
-    fill(banner, el("span", {}, el("b", {}, "The server does not answer."), " This page goes on as soon as it is back."), button(null, "Try now", look, { wide: true }));
+    fill(
+      banner,
+      el("span", {}, el("b", {}, "The server does not answer."), " This page goes on as soon as it is back."),
+      button(null, "Try now", look, { wide: true }),
+    );
     banner.hidden = false;
     waiting = setTimeout(look, LOOK_AGAIN);
   });
@@ -168,7 +216,10 @@ async function start() {
   try {
     await begin();
   } catch (error) {
-    return fill(main, problem(error, () => start()));
+    return fill(
+      main,
+      problem(error, () => start()),
+    );
   }
   session.infos.clear();
   return show({ again: true });

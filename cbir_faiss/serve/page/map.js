@@ -5,16 +5,29 @@ import { button, el, fill, problem, say } from "./dom.js";
 import { Grid, listed } from "./grid.js";
 import { asked, go } from "./route.js";
 import { picture, tile } from "./tile.js";
+import { View } from "./view.js";
 import { count, labelOf, several } from "./words.js";
 
 const POINTS = 100_000;
 const NEAR = 12; // pixels from the pointer at which a point is meant
 const CORNERS = 60; // of a lasso, in a link
 const MOST_SOUGHT = 20;
-const COLOURS = ["#2f7fd1", "#e08a00", "#109c6e", "#d4609f", "#8b6fd0", "#d2502f", "#35aabf", "#a59a1f", "#a3623a", "#7d8794"]; // one a label
+const COLOURS = [
+  "#2f7fd1",
+  "#e08a00",
+  "#109c6e",
+  "#d4609f",
+  "#8b6fd0",
+  "#d2502f",
+  "#35aabf",
+  "#a59a1f",
+  "#a3623a",
+  "#7d8794",
+]; // one a label
 
-export class Plane {
+export class Plane extends View {
   constructor(info) {
+    super();
     this.info = info;
     this.canvas = el("canvas", { tabindex: 0, role: "img", "aria-label": "Map of the collection" });
     this.tip = el("div", { class: "tip", hidden: true });
@@ -23,10 +36,35 @@ export class Plane {
     this.notice = el("div");
     this.lassoing = button(null, "Lasso", () => this.mode(!this.lasso), { wide: true, "aria-pressed": "true" });
     this.lasso = true;
-    const tools = el("div", { class: "controls" }, this.lassoing, button("add", "Larger (+)", () => this.zoom(1.5)), button("unlike", "Smaller (-)", () => this.zoom(1 / 1.5)), button(null, "All of it", () => this.fit(), { wide: true, class: "quiet" }), el("span", { class: "soft" }, "Draw around points to see their photos. The arrows move, + and - zoom, Enter takes what is in sight."));
-    this.grid = new Grid((item) => tile(item, this.route, { pixels: this.grid.side, far: "" }), { label: "Photos inside the lasso" });
+    const tools = el(
+      "div",
+      { class: "controls" },
+      this.lassoing,
+      button("add", "Larger (+)", () => this.zoom(1.5)),
+      button("unlike", "Smaller (-)", () => this.zoom(1 / 1.5)),
+      button(null, "All of it", () => this.fit(), { wide: true, class: "quiet" }),
+      el(
+        "span",
+        { class: "soft" },
+        "Draw around points to see their photos. The arrows move, + and - zoom, Enter takes what is in sight.",
+      ),
+    );
+    this.grid = new Grid((item) => tile(item, this.route, { pixels: this.grid.side, far: "" }), {
+      label: "Photos inside the lasso",
+    });
     this.search = el("div", { class: "controls" });
-    this.element = el("div", { class: "map" }, el("h1", {}, "Map"), tools, el("div", { class: "plane" }, this.canvas, this.tip), this.legend, this.notice, this.told, this.search, this.grid.element);
+    this.element = el(
+      "div",
+      { class: "map" },
+      el("h1", {}, "Map"),
+      tools,
+      el("div", { class: "plane" }, this.canvas, this.tip),
+      this.legend,
+      this.notice,
+      this.told,
+      this.search,
+      this.grid.element,
+    );
     this.points = { ids: [], x: [], y: [], label: [], order: [] };
     this.inside = [];
     this.drawn = [];
@@ -40,9 +78,7 @@ export class Plane {
   }
 
   async update(route) {
-    this.leave?.abort();
-    this.leave = new AbortController();
-    const { signal } = this.leave;
+    const signal = this.begin();
     this.route = route;
     try {
       if (!this.points.ids.length) this.load(await api.map(route.name, POINTS, signal));
@@ -50,14 +86,22 @@ export class Plane {
       fill(this.notice);
       this.take(polygonOf(route.lasso));
     } catch (error) {
-      if (!signal.aborted) fill(this.notice, problem(error, () => this.update(route)));
+      if (!signal.aborted)
+        fill(
+          this.notice,
+          problem(error, () => this.update(route)),
+        );
     }
   }
 
   load({ ids, x, y, labels, label }) {
     const order = [...ids.keys()].sort((a, b) => label[a] - label[b]); // so that a colour is taken up once
     this.points = { ids, x: Float32Array.from(x), y: Float32Array.from(y), label, order };
-    fill(this.legend, labels.map((name, i) => el("li", {}, swatch(COLOURS[i]), labelOf(name) || "none")), labels.length > 0 && label.includes(-1) && el("li", {}, swatch(""), "others"));
+    fill(
+      this.legend,
+      labels.map((name, i) => el("li", {}, swatch(COLOURS[i]), labelOf(name) || "none")),
+      labels.length > 0 && label.includes(-1) && el("li", {}, swatch(""), "others"),
+    );
     this.canvas.setAttribute("aria-label", `Map of ${several(ids.length, "item")} by two principal axes`);
     this.fit();
   }
@@ -100,8 +144,14 @@ export class Plane {
     this.draw();
   }
 
-  screen = (x, y) => [(x - this.view.x) * this.view.scale * this.wider + this.width / 2, this.height / 2 - (y - this.view.y) * this.view.scale];
-  data = (px, py) => [(px - this.width / 2) / this.view.scale / this.wider + this.view.x, (this.height / 2 - py) / this.view.scale + this.view.y];
+  screen = (x, y) => [
+    (x - this.view.x) * this.view.scale * this.wider + this.width / 2,
+    this.height / 2 - (y - this.view.y) * this.view.scale,
+  ];
+  data = (px, py) => [
+    (px - this.width / 2) / this.view.scale / this.wider + this.view.x,
+    (this.height / 2 - py) / this.view.scale + this.view.y,
+  ];
 
   draw() {
     if (this.asked) return;
@@ -127,7 +177,8 @@ export class Plane {
       if (label[i] !== colour) pen.fillStyle = COLOURS[(colour = label[i])];
       pen.globalAlpha = !chosen.size ? 0.85 : chosen.has(i) ? 1 : 0.15;
       const [px, py] = this.screen(x[i], y[i]);
-      if (px > -side && py > -side && px < this.width + side && py < this.height + side) pen.fillRect(px - side / 2, py - side / 2, side, side);
+      if (px > -side && py > -side && px < this.width + side && py < this.height + side)
+        pen.fillRect(px - side / 2, py - side / 2, side, side);
     }
     pen.globalAlpha = 1;
     const line = this.drawn.length ? this.drawn.map(([a, b]) => this.screen(a, b)) : [];
@@ -217,7 +268,12 @@ export class Plane {
 
   /** What is in sight, as a lasso: for hands that draw nothing. */
   inSight() {
-    const corners = [[0, 0], [this.width, 0], [this.width, this.height], [0, this.height]];
+    const corners = [
+      [0, 0],
+      [this.width, 0],
+      [this.width, this.height],
+      [0, this.height],
+    ];
     go({ ...this.route, lasso: written(corners.map(([x, y]) => this.data(x, y))), item: null });
   }
 
@@ -254,11 +310,28 @@ export class Plane {
     const { ids, x, y } = this.points;
     this.inside = polygon.length > 2 ? [...ids.keys()].filter((i) => within(polygon, x[i], y[i])) : [];
     const items = this.inside.map((i) => ({ id: ids[i], path: "" }));
-    const shown = ids.length < this.info.items ? `${several(ids.length, "item")} of ${count(this.info.items)}, taken at random` : several(ids.length, "item");
-    fill(this.told, polygon.length ? [el("b", {}, several(items.length, "photo")), " inside the lasso"] : el("span", { class: "soft" }, shown));
+    const shown =
+      ids.length < this.info.items
+        ? `${several(ids.length, "item")} of ${count(this.info.items)}, taken at random`
+        : several(ids.length, "item");
+    fill(
+      this.told,
+      polygon.length
+        ? [el("b", {}, several(items.length, "photo")), " inside the lasso"]
+        : el("span", { class: "soft" }, shown),
+    );
     const sought = items.slice(0, MOST_SOUGHT).map(({ id }) => id);
-    const words = items.length > MOST_SOUGHT ? `Search with the first ${MOST_SOUGHT} together` : "Search with all of them together";
-    fill(this.search, items.length > 0 && button("like", words, () => go({ ...asked(this.route, { like: sought }), view: "photos", lasso: "" }), { wide: true }), polygon.length > 0 && button(null, "Remove the lasso", () => go({ ...this.route, lasso: "" }), { wide: true, class: "quiet" }));
+    const words =
+      items.length > MOST_SOUGHT ? `Search with the first ${MOST_SOUGHT} together` : "Search with all of them together";
+    fill(
+      this.search,
+      items.length > 0 &&
+        button("like", words, () => go({ ...asked(this.route, { like: sought }), view: "photos", lasso: "" }), {
+          wide: true,
+        }),
+      polygon.length > 0 &&
+        button(null, "Remove the lasso", () => go({ ...this.route, lasso: "" }), { wide: true, class: "quiet" }),
+    );
     this.grid.show(listed(items));
     this.draw();
     say(polygon.length ? `${several(items.length, "photo")} inside the lasso` : shown);
@@ -270,7 +343,7 @@ export class Plane {
   }
 
   close() {
-    this.leave?.abort();
+    super.close();
     this.watch.disconnect();
     this.dark.onchange = null;
     this.grid.close();
@@ -283,7 +356,8 @@ function swatch(colour) {
   return made;
 }
 
-const limits = (values) => values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+const limits = (values) =>
+  values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
 
 /** Whether a point is inside a closed line: a ray from it crosses the line an odd number of times. */
 function within(polygon, x, y) {

@@ -7,27 +7,39 @@ import { Grid, listed, Paged } from "./grid.js";
 import { lost, QueryBar } from "./querybar.js";
 import { go, isQuery, read, whereOf } from "./route.js";
 import { tile } from "./tile.js";
+import { View } from "./view.js";
 import { count, distance, milliseconds, nameOf, several } from "./words.js";
 
 const K = 48;
 const PAGE = 120;
 
-export class Photos {
+export class Photos extends View {
   constructor(info) {
+    super();
     this.info = info;
     this.bar = new QueryBar(info, K);
     this.filters = new Filters();
     this.told = el("p", { class: "told" });
     this.notice = el("div");
     this.grid = new Grid((item) => tile(item, this.route, { pixels: this.grid.side }), { label: "Photos" });
-    this.results = el("section", { class: "results", "aria-label": "Results" }, this.told, this.notice, this.grid.element);
-    this.element = el("div", { class: "photos" }, el("h1", { class: "unseen" }, "Photos"), this.bar.element, el("div", { class: "columns" }, this.filters.element, this.results));
+    this.results = el(
+      "section",
+      { class: "results", "aria-label": "Results" },
+      this.told,
+      this.notice,
+      this.grid.element,
+    );
+    this.element = el(
+      "div",
+      { class: "photos" },
+      el("h1", { class: "unseen" }, "Photos"),
+      this.bar.element,
+      el("div", { class: "columns" }, this.filters.element, this.results),
+    );
   }
 
   async update(route) {
-    this.leave?.abort();
-    this.leave = new AbortController();
-    const { signal } = this.leave;
+    const signal = this.begin();
     this.route = route;
     this.bar.update(route);
     this.results.setAttribute("aria-busy", "true");
@@ -54,8 +66,19 @@ export class Photos {
     const { hits, ms } = await api.search(route.name, route, { k: route.k ?? K, where: whereOf(route) }, signal);
     const relevant = hits.filter((hit) => hit.relevant !== false).length;
     const cut = relevant < hits.length ? `, ${count(relevant)} within the cut-off of this collection` : "";
-    say(hits.length ? `${several(hits.length, "result")}${cut}. The nearest is ${nameOf(hits[0])}, distance ${distance(hits[0].distance)}.` : "Nothing found.");
-    return [listed(hits), [el("b", {}, several(hits.length, "result")), `, nearest first${cut}`, el("span", { class: "soft" }, ` · ${milliseconds(ms)}`)]];
+    say(
+      hits.length
+        ? `${several(hits.length, "result")}${cut}. The nearest is ${nameOf(hits[0])}, distance ${distance(hits[0].distance)}.`
+        : "Nothing found.",
+    );
+    return [
+      listed(hits),
+      [
+        el("b", {}, several(hits.length, "result")),
+        `, nearest first${cut}`,
+        el("span", { class: "soft" }, ` · ${milliseconds(ms)}`),
+      ],
+    ];
   }
 
   async browse(route, signal) {
@@ -83,7 +106,7 @@ export class Photos {
   }
 
   close() {
-    this.leave?.abort();
+    super.close();
     this.grid.close();
   }
 }
@@ -94,6 +117,16 @@ const nothing = (route) =>
   el(
     "div",
     { class: "notice" },
-    el("p", {}, el("strong", {}, "Nothing is here."), whereOf(route) ? " The filters leave no item." : " The collection is empty: cbir add puts photos into it."),
-    whereOf(route) && el("button", { type: "button", class: "button wide", onclick: () => go({ ...read(), filter: {}, where: "" }) }, "Remove all filters"),
+    el(
+      "p",
+      {},
+      el("strong", {}, "Nothing is here."),
+      whereOf(route) ? " The filters leave no item." : " The collection is empty: cbir add puts photos into it.",
+    ),
+    whereOf(route) &&
+      el(
+        "button",
+        { type: "button", class: "button wide", onclick: () => go({ ...read(), filter: {}, where: "" }) },
+        "Remove all filters",
+      ),
   );

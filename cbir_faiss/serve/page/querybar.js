@@ -25,17 +25,40 @@ export class QueryBar {
       el(
         "li",
         { class: `chip ${list === "photo" ? "given" : list}` },
-        list === "photo" ? uploaded(id) : el("a", { href: link({ ...route, item: id }), "aria-label": `Item ${id}`, class: "photo" }, picture(route.name, { id }, 64)),
-        button("close", `Without this ${list === "unlike" ? "“not like”" : "photo"}`, () => go(asked(route, { ...route, [list]: without(list, id) })), { "data-key": `${list} ${id}` }),
+        list === "photo"
+          ? uploaded(id)
+          : el(
+              "a",
+              { href: link({ ...route, item: id }), "aria-label": `Item ${id}`, class: "photo" },
+              picture(route.name, { id }, 64),
+            ),
+        button(
+          "close",
+          `Without this ${list === "unlike" ? "“not like”" : "photo"}`,
+          () => go(asked(route, { ...route, [list]: without(list, id) })),
+          { "data-key": `${list} ${id}` },
+        ),
       );
-    const group = (title, chips) => chips.length > 0 && [el("span", { class: "soft" }, title), el("ul", { class: "chips", role: "list", "aria-label": title }, chips)];
+    const group = (title, chips) =>
+      chips.length > 0 && [
+        el("span", { class: "soft" }, title),
+        el("ul", { class: "chips", role: "list", "aria-label": title }, chips),
+      ];
     return [
       group("Like", [...route.photo.map((id) => chip("photo", id)), ...route.like.map((id) => chip("like", id))]),
-      group("not like", route.unlike.map((id) => chip("unlike", id))),
-      this.info.images && button("add", "Add a photo", () => choose({ add: true }), { wide: true, class: "quiet", "data-key": "add" }),
+      group(
+        "not like",
+        route.unlike.map((id) => chip("unlike", id)),
+      ),
+      this.info.images &&
+        button("add", "Add a photo", () => choose({ add: true }), { wide: true, class: "quiet", "data-key": "add" }),
       el("span", { class: "stretch" }),
       el("label", { class: "choice" }, "Show ", this.numbers(route)),
-      el("a", { class: "button quiet", href: link({ ...asked(route, {}), view: "photos" }), "data-key": "clear" }, "Clear"),
+      el(
+        "a",
+        { class: "button quiet", href: link({ ...asked(route, {}), view: "photos" }), "data-key": "clear" },
+        "Clear",
+      ),
     ];
   }
 
@@ -43,13 +66,31 @@ export class QueryBar {
     const chosen = Math.min(route.k ?? this.k, this.most);
     const options = [...new Set([...KS.filter((k) => k <= this.most), chosen])].sort((a, b) => a - b);
     const pick = (event) => go({ ...route, k: Number(event.target.value) });
-    return el("select", { onchange: pick, "data-key": "k", "aria-label": "How many results" }, options.map((k) => el("option", { value: k, selected: k === chosen }, k)));
+    return el(
+      "select",
+      { onchange: pick, "data-key": "k", "aria-label": "How many results" },
+      options.map((k) => el("option", { value: k, selected: k === chosen }, k)),
+    );
   }
 }
 
 const invitation = ({ images, items }) =>
   images
-    ? el("button", { type: "button", class: "dropzone", "data-key": "choose", onclick: () => choose() }, icon("photo"), el("span", {}, el("b", {}, "Drop, paste or choose a photo"), el("span", { class: "soft" }, items ? `or begin from any of the ${several(items, "item")} of the collection` : "to find what is like it")))
+    ? el(
+        "button",
+        { type: "button", class: "dropzone", "data-key": "choose", onclick: () => choose() },
+        icon("photo"),
+        el(
+          "span",
+          {},
+          el("b", {}, "Drop, paste or choose a photo"),
+          el(
+            "span",
+            { class: "soft" },
+            items ? `or begin from any of the ${several(items, "item")} of the collection` : "to find what is like it",
+          ),
+        ),
+      )
     : el("p", { class: "notice" }, "This collection holds vectors and takes no photos: begin from any of its items.");
 
 function uploaded(id) {
@@ -78,7 +119,12 @@ export function lost(route) {
   return el(
     "div",
     { class: "notice" },
-    el("p", {}, el("strong", {}, "This search began from a photo that a link cannot carry."), " Photos stay with whoever dropped them: drop it here again to see what is like it."),
+    el(
+      "p",
+      {},
+      el("strong", {}, "This search began from a photo that a link cannot carry."),
+      " Photos stay with whoever dropped them: drop it here again to see what is like it.",
+    ),
     button("photo", "Choose a photo", () => choose(), { wide: true }),
   );
 }

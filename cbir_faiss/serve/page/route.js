@@ -2,7 +2,12 @@
    It stays in the fragment, so no filter and no path is in a log. */
 
 const numbers = {
-  read: (text) => text.split(",").filter(Boolean).map(Number).filter((id) => Number.isSafeInteger(id) && id >= 0),
+  read: (text) =>
+    text
+      .split(",")
+      .filter(Boolean)
+      .map(Number)
+      .filter((id) => Number.isSafeInteger(id) && id >= 0),
   write: (list) => list.join(","),
 };
 const words = { read: (text) => text.split(",").filter(Boolean), write: (list) => list.join(",") };
@@ -90,7 +95,9 @@ export const notLike = (route, id) =>
 export function whereOf(route, without) {
   const parts = Object.entries(route.filter)
     .filter(([field]) => field !== without)
-    .map(([field, values]) => `${JSON.stringify(field)} in (${values.map((value) => JSON.stringify(value)).join(", ")})`);
+    .map(
+      ([field, values]) => `${JSON.stringify(field)} in (${values.map((value) => JSON.stringify(value)).join(", ")})`,
+    );
   if (route.where) parts.push(parts.length ? `(${route.where})` : route.where);
   return parts.join(" and ");
 }

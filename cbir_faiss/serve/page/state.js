@@ -3,10 +3,12 @@
 import * as api from "./api.js";
 import { el, fill, problem } from "./dom.js";
 import { session } from "./session.js";
-import { count, milliseconds, share, size } from "./words.js";
+import { View } from "./view.js";
+import { count, milliseconds, size } from "./words.js";
 
-export class State {
+export class State extends View {
   constructor(info) {
+    super();
     this.info = info;
     this.element = el("div", { class: "state" });
   }
@@ -15,13 +17,14 @@ export class State {
     try {
       const info = await api.info(route.name);
       session.infos.set(route.name, info);
-      fill(this.element, el("h1", {}, route.name), figures(info), how(info), times(info), recallOf(info), files(info));
+      fill(this.element, el("h1", {}, route.name), figures(info), how(info), times(info), files(info));
     } catch (error) {
-      fill(this.element, problem(error, () => this.update(route)));
+      fill(
+        this.element,
+        problem(error, () => this.update(route)),
+      );
     }
   }
-
-  close() {}
 }
 
 const figures = (info) =>
@@ -43,18 +46,21 @@ const figures = (info) =>
 const how = (info) =>
   section("How it searches", [
     ["Extractor", chosen(info.extractor) || "none: it holds vectors"],
-    ["Code", info.bits ? `${chosen(info.codec)}, ${count(info.bits)} bits of ${count(info.dim)} dimensions` : `${chosen(info.codec)}, ${count(info.dim)} dimensions`],
+    ["Code", `${chosen(info.codec)}, of ${count(info.dim)} dimensions`],
     ["Index", chosen(info.backend)],
     ["Rescoring", info.rescore.name === "none" ? "none" : chosen(info.rescore)],
-    ["Floats kept", info.floats === undefined ? null : info.floats ? "yes, so search can be exact" : "no"],
-    ["Writing", info.write === undefined ? null : info.write ? "allowed" : "not allowed (cbir serve --write)"],
+    ["Floats kept", info.floats ? "yes, so search can be exact" : "no"],
+    ["Writing", info.write ? "allowed" : "not allowed (cbir serve --write)"],
     ["Generation", info.generation],
   ]);
 
 const times = ({ latency_ms: latency }) =>
-  section("How fast it answered", latency.p50 === null ? [["Searches", "none since it was started"]] : ["p50", "p95", "p99"].map((name) => [name, milliseconds(latency[name])]));
-
-const recallOf = ({ recall }) => recall && section("Recall, as cbir recall last measured", [[`Of the ${recall.k} nearest`, share(recall.recall)], ["95 %", recall.ci95?.map(share).join("–")], ["Queries", recall.queries]]);
+  section(
+    "How fast it answered",
+    latency.p50 === null
+      ? [["Searches", "none since it was started"]]
+      : ["p50", "p95", "p99"].map((name) => [name, milliseconds(latency[name])]),
+  );
 
 function files({ bytes }) {
   const kinds = {};
@@ -68,7 +74,27 @@ function files({ bytes }) {
     "section",
     {},
     el("h2", {}, "Where the bytes are"),
-    el("table", { class: "bars" }, el("tbody", {}, rows.map(([kind, length]) => el("tr", {}, el("th", { scope: "row" }, kind), el("td", { class: "number" }, size(length)), el("td", { class: "wide" }, el("meter", { min: 0, max: most, value: length, "aria-label": `${kind}: ${size(length)}` })))))),
+    el(
+      "table",
+      { class: "bars" },
+      el(
+        "tbody",
+        {},
+        rows.map(([kind, length]) =>
+          el(
+            "tr",
+            {},
+            el("th", { scope: "row" }, kind),
+            el("td", { class: "number" }, size(length)),
+            el(
+              "td",
+              { class: "wide" },
+              el("meter", { min: 0, max: most, value: length, "aria-label": `${kind}: ${size(length)}` }),
+            ),
+          ),
+        ),
+      ),
+    ),
   );
 }
 
@@ -77,12 +103,23 @@ const kindOf = (name) => (name.startsWith("extractor/") ? "extractor" : name.spl
 const total = (bytes) => Object.values(bytes).reduce((sum, one) => sum + one, 0);
 
 const section = (title, facts) =>
-  el("section", {}, el("h2", {}, title), el("dl", {}, facts.filter(([, value]) => value !== null && value !== undefined).map(([key, value]) => [el("dt", {}, key), el("dd", {}, String(value))])));
+  el(
+    "section",
+    {},
+    el("h2", {}, title),
+    el(
+      "dl",
+      {},
+      facts.map(([key, value]) => [el("dt", {}, key), el("dd", {}, String(value))]),
+    ),
+  );
 
 /** A plugin with its options: `itq bits=64`. */
 function chosen(entry) {
   if (!entry) return "";
   const { name, ...options } = { ...entry, ...entry.options };
-  const told = Object.entries(options).filter(([key, value]) => key !== "options" && value !== null && typeof value !== "object");
+  const told = Object.entries(options).filter(
+    ([key, value]) => key !== "options" && value !== null && typeof value !== "object",
+  );
   return [name, ...told.map(([key, value]) => `${key} ${value}`)].join(", ");
 }

@@ -11,19 +11,36 @@ const THUMBS = [128, 256, 512];
 /** A list item; `mark` is a class with words for it, `far` how far it is, `beside` what else stands in the tile. */
 export function tile(item, route, { pixels = 180, mark = null, far = distance(item.distance), beside = null } = {}) {
   const label = labelOf(item.label);
-  const told = [nameOf(item), label, far && (far === distance(item.distance) ? `distance ${far}` : far), gone(route.name, item) && "the original is gone", mark?.words];
+  const told = [
+    nameOf(item),
+    label,
+    far && (far === distance(item.distance) ? `distance ${far}` : far),
+    gone(route.name, item) && "the original is gone",
+    mark?.words,
+  ];
   return el(
     "li",
     { class: ["tile", mark?.kind, item.relevant === false && "beyond"].filter(Boolean).join(" "), "data-id": item.id },
     el(
       "a",
-      { class: "photo", href: link({ ...route, item: item.id }), "aria-label": told.filter(Boolean).join(", "), title: nameOf(item), "data-key": `item ${item.id}` },
+      {
+        class: "photo",
+        href: link({ ...route, item: item.id }),
+        "aria-label": told.filter(Boolean).join(", "),
+        title: nameOf(item),
+        "data-key": `item ${item.id}`,
+      },
       picture(route.name, item, pixels),
       mark?.sign && el("b", { class: "sign", "aria-hidden": "true" }, mark.sign),
     ),
     actions(item, route),
     beside,
-    el("p", { class: "caption", "aria-hidden": "true" }, el("span", {}, label || fileOf(nameOf(item))), far && el("span", { class: "far" }, far)),
+    el(
+      "p",
+      { class: "caption", "aria-hidden": "true" },
+      el("span", {}, label || fileOf(nameOf(item))),
+      far && el("span", { class: "far" }, far),
+    ),
   );
 }
 
@@ -31,7 +48,12 @@ export function tile(item, route, { pixels = 180, mark = null, far = distance(it
 export function picture(name, item, pixels) {
   if (!pictured(name)) return el("span", { class: "vector", "aria-hidden": "true" }, nameOf(item));
   const wanted = pixels * Math.min(2, devicePixelRatio);
-  const image = el("img", { src: thumbOf(name, item.id, THUMBS.find((side) => side >= wanted) ?? 512), alt: "", decoding: "async", draggable: "false" });
+  const image = el("img", {
+    src: thumbOf(name, item.id, THUMBS.find((side) => side >= wanted) ?? 512),
+    alt: "",
+    decoding: "async",
+    draggable: "false",
+  });
   image.addEventListener("load", () => image.classList.add("there"));
   image.addEventListener("error", () => image.replaceWith(none("no picture")));
   return gone(name, item) ? [image, none("original gone")] : image;
