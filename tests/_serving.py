@@ -77,7 +77,7 @@ def problem(answer: httpx.Response, status: int) -> str:
 @contextmanager
 def serving(*folders: Path, runs: tuple[Path, ...] = (), **settings: Any) -> Iterator[Serving]:
     """Collections and runs, served until the block ends."""
-    server = Server(folders, runs, Settings(**{"port": 0, "token": TOKEN, **settings}))
+    server = Server(folders, runs, Settings(**{"port": 0, "token": TOKEN, "warming": False, **settings}))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

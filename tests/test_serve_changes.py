@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -245,6 +246,33 @@ def test_two_who_write_at_once_both_do(folder: Path) -> None:
         assert count(served) == 9
 
 
+@pytest.mark.parametrize("name", ["räder & söhne", "a b%2fc", "-x?y#z", "日本"])
+def test_a_collection_of_any_name_is_found_by_it(folder: Path, name: str) -> None:
+    strange = folder.rename(folder.with_name(f"{name}.cbir"))
+    with serving(strange) as served:
+        assert served.get("collections")["collections"][0]["name"] == name
+        with connect(f"{served.url}/{quote(name)}", token=TOKEN) as there:
+            assert len(there) == 5
+        with connect(served.url, token=TOKEN) as alone:
+            assert len(alone.search_ids([0], 2)[0]) == 2
+        assert "cbir_collection_items" in served.client.get("/metrics").text
+
+
+def test_payload_that_json_has_no_word_for_is_null(photos: Path, tmp_path: Path) -> None:
+    with Collection.build(parse_config(document(photos)), tmp_path / "odd.cbir") as collection:
+        vector = collection.embeddings([0])
+        collection.add_vectors(
+            vector, [{"path": "x\ud800", "label": ["a", "b"], "score": float("nan"), "deep": {"a": [1]}}]
+        )
+    with serving(tmp_path / "odd.cbir") as served:
+        item = served.get("collections/odd/items/5")
+        assert item["payload"] == {"score": None, "deep": {"a": [1]}}
+        assert (item["label"], item["path"], item["missing"]) == (["a", "b"], "x\ud800", True)
+        facets = served.get("collections/odd/facets")["fields"]
+        assert facets["label"] == [["a", 1], ["b", 1]]
+        assert served.search("odd", ids=[0], k=1)[0][0]["path"] == "x\ud800"
+
+
 # -- its clients
 
 
@@ -338,7 +366,7 @@ def command(*arguments: object, **environment: str) -> Iterator[tuple[subprocess
         process.communicate()
 
 
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("told", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_the_command_prints_one_link_and_ends_well(folder: Path, told: signal.Signals) -> None:
     with command(folder, "--log-json") as (process, link):
         base = link.split("/?")[0]

@@ -457,6 +457,7 @@ def test_a_decoder_has_a_limit_of_memory(served: Serving) -> None:
     assert served.search("small", **BODY)
 
 
+@pytest.mark.slow
 def test_many_bombs_at_once_leave_it_standing(served: Serving) -> None:
     statuses: list[int] = []
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
+from cbir_faiss.base import Extractor
 from cbir_faiss.collection.duplicates import Duplicate, find_duplicates
 from cbir_faiss.collection.stages import float_column
 from cbir_faiss.errors import BadImage, CbirError, Unsupported
@@ -23,6 +24,7 @@ from cbir_faiss.report.row import Row, knn_measure, main_measure, name_of
 from cbir_faiss.serve import models
 from cbir_faiss.serve.asking import (
     Asking,
+    Prepared,
     combined,
     embeddings_given,
     extracted,
@@ -40,30 +42,24 @@ from cbir_faiss.serve.problems import Problem
 from cbir_faiss.serve.uploads import Uploads
 from cbir_faiss.serve.work import Work
 from cbir_faiss.storage.facets import facets
-from cbir_faiss.types import Columns
 
 T = TypeVar("T")
 _PARSED_AT_ONCE = 1 << 16  # a body of more bytes is parsed in a thread
 _GROUPS = 1000
+# The smallest GIF: a picture to begin with.
+_DOT = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
 _PERCENTILES = (50, 95, 99)
 _ALONE = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; sandbox allow-scripts"
 )
 
 
-@dataclass(frozen=True)
-class Queries:
-    """What a search request brought: pictures as columns, and the rest as it was checked."""
-
-    asked: models.Search
-    columns: Sequence[Columns]
-
-
 @dataclass
 class Api:
     """The state of the server, and a method for each thing that can be asked. Used from one event loop.
 
-    writing: where uploads are kept, by collection; None where nothing may be changed.
+    writing: where uploads are kept, by collection; None where nothing may be changed. warming: what the first pictures
+    need is loaded before they come.
     """
 
     collections: dict[str, Live]
@@ -72,6 +68,7 @@ class Api:
     decoders: Decoders
     limits: Limits
     writing: dict[str, Uploads] | None = None
+    warming: bool = True
     receiver: Receiver = field(init=False)
     pictures: Pictures = field(init=False)
 
@@ -84,7 +81,9 @@ class Api:
         """Load what the first pictures need, before they come."""
         for live in self.collections.values():
             with suppress(CbirError, Problem), live.generation() as generation:
-                await self.work.alone(partial(live.extractor, generation.collection))
+                await asyncio.gather(
+                    *(self._prepared(live, generation, [("", _DOT)]) for _ in range(self.decoders.count))
+                )
 
     async def close(self) -> None:
         await self.decoders.close()
@@ -102,43 +101,57 @@ class Api:
             if media_type(request) == FORM:
                 async with self._form(request) as (pictures, fields):
                     asked = read_fields(models.Search, fields)
-                    columns = [await self._extracted(live, generation, pictures)] if pictures else []
+                    results = await self._found(live, generation, asked, pictures)
             else:
-                asked, columns = await self._json(request, models.Search), []
-            results = await self._found(generation, asked, columns)
+                results = await self._found(live, generation, await self._json(request, models.Search), [])
         seconds = time.perf_counter() - began
         live.seconds.append(seconds)
         return {"results": results, "took_ms": round(1000 * seconds, 3)}
 
-    async def _found(self, generation: Generation, asked: models.Search, columns: list[Columns]) -> list[list[Any]]:
-        kinds = [bool(columns), bool(asked.vectors), bool(asked.ids)]
+    async def _found(
+        self, live: Live, generation: Generation, asked: models.Search, pictures: Sequence[tuple[str, bytes]]
+    ) -> list[list[Any]]:
+        kinds = [bool(pictures), bool(asked.vectors), bool(asked.ids)]
         if not any(kinds):
             raise Problem(422, "give ids, vectors, or pictures as parts 'image' of a form")
         if sum(kinds) > 1 and not asked.combine:
             raise Problem(422, "give pictures, ids or vectors: one kind at a time, or with 'combine'")
-        if asked.vectors:
-            columns = [*columns, {"embedding": embeddings_given(asked.vectors)}]
         where = await self._filter(asked.where)
         if asked.combine:
-            return await self._combined(generation, asked, where, columns)
+            return await self._combined(live, generation, asked, where, pictures)
         asking = Asking(generation, asked.k, where, asked.rescore)
         kind = (generation, asked.k, json.dumps(asked.where), asked.rescore)
         if asked.ids:
             known(asked.ids)
             return await self.work.together(("ids", *kind), asking.by_ids, asked.ids)
-        names = tuple(columns[0]), columns[0]["embedding"].shape[1] if "embedding" in columns[0] else 0
-        return await self.work.together(("columns", names, *kind), asking.by_columns, columns[0])
+        if asked.vectors:
+            vectors = embeddings_given(asked.vectors)
+            return await self.work.together(
+                ("vectors", vectors.shape[1], *kind), asking.by_columns, {"embedding": vectors}
+            )
+        extractor, prepared = await self._prepared(live, generation, pictures)
+        search = partial(asking.by_pictures, extractor)
+        return await self.work.together(("pictures", extractor, *kind), search, prepared)
 
     async def _combined(
-        self, generation: Generation, asked: models.Search, where: Any, columns: list[Columns]
+        self,
+        live: Live,
+        generation: Generation,
+        asked: models.Search,
+        where: Any,
+        pictures: Sequence[tuple[str, bytes]],
     ) -> list[list[Any]]:
         """One query, which does not find what it was made of."""
         own = {*asked.ids, *asked.unlike}
+        given = [embeddings_given(asked.vectors)] if asked.vectors else []
+        if pictures:
+            extractor, prepared = await self._prepared(live, generation, pictures)
+            columns = await self.work.together(("extract", extractor), partial(extracted, extractor), prepared)
+            name = generation.collection.manifest.embedding
+            given.append(columns[name if name in columns else "embedding"])
 
         def search() -> list[list[Any]]:
             with generation.held() as collection:
-                name = collection.manifest.embedding
-                given = [some[name if name in some else "embedding"] for some in columns]
                 query = combined(collection, given, asked.ids, asked.unlike)
                 asking = Asking(generation, asked.k + len(own), where, asked.rescore)
                 found = asking.by_columns([query])[0][0]
@@ -146,22 +159,24 @@ class Api:
 
         return await self.work.alone(search)
 
-    async def _extracted(self, live: Live, generation: Generation, pictures: Sequence[tuple[str, bytes]]) -> Columns:
-        """Columns of uploaded pictures; decoded in other processes, extracted with whatever else has come."""
+    async def _prepared(
+        self, live: Live, generation: Generation, pictures: Sequence[tuple[str, bytes]]
+    ) -> tuple[Extractor, Prepared]:
+        """Uploaded pictures, decoded and prepared in other processes for the collection's extractor."""
         if len(pictures) > self.limits.queries:
             raise Problem(422, f"{len(pictures)} pictures: at most {self.limits.queries} in one search")
         collection = generation.collection
-        entry = collection.manifest.extractor
-        extractor = await self.work.alone(partial(live.extractor, collection))
-        assert entry is not None  # it has an extractor
-        folder = str((collection.folder / "extractor").absolute())
-        prepared = await self._each(pictures, lambda picture: self.decoders.prepare(picture, entry, folder))
-        return await self.work.together(("extract", extractor), partial(extracted, extractor), prepared)
+        extractor = live.loaded(collection)
+        if extractor is None:
+            extractor = await self.work.alone(partial(live.extractor, collection))
+        entry, folder = collection.manifest.extractor, str((collection.folder / "extractor").absolute())
+        assert entry is not None  # there is an extractor
+        return extractor, await self._each(pictures, lambda picture: self.decoders.prepare(picture, entry, folder))
 
-    async def _each(self, pictures: Sequence[tuple[str, bytes]], job: Callable[[bytes], Awaitable[T]]) -> list[T]:
+    async def _each(self, pictures: Sequence[tuple[str, bytes]], job: Callable[[bytes], Awaitable[T]]) -> Sequence[T]:
         """The job's answers, side by side; a picture that cannot be used is named by its number."""
         answers = await asyncio.gather(*(job(picture) for _, picture in pictures), return_exceptions=True)
-        good: list[T] = []
+        good = []
         for number, answer in enumerate(answers, 1):
             if isinstance(answer, BadImage):
                 raise Problem(422, f"image {number} cannot be used: {answer}")

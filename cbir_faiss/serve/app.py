@@ -220,14 +220,15 @@ def _file(name: str, content: bytes) -> Handler:
 async def _running(api: Api, _: Starlette) -> AsyncIterator[None]:
     """Looks for new generations while it runs; at the end, what runs is finished and all is closed."""
     looking = asyncio.create_task(_look(api))
-    warming = asyncio.create_task(api.warm())
+    warming = asyncio.create_task(api.warm()) if api.warming else None
     try:
         yield
     finally:
-        for task in (looking, warming):
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        looking.cancel()
+        with suppress(asyncio.CancelledError):
+            await looking
+        if warming is not None:
+            await warming
         await api.close()
 
 

@@ -42,6 +42,10 @@ class Asking:
         """Hits of stored items, for each question a list for each of its ids."""
         return self._each(questions, lambda c, ids: c.search_ids(ids, self.k, self.where, rescore=self.rescore))
 
+    def by_pictures(self, extractor: Extractor, questions: Sequence[Prepared]) -> list[list[list[Hit]]]:
+        """Hits of prepared pictures, for each question a list for each of its pictures."""
+        return self.by_columns(extracted(extractor, questions))
+
     def by_columns(self, questions: Sequence[Columns]) -> list[list[list[Hit]]]:
         """Hits of what was extracted, for each question a list for each of its rows."""
         counts = [len(next(iter(columns.values()))) for columns in questions]

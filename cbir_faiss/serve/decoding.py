@@ -30,7 +30,7 @@ class Decoders:
     """
 
     def __init__(self, count: int, limits: Limits, command: Sequence[str] = COMMAND) -> None:
-        self._limits, self._command = limits, command
+        self._limits, self._command, self.count = limits, command, count
         self._idle: list[asyncio.subprocess.Process] = []
         self._all: set[asyncio.subprocess.Process] = set()
         self._places = asyncio.Semaphore(count)

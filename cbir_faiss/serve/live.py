@@ -145,6 +145,12 @@ class Live:
                 self._extractor = same, collection.extractor
             return self._extractor[1]
 
+    def loaded(self, collection: Collection) -> Extractor | None:
+        """The same, if it is loaded."""
+        same = collection.manifest.extractor, collection.manifest.fingerprint
+        known = self._extractor
+        return known[1] if known is not None and known[0] == same else None
+
     def look(self) -> None:
         """Notice what has changed, though nobody asks."""
         self._look()

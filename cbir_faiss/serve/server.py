@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import secrets
@@ -37,7 +38,8 @@ _THREADS = 4
 class Settings:
     """How it is served. token: None makes one. write: adding and deleting is allowed. uploads: where added pictures are
     kept; None: beside each collection. names: other names of this server. cors: origins whose pages may ask.
-    decoder: the command that decodes pictures, see ``decoder``."""
+    decoder: the command that decodes pictures, see ``decoder``. warming: what the first pictures need is loaded before
+    they come."""
 
     host: str = "127.0.0.1"
     port: int = 8321
@@ -48,6 +50,7 @@ class Settings:
     cors: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
     decoder: Sequence[str] = COMMAND
+    warming: bool = True
 
 
 class Server:
@@ -89,6 +92,7 @@ class Server:
             Decoders(max(2, threads.available()), limits, settings.decoder),
             limits,
             uploads if settings.write else None,
+            settings.warming,
         )
         self._server = _Uvicorn(_config(make_app(self.api, self.guard), settings))
 
@@ -170,6 +174,31 @@ class _Uvicorn(uvicorn.Server):
         self.should_exit = True
 
 
+class _Corked:
+    """A transport that sends what is written in one turn of the loop at once: the head of an answer with its body."""
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts and not self._transport.is_closing():
+            self._transport.write(b"".join(parts))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class _Impatient(H11Protocol):
     """Closes a connection whose request has not come whole in time, whose body is not wanted any more, or whose answer
     nobody reads."""
@@ -179,7 +208,7 @@ class _Impatient(H11Protocol):
     _unread: Any = None
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        super().connection_made(_Corked(transport, self.loop))  # type: ignore[arg-type]
         self._time(self.head_seconds)
 
     def data_received(self, data: bytes) -> None:
