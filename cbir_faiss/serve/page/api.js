@@ -102,10 +102,7 @@ export const reportOf = (name) => `${BASE}runs/${encodeURIComponent(name)}/repor
 export const thumbOf = (name, id, size) => `${BASE}${of(name)}/items/${id}/thumb?size=${size}`;
 export const imageOf = (name, id) => `${BASE}${of(name)}/items/${id}/image`;
 
-export async function remove(name, id) {
-  await request(`${of(name)}/items/${id}`, { method: "DELETE" });
-  forget();
-}
+export const remove = (name, id) => request(`${of(name)}/items/${id}`, { method: "DELETE" });
 
 /** The hits of one query made of items (`like`), photos of this session and what it is not like. */
 export function search(name, { like, photo, unlike = [] }, { k, where = "", rescore = null }, signal) {

@@ -152,26 +152,31 @@ function photo(name, item) {
 /** Ask, then remove items from the collection; files stay. `done` is called when they are gone. */
 export function removeItems(name, ids, done) {
   const words = ids.length === 1 ? "this item" : `these ${ids.length} items`;
-  const error = el("div");
-  const remove = async () => {
+  const told = el("div", { role: "status" });
+  const remove = async (event) => {
+    event.currentTarget.disabled = true; // once is enough
     try {
-      for (const id of ids) await api.remove(name, id);
+      for (const [number, id] of ids.entries()) {
+        if (ids.length > 1) fill(told, el("p", { class: "soft" }, `Removing ${number + 1} of ${ids.length}…`));
+        await api.remove(name, id);
+      }
     } catch (failure) {
-      fill(error, problem(failure));
+      fill(told, problem(failure));
       return;
+    } finally {
+      changed(name); // as far as it came
+      dispatchEvent(new Event("changed"));
     }
     ask.close();
-    changed(name);
     say("Removed from the collection.");
     done();
-    dispatchEvent(new Event("changed"));
   };
   const ask = dialog(
     "ask",
     "Remove from the collection?",
     el("h2", {}, `Remove ${words} from the collection?`),
-    el("p", {}, "They are no longer found. The files stay where they are."),
-    error,
+    el("p", {}, "Your files stay where they are; of files, only what was uploaded here goes."),
+    told,
     el(
       "div",
       { class: "does" },
