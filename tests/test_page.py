@@ -170,6 +170,20 @@ def test_filters_have_counts_and_back_undoes_them(page: Any, server: Server) -> 
     expect(page.locator("label.value input:checked")).to_have_count(0)
 
 
+def test_what_is_beyond_the_cut_off_is_dimmed(page: Any, server: Server) -> None:
+    def cut(route: Any) -> None:
+        answer = route.fetch()
+        results = answer.json()
+        for place, hit in enumerate(results["results"][0]):
+            hit["relevant"] = place < 7
+        route.fulfill(response=answer, json=results)
+
+    page.route("**/search", cut)
+    enter(page, server, "#/c/scenes?like=3&k=12")
+    expect(page.locator(".told")).to_contain_text("12 results, nearest first, 7 within the cut-off")
+    expect(page.locator(".tile.beyond")).to_have_count(5)
+
+
 def test_what_is_being_written_stays(page: Any, server: Server) -> None:
     enter(page, server)
     settled(page)
