@@ -119,7 +119,7 @@ async function inCollection(route, itself, signal) {
   const info = await infoOf(route.name);
   const ask = async (rescore, depth) =>
     others(await hitsOf(route.name, route, { k: depth + itself.size, where: whereOf(route), rescore }, signal), depth);
-  const [built, exact] = await Promise.all([ask(null, k), ask("exact", TIES * k)]);
+  const [built, exact] = await Promise.all([ask(null, k), info.floats ? ask("exact", TIES * k) : {}]);
   const score = built.hits && exact.hits && scored(built.hits, truthOf(exact.hits, k));
   const unscored = exact.hits ? "" : "recall is not known: it keeps no floats";
   return { title: route.name, detail: partsOf(info), score, unscored, ...built };
