@@ -395,6 +395,23 @@ def test_state_tells_what_it_takes(page: Any, server: Server) -> None:
     expect(page.locator(".state")).to_contain_text("itq")
     expect(page.locator(".state")).to_contain_text("rescor")
     expect(page.locator("meter")).not_to_have_count(0)
+    page.get_by_role("button", name="Measure it").click()
+    expect(page.locator(".state")).to_contain_text("of the 10 nearest, over 20 items")
+    ids = [
+        fetched(page, f"collections/scenes/items?offset={place * 50 // 20}&limit=1")["items"][0]["id"]
+        for place in range(20)
+    ]
+    answers = [
+        fetched(page, "collections/scenes/search", {"ids": ids, "k": k, "rescore": how})
+        for k, how in ((20, "exact"), (10, None))
+    ]
+    recalls = []
+    for exact, found in zip(*(answer["results"] for answer in answers), strict=True):
+        near = {hit["id"] for hit in exact if hit["distance"] <= exact[9]["distance"]}
+        recalls.append(min(10, sum(hit["id"] in near for hit in found)) / 10)
+    mean, around = np.mean(recalls), 1.96 * np.std(recalls, ddof=1) / np.sqrt(20)
+    told = page.locator(".state b", has_text="±").inner_text().split(" ± ")
+    assert [float(figure) for figure in told] == pytest.approx([mean, around], abs=0.006)
 
 
 def test_a_lasso_on_the_map_shows_what_is_inside(page: Any, server: Server) -> None:

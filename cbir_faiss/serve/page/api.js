@@ -119,6 +119,11 @@ export function search(name, { like, photo, unlike = [] }, { k, where = "", resc
   });
 }
 
+/** The hits of each of some items. */
+export async function searchEach(name, ids, { k, rescore = null }, signal) {
+  return (await request(`${of(name)}/search`, { method: "POST", signal, ...json({ ids, k, rescore }) })).results;
+}
+
 const json = (asked) => ({ headers: { "Content-Type": "application/json" }, body: JSON.stringify(asked) });
 
 function form(asked, names) {

@@ -6,6 +6,7 @@ import { choose, lost, QueryBar } from "./querybar.js";
 import { asked, go, isQuery, whereOf } from "./route.js";
 import { infoOf, session } from "./session.js";
 import { tile } from "./tile.js";
+import { scored, TIES, truthOf } from "./truth.js";
 import { View } from "./view.js";
 import { milliseconds, several, share } from "./words.js";
 
@@ -13,7 +14,6 @@ const K = 24;
 const MOST = 96; // more than can be compared by looking
 const NO_FLOATS =
   "This collection keeps codes and no floats, so what is nearest by floats is not known. Build it with rescore: [{name: float}] to see it here.";
-const TIES = 2; // so many times k are asked of the exact search, to see what is as near as the last one
 
 export class Compare extends View {
   constructor(info) {
@@ -133,23 +133,6 @@ async function hitsOf(name, query, options, signal) {
     if (error.status !== 422) throw error;
     return { error };
   }
-}
-
-/** The `k` nearest by floats, and whatever is as near as the last of them. */
-function truthOf(hits, k) {
-  const limit = hits[Math.min(k, hits.length) - 1]?.distance;
-  return { nearest: hits.slice(0, k), near: new Set(hits.filter((hit) => hit.distance <= limit).map((hit) => hit.id)) };
-}
-
-/** How much of the truth was found. What is as near as the last of it counts as well. */
-function scored(hits, { nearest, near }) {
-  const found = new Set(hits.map((hit) => hit.id));
-  const right = Math.min(nearest.length, hits.filter((hit) => near.has(hit.id)).length);
-  return {
-    recall: nearest.length ? right / nearest.length : 1,
-    wrong: hits.filter((hit) => !near.has(hit.id)),
-    missed: nearest.filter((hit) => !found.has(hit.id)).slice(0, nearest.length - right),
-  };
 }
 
 // -- what is seen

@@ -56,7 +56,9 @@ export class Filters {
           "Remove all filters",
         ),
       names.map((field) => this.field(route, field, fields)),
-      names.length === 0 && !active && el("p", { class: "soft" }, "The items have no label and nothing else to filter by."),
+      names.length === 0 &&
+        !active &&
+        el("p", { class: "soft" }, "The items have no label and nothing else to filter by."),
       inWords(route),
     );
   }

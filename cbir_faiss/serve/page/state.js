@@ -1,10 +1,14 @@
 /* What a collection is, what it takes, and how fast it answers. */
 
 import * as api from "./api.js";
-import { el, fill, problem } from "./dom.js";
+import { button, el, fill, problem } from "./dom.js";
 import { session } from "./session.js";
+import { scored, TIES, truthOf } from "./truth.js";
 import { View } from "./view.js";
-import { count, milliseconds, size } from "./words.js";
+import { count, milliseconds, share, size } from "./words.js";
+
+const K = 10;
+const QUERIES = 20; // items that recall is measured with here
 
 export class State extends View {
   constructor(info) {
@@ -14,17 +18,53 @@ export class State extends View {
   }
 
   async update(route) {
+    const signal = this.begin();
     try {
       const info = await api.info(route.name);
+      if (signal.aborted) return;
       session.infos.set(route.name, info);
-      fill(this.element, el("h1", {}, route.name), figures(info), how(info), times(info), files(info));
+      const recall = info.floats && info.items > 1 && this.recall(info, signal);
+      fill(this.element, el("h1", {}, route.name), figures(info), how(info), times(info), recall, files(info));
     } catch (error) {
+      if (signal.aborted) return;
       fill(
         this.element,
         problem(error, () => this.update(route)),
       );
     }
   }
+
+  recall(info, signal) {
+    const told = el(
+      "div",
+      { role: "status" },
+      `How many of the ${K} nearest by floats are found, with ${QUERIES} items.`,
+    );
+    const measure = async () => {
+      fill(told, "Searching…");
+      try {
+        const { mean, around, queries } = await recallOf(info, signal);
+        fill(told, el("b", {}, `${share(mean)} ± ${share(around)}`), ` of the ${K} nearest, over ${queries} items`);
+      } catch (error) {
+        if (!signal.aborted) fill(told, problem(error));
+      }
+    };
+    return el("section", {}, el("h2", {}, "Recall"), told, button(null, "Measure it", measure, { wide: true }));
+  }
+}
+
+/** Mean recall of items that are evenly chosen, and half of its 95 % interval. */
+async function recallOf({ name, items }, signal) {
+  const queries = Math.min(QUERIES, items);
+  const places = Array.from({ length: queries }, (_, i) => Math.floor((i * items) / queries));
+  const pages = await Promise.all(places.map((offset) => api.items(name, { offset, limit: 1 }, signal)));
+  const ids = pages.map((page) => page.items[0].id);
+  const ask = (rescore, k) => api.searchEach(name, ids, { k, rescore }, signal);
+  const [built, exact] = await Promise.all([ask(null, K), ask("exact", TIES * K)]);
+  const recalls = built.map((hits, i) => scored(hits, truthOf(exact[i], K)).recall);
+  const mean = recalls.reduce((sum, one) => sum + one, 0) / queries;
+  const spread = recalls.reduce((sum, one) => sum + (one - mean) ** 2, 0) / Math.max(1, queries - 1);
+  return { mean, around: 1.96 * Math.sqrt(spread / queries), queries };
 }
 
 const figures = (info) =>
