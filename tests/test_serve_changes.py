@@ -27,6 +27,7 @@ from cbir_faiss.cli import main
 from cbir_faiss.collection import Collection
 from cbir_faiss.config import parse_config
 from cbir_faiss.errors import BadImage, CbirError, ConfigError, CorruptCollection, InputError, UnknownId
+from cbir_faiss.serve.app import as_json
 from cbir_faiss.serve.client import connect
 from cbir_faiss.serve.photos import collection_of
 from tests._serving import TOKEN, Serving, problem, serving, until
@@ -258,19 +259,22 @@ def test_a_collection_of_any_name_is_found_by_it(folder: Path, name: str) -> Non
         assert "cbir_collection_items" in served.client.get("/metrics").text
 
 
-def test_payload_that_json_has_no_word_for_is_null(photos: Path, tmp_path: Path) -> None:
+def test_payload_of_every_kind_is_told_as_it_is(photos: Path, tmp_path: Path) -> None:
     with Collection.build(parse_config(document(photos)), tmp_path / "odd.cbir") as collection:
         vector = collection.embeddings([0])
-        collection.add_vectors(
-            vector, [{"path": "x\ud800", "label": ["a", "b"], "score": float("nan"), "deep": {"a": [1]}}]
-        )
+        collection.add_vectors(vector, [{"path": "x\ud800", "label": "a", "score": 1.5}])
+        collection.add_vectors(vector, [{"path": "y", "label": ["a", "b"], "deep": {"a": [1]}}])
     with serving(tmp_path / "odd.cbir") as served:
         item = served.get("collections/odd/items/5")
-        assert item["payload"] == {"score": None, "deep": {"a": [1]}}
-        assert (item["label"], item["path"], item["missing"]) == (["a", "b"], "x\ud800", True)
-        facets = served.get("collections/odd/facets")["fields"]
-        assert facets["label"] == [["a", 1], ["b", 1]]
+        assert (item["payload"], item["path"], item["missing"]) == ({"score": 1.5}, "x\ud800", True)
+        item = served.get("collections/odd/items/6")
+        assert (item["payload"], item["label"]) == ({"deep": {"a": [1]}}, ["a", "b"])
+        assert served.get("collections/odd/facets")["fields"]["label"] == [["a", 2], ["b", 1]]
         assert served.search("odd", ids=[0], k=1)[0][0]["path"] == "x\ud800"
+
+
+def test_a_number_that_is_none_is_null() -> None:
+    assert json.loads(as_json({"a": [float("nan"), 1.5], "b": float("inf")})) == {"a": [None, 1.5], "b": None}
 
 
 # -- its clients
