@@ -14,7 +14,7 @@ const TITLES = {
   503: "Not ready.",
 };
 
-export class Problem extends Error {
+class Problem extends Error {
   constructor(status, title, detail) {
     super(detail);
     this.status = status;
