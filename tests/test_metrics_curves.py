@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -43,20 +44,46 @@ def test_precision_recall_is_that_of_scikit_learn(points: int) -> None:
     np.testing.assert_allclose(precision_recall_tied(untied(ranked), points), expected / 12, atol=1e-12)
 
 
-def test_tied_precision_is_at_the_expected_rank() -> None:
-    groups = [(3, 1), (0, 0), (5, 3), (2, 0), (3, 2)]
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [(3, 1), (0, 0), (5, 3), (2, 0), (3, 2)],
+        [(7, 1)],
+        [(6, 6), (1, 0)],
+        [(1, 0), (9, 4)],
+    ],
+)
+def test_tied_precision_is_the_mean_over_all_orders(groups: list[tuple[int, int]]) -> None:
     choices = [list(itertools.combinations(range(n), r)) for n, r in groups]
     starts = np.cumsum([0] + [n for n, _ in groups])
-    ranks = [
-        [start + i + 1 for start, chosen in zip(starts, order, strict=False) for i in chosen]
-        for order in itertools.product(*choices)
-    ]
-    expected_rank = np.mean(ranks, axis=0)
+    ranks = np.array(
+        [
+            [start + i + 1 for start, chosen in zip(starts, order, strict=False) for i in chosen]
+            for order in itertools.product(*choices)
+        ]
+    )
+    total = ranks.shape[1]
     items, relevant = (np.array([column], np.int32) for column in zip(*groups, strict=True))
-    wanted = np.maximum(1, np.ceil(np.arange(11) * 6 / 10 - 1e-9)).astype(int)
-    expected = [t / expected_rank[t - 1] for t in wanted]
+    wanted = np.maximum(1, np.ceil(np.arange(11) * total / 10 - 1e-9)).astype(int)
+    expected = [(t / ranks[:, t - 1]).mean() for t in wanted]
     got = precision_recall_tied(Histograms(items, relevant), 11)
     np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+def test_tied_precision_of_large_groups_is_the_sum_over_all_places() -> None:
+    """Whole groups of thousands, few relevant or many, against the distribution of the place written out."""
+    for before, n, r in ((0, 4000, 3), (0, 900, 450), (57, 3000, 2999), (2000, 5000, 40), (0, 2, 1)):
+        for j in {1, r // 2 or 1, r}:
+            places = np.arange(j, n - r + j + 1)
+            logs = [
+                math.lgamma(p) - math.lgamma(j) - math.lgamma(p - j + 1)
+                + math.lgamma(n - p + 1) - math.lgamma(r - j + 1) - math.lgamma(n - p - r + j + 1)
+                for p in places.tolist()
+            ]  # fmt: skip
+            weights = np.exp(np.array(logs) - max(logs))
+            expected = (weights / (before + places)).sum() / weights.sum()
+            (got,) = curves._mean_inverse(*(np.array([x]) for x in (before + j, j, r, n - r)))
+            assert got == pytest.approx(expected, rel=1e-9), (before, n, r, j)
 
 
 def test_a_query_with_nothing_to_find_counts_as_zero() -> None:

@@ -37,17 +37,32 @@ def exact_thresholds(items: NDArray[Any], queries: NDArray[Any], k: int, metric:
         DimensionMismatch: queries and items of different widths.
         Unsupported: another metric.
     """
+    scores = Scores(items, queries, metric)
+    _, out = _nearest(scores, k)
+    return out + _allowance(scores, out)
+
+
+def exact_neighbours(items: NDArray[Any], queries: NDArray[Any], k: int, metric: Metric) -> tuple[Ids, Distances]:
+    """The min(k, n) nearest items of each query and their distances ``(nq, min(k, n))``, nearest first.
+
+    Which of equally near ones are taken is not said. All pairs are compared, as by ``exact_thresholds``, whose errors
+    it raises.
+    """
+    return _nearest(Scores(items, queries, metric), k)
+
+
+def _nearest(scores: Scores, k: int) -> tuple[Ids, Distances]:
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
-    scores = Scores(items, queries, metric)
     n, nq = len(scores.items), len(scores.queries)
-    out = np.empty((nq, min(k, n)))
+    out, ids = np.empty((nq, min(k, n))), np.empty((nq, min(k, n)), np.int64)
     for start in range(0, nq, _QUERIES):
         block = slice(start, min(start + _QUERIES, nq))
         rows = _candidates(scores, block, min(k + _SPARE, n))
-        distances = true_distances(scores.items, scores.queries[block], rows, metric)
-        out[block] = np.sort(distances, axis=1)[:, : min(k, n)]
-    return out + _allowance(scores, out)
+        distances = true_distances(scores.items, scores.queries[block], rows, scores.metric)
+        order = np.argsort(distances, axis=1, kind="stable")[:, : min(k, n)]
+        out[block], ids[block] = np.take_along_axis(distances, order, 1), np.take_along_axis(rows, order, 1)
+    return ids, out
 
 
 def true_distances(items: NDArray[Any], queries: NDArray[Any], rows: Ids, metric: Metric) -> Distances:
