@@ -43,7 +43,7 @@ BLOCK = re.compile(
     re.DOTALL,
 )
 TOTALS = (("disk", "backend_file"), ("memory", "resident"))
-HEAVY = ("curves", "raw", "codes", "failed")
+HEAVY = ("curves", "raw", "codes", "failed", "classes", "worst")
 
 
 def main() -> None:
