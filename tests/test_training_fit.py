@@ -606,6 +606,9 @@ def test_several_seeds(colours: Path, tmp_path: Path) -> None:
     assert Trained(path=str(folder_of(out, 3))).outputs == {"embedding": (8, "float32")}
     start(colours, tmp_path / "alone", fit={"seed": 5, "epochs": 1})
     assert (tmp_path / "alone/best.pth").read_bytes() == (out / "runs-5/best.pth").read_bytes()
+    out = out.rename(tmp_path / "renamed")
+    assert folder_of(out, 5) == out / "runs-5"
+    assert folder_of(out, 15) == out / "renamed-15"
     # One more seed is one more training.
     before = (out / "runs-3/best.pth").stat().st_mtime_ns
     more = train_seeds(parse_training(document(colours, seeds=[3, 5, 6], **once)), out)

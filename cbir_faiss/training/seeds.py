@@ -38,8 +38,9 @@ class SeedsResult:
 
 
 def folder_of(out: Path, seed: int) -> Path:
-    """Where one of several seeds is trained: its name tells it from others in tables."""
-    return out / f"{out.name}-{seed}"
+    """Where one of several seeds is trained, or was before ``out`` was renamed: tables name it so."""
+    there = sorted(folder for folder in out.glob(f"*-{seed}") if (folder / RUN).is_file())
+    return there[0] if there else out / f"{out.resolve().name}-{seed}"
 
 
 def train_seeds(config: TrainingConfig, out: Path, **how: Any) -> SeedsResult:
