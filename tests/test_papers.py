@@ -159,6 +159,32 @@ def test_variants_of_the_networks_are_right() -> None:
             assert f"runs/zeng2019/{name}-{seed}}}" in compared
 
 
+CONFIGS = Path(__file__).parents[1] / "configs"
+TRAININGS = [file for file in sorted(CONFIGS.rglob("*.yaml")) if "\nlosses:" in file.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("file", TRAININGS, ids=lambda file: file.stem)
+def test_groups_of_a_config_are_those_of_its_network(file: Path) -> None:
+    """Without the weights and the pictures: the parameters that a recipe names are there, and something is trained."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("torchvision")
+    from cbir_faiss.nets.model import Model
+    from cbir_faiss.training.config import load_training
+    from cbir_faiss.training.optimizer import Optimizer
+
+    training = load_training(file)
+    module, preprocess = training.network.make().build(pretrained=False)
+    classes = 10 if any("logits" in loss.plugin().needs for loss in training.losses) else None
+    model = Model(module, preprocess.size, training.bits, classes, training.head)
+    optimizer = Optimizer(model, torch.nn.ModuleList(), training.fit, 100)
+    optimizer.train_mode()
+    groups = optimizer._optimizer.param_groups
+    assert len(groups) == 1 + sum(not group.frozen for group in training.fit.groups)
+    assert all(parameter.requires_grad for group in groups for parameter in group["params"])
+    frozen = sum(group.frozen for group in training.fit.groups)
+    assert bool(frozen) == any(not parameter.requires_grad for parameter in model.parameters())
+
+
 # ----------------------------------------------------------------------------------------------------------- varga2016
 
 

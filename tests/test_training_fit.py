@@ -629,6 +629,7 @@ def test_the_command_of_several_seeds(colours: Path, tmp_path: Path) -> None:
     assert len(lines) == 3
     assert lines[2].startswith("2 seeds: map of the held-out pictures 0.")
     assert " ± " in lines[2]
+    assert ", 95 % interval of the mean " in lines[2]
     as_json = CliRunner().invoke(main, ["train", str(file), "--out", str(tmp_path / "out"), "--json"])
     assert set(json.loads(as_json.stdout)) == {"score", "seeds"}
 

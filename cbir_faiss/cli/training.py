@@ -57,7 +57,10 @@ def train(config: Path, out: Path, as_json: bool, log_json: bool) -> None:
     for folder, one in results:
         say(_summary(folder, one))
     if over:
-        say(f"{len(results)} seeds: {results[0][1].measure} {over.mean:.4f} ± {over.deviation:.4f}")
+        say(
+            f"{len(results)} seeds: {results[0][1].measure} {over.mean:.4f} ± {over.deviation:.4f}, "
+            f"95 % interval of the mean {over.low:.4f} to {over.high:.4f}"
+        )
     say_failures([failure.as_dict() for failure in results[0][1].failed])
 
 
