@@ -521,7 +521,7 @@ def test_a_kill_between_weights_and_card(
             start(colours, out, fit={"epochs": 2})
     assert (out / "model.json.ready").exists()
     found = start(colours, out, fit={"epochs": 2})
-    Trained(path=str(out)).load()
+    Trained(path=str(out), runtime="torch").load()
     assert len(found.history) == 2
     assert same(weights(out / "last.pth")["model"], weights(tmp_path / "whole/last.pth")["model"])
 
@@ -603,7 +603,7 @@ def test_several_seeds(colours: Path, tmp_path: Path) -> None:
     scores = [result.best.score for result in found.results.values()]
     assert found.score == over_seeds(scores)
     assert json.loads((out / "seeds.json").read_text()) == json.loads(json.dumps(found.as_dict()))
-    assert Trained(path=str(folder_of(out, 3))).outputs == {"embedding": (8, "float32")}
+    assert Trained(path=str(folder_of(out, 3)), runtime="torch").outputs == {"embedding": (8, "float32")}
     start(colours, tmp_path / "alone", fit={"seed": 5, "epochs": 1})
     assert (tmp_path / "alone/best.pth").read_bytes() == (out / "runs-5/best.pth").read_bytes()
     out = out.rename(tmp_path / "renamed")
