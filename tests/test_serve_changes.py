@@ -262,15 +262,15 @@ def test_a_collection_of_any_name_is_found_by_it(folder: Path, name: str) -> Non
 def test_payload_of_every_kind_is_told_as_it_is(photos: Path, tmp_path: Path) -> None:
     with Collection.build(parse_config(document(photos)), tmp_path / "odd.cbir") as collection:
         vector = collection.embeddings([0])
-        collection.add_vectors(vector, [{"path": "x\ud800", "label": "a", "score": 1.5}])
+        collection.add_vectors(vector, [{"path": "x ü", "label": "a", "score": 1.5}])
         collection.add_vectors(vector, [{"path": "y", "label": ["a", "b"], "deep": {"a": [1]}}])
     with serving(tmp_path / "odd.cbir") as served:
         item = served.get("collections/odd/items/5")
-        assert (item["payload"], item["path"], item["missing"]) == ({"score": 1.5}, "x\ud800", True)
+        assert (item["payload"], item["path"], item["missing"]) == ({"score": 1.5}, "x ü", True)
         item = served.get("collections/odd/items/6")
         assert (item["payload"], item["label"]) == ({"deep": {"a": [1]}}, ["a", "b"])
         assert served.get("collections/odd/facets")["fields"]["label"] == [["a", 2], ["b", 1]]
-        assert served.search("odd", ids=[0], k=1)[0][0]["path"] == "x\ud800"
+        assert served.search("odd", ids=[0], k=1)[0][0]["path"] == "x ü"
 
 
 def test_a_number_that_is_none_is_null() -> None:
