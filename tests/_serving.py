@@ -45,9 +45,9 @@ class Serving:
         assert answer.status_code == 200, answer.text
         return answer.json()["results"]
 
-    def connections(self) -> int:
-        """How many are open."""
-        return len(self.server._server.server_state.connections)
+    def clients(self) -> set[int]:
+        """The ports of those who are connected."""
+        return {connection.client[1] for connection in self.server._server.server_state.connections}
 
     def problem(self, method: str, path: str, status: int, **options: Any) -> str:
         """The detail of a request below /api/v1 that must fail like this."""
@@ -85,14 +85,14 @@ def serving(*folders: Path, runs: tuple[Path, ...] = (), **settings: Any) -> Ite
             assert thread.is_alive()
             time.sleep(0.005)
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        with httpx.Client(base_url=server.url, headers=headers, timeout=30, trust_env=False) as client:
+        with httpx.Client(base_url=server.url, headers=headers, timeout=60, trust_env=False) as client:
             yield Serving(server, client)
     finally:
         server.stop()
         thread.join()
 
 
-def until(what: Any, seconds: float = 20.0) -> Any:
+def until(what: Any, seconds: float = 60.0) -> Any:
     """What ``what()`` gives, once it is true."""
     end = time.monotonic() + seconds
     while not (found := what()):

@@ -385,6 +385,28 @@ def test_the_command_prints_one_link_and_ends_well(folder: Path, told: signal.Si
     assert "token=" not in "".join(map(str, lines)), "what opens the page stands in no log"
 
 
+def test_decoders_end_with_a_server_that_was_killed(folder: Path) -> None:
+    with command(folder, "--token", TOKEN) as (process, link):
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        with httpx.Client(base_url=link.split("/?")[0], headers=headers, timeout=60, trust_env=False) as client:
+            until(lambda: _opened(client, "/readyz") == 200)
+            files = [("image", ("x", photo("white")))]
+            assert client.post("/api/v1/collections/c/search", files=files).status_code == 200
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert children
+        process.kill()
+        process.wait()
+        until(lambda: not any(_runs(number) for number in children))
+
+
+def _runs(number: str) -> bool:
+    """Whether a process is there, and no mere entry of one that has ended."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def _opened(browser: httpx.Client, link: str) -> int:
     try:
         return browser.get(link).status_code

@@ -408,7 +408,11 @@ def _picture(request: Request, picture: Picture) -> Response:
     if headers["ETag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     if picture.file is not None:  # in pieces: who reads slowly holds no more than one
-        return FileResponse(picture.file, media_type=picture.media_type, headers=headers)
+        try:
+            status = Path(picture.file).stat()
+        except OSError:
+            raise Problem(404, "the original of this item is not there any more") from None
+        return FileResponse(picture.file, media_type=picture.media_type, headers=headers, stat_result=status)
     return Response(picture.content, media_type=picture.media_type, headers=headers)
 
 
