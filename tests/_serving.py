@@ -47,7 +47,7 @@ class Serving:
 
     def clients(self) -> set[int]:
         """The ports of those who are connected."""
-        return {connection.client[1] for connection in self.server._server.server_state.connections}
+        return {connection.client[1] for connection in list(self.server._server.server_state.connections)}
 
     def problem(self, method: str, path: str, status: int, **options: Any) -> str:
         """The detail of a request below /api/v1 that must fail like this."""

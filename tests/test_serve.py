@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -272,6 +273,35 @@ def test_runs_are_shown_with_their_report_apart(served: Serving, place: Path) ->
     assert served.get("runs/demo")["rows"] == [{"codec": "raw"}]
     report = served.client.get("/api/v1/runs/demo/report")
     assert "sandbox" in report.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("name", ["pictures-0.1", "vectors-0.1"])
+def test_collections_of_an_earlier_version_are_served(tmp_path: Path, name: str) -> None:
+    shutil.copytree(Path(__file__).parent / "fixtures" / name, tmp_path / "old.cbir")
+    with serving(tmp_path / "old.cbir", write=True) as served:
+        first = served.get("collections/old/items", params={"limit": 1})["items"][0]["id"]
+        assert served.search("old", ids=[first], k=3)[0]
+        for path in ("", "/facets", "/map", "/duplicates", f"/items/{first}"):
+            assert served.get(f"collections/old{path}")
+        assert (
+            served.client.get(f"/api/v1/collections/old/items/{first}/thumb")
+            .headers["content-type"]
+            .startswith("image/")
+        )
+        uploaded = upload(served, "old", _dot())
+        if served.get("collections/old")["images"]:
+            assert uploaded.status_code == 200
+        else:
+            assert "holds vectors" in problem(uploaded, 422)
+            files = [("image", ("x", _dot()))]
+            assert "holds vectors" in problem(served.client.post("/api/v1/collections/old/items", files=files), 422)
+            assert not any((tmp_path / "old.uploads").glob("*"))
+
+
+def _dot() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (40, 40), "red").save(out, "PNG")
+    return out.getvalue()
 
 
 def test_the_page_and_its_files_come_from_the_package(served: Serving) -> None:

@@ -30,7 +30,7 @@ from cbir_faiss.serve.uploads import Uploads
 from cbir_faiss.serve.work import Work
 
 _LINGER = 5.0  # seconds for a body that nobody reads any more
-_HEAD_BYTES = 16 << 10
+_HEAD_BYTES = 64 << 10
 _THREADS = 4
 
 
