@@ -56,9 +56,10 @@ def serve(
     settings = Settings(host, port, token, write, uploads, frozenset(map(str.lower, names)), frozenset(cors))
     server = Server(collections, runs, settings)
     say(server.link)
-    if token is None:
-        aside(f"for programs: CBIR_TOKEN={server.token}")
-    aside("Ctrl-C stops it")
+    if not log_json:  # then stderr is for those who read JSON, and a secret belongs in no log
+        if token is None:
+            aside(f"for programs: CBIR_TOKEN={server.token}")
+        aside("Ctrl-C stops it")
     if opening:
         import webbrowser
 
@@ -90,6 +91,7 @@ def _followed(photos: Path, log_json: bool) -> Path:
 
     with progress_of(log_json) as progress:
         collection, done = follow(photos, defaults_of, progress)
-    aside(f"{collection}: {done.items:,} photos")
-    say_failures([failure.as_dict() for failure in done.failed])
+    if not log_json:
+        aside(f"{collection}: {done.items:,} photos")
+        say_failures([failure.as_dict() for failure in done.failed])
     return collection
