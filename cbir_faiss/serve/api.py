@@ -94,18 +94,19 @@ class Api:
 
     async def search(self, request: Request) -> Any:
         """The items most like each query: items by id, vectors, or pictures that are uploaded."""
-        began = time.perf_counter()
         live = self._live(request)
+        if media_type(request) != FORM:
+            return await self._answer(live, await self._json(request, models.Search), [])
+        async with self._form(request) as (pictures, fields):
+            return await self._answer(live, read_fields(models.Search, fields), pictures)
+
+    async def _answer(self, live: Live, asked: models.Search, pictures: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
+        """By the generation that is current when all of the request has come."""
+        began = time.perf_counter()
         with live.generation() as generation:
-            if media_type(request) == FORM:
-                async with self._form(request) as (pictures, fields):
-                    asked = read_fields(models.Search, fields)
-                    results = await self._found(live, generation, asked, pictures)
-            else:
-                results = await self._found(live, generation, await self._json(request, models.Search), [])
-        seconds = time.perf_counter() - began
-        live.seconds.append(seconds)
-        return {"results": results, "took_ms": round(1000 * seconds, 3)}
+            results = await self._found(live, generation, asked, pictures)
+        live.seconds.append(time.perf_counter() - began)
+        return {"results": results, "took_ms": round(1000 * live.seconds[-1], 3)}
 
     async def _found(
         self, live: Live, generation: Generation, asked: models.Search, pictures: Sequence[tuple[str, bytes]]
