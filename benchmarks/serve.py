@@ -270,13 +270,10 @@ def _uploads(port: int, photos: list[Path]) -> None:
 
 def _spread(work: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
     """Each of the arguments in a process of its own, at once."""
-    with multiprocessing.get_context("spawn").Pool(len(arguments)) as pool:
-        pool.starmap(_nothing, [(number,) for number in range(len(arguments))], chunksize=1)  # they are there
+    context = multiprocessing.get_context("spawn")
+    all_there = context.Barrier(len(arguments))  # none begins while another still imports
+    with context.Pool(len(arguments), initializer=all_there.wait) as pool:
         return pool.starmap(work, arguments, chunksize=1)
-
-
-def _nothing(_: int) -> None:
-    time.sleep(0.05)
 
 
 # -- sections
