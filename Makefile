@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 
-help:  ## show this list
+help:  ## show this list (times: two cores, after the set-up, which takes some minutes once)
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(BIN)/uv:
@@ -23,28 +23,40 @@ $(VENV)/.dev: $(BIN)/uv pyproject.toml
 	@$(BIN)/python -m compileall -q cbir_faiss connectors
 	@touch $@
 
-demo: $(VENV)/.demo  ## set up, compare raw and binary indexing on built-in data -> runs/demo/report.html
+demo: $(VENV)/.demo  ## set up, compare raw and binary indexing on built-in data -> runs/demo/report.html (10 s)
 	$(BIN)/cbir compare configs/demo.yaml --out runs/demo
 
 # A process for each core, at most four: each may load torch.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-test: $(VENV)/.dev  ## set up and run the whole test suite
+test: $(VENV)/.dev  ## set up and run the whole test suite (under 6 min)
 	$(PYTEST)
 
-servers: $(VENV)/.dev  ## the contract kit against Qdrant and PostgreSQL in Docker
+test-fast: $(VENV)/.dev  ## the tests without the slow ones (under 1 min)
+	$(PYTEST) -m 'not slow'
+
+servers: $(VENV)/.dev  ## the contract kit against Qdrant and PostgreSQL in Docker (2 min)
 	connectors/test-servers.sh
 
-lint: $(VENV)/.dev  ## format, lint and types
+lint: $(VENV)/.dev  ## format, lint and types (1 min)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 
-check: lint  ## what must be green before a commit: lint and the fast tests
-	$(PYTEST) -m 'not slow'
+check: lint test-fast  ## what must be green before a commit: lint and test-fast (2 min)
 
-format: $(VENV)/.dev  ## format and sort imports
+format: $(VENV)/.dev  ## format and sort imports (1 s)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: help demo test servers lint check format
+reference: $(VENV)/.dev  ## write docs/reference/ again from the code (5 s)
+	$(BIN)/python docs/reference.py
+
+docs: $(VENV)/.dev  ## the documents as a site -> site/index.html; warnings are errors (15 s)
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . site
+
+release: $(VENV)/.dev  ## build dist/, check what is in it and try the wheel; TAG=yes tags the commit (2 min)
+	.ci/release $(TAG)
+
+.PHONY: help demo test test-fast servers lint check format reference docs release

@@ -72,7 +72,7 @@ def fit(features: Floats | None, *, quick: bool, limit: int) -> dict[str, Any]:
     faiss = need("faiss", "cpu")
     faiss.omp_set_num_threads(limit)
     theirs = faiss.ITQTransform(x.shape[1], bits, True)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"codec": "itq", "seconds": seconds(lambda: ours.fit(x), 3, warm=quick)},
         {"codec": "faiss.ITQTransform", "seconds": seconds(lambda: theirs.train(x), 1, warm=False)},
     ]

@@ -37,8 +37,10 @@ from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_di
 from cbir_faiss.pipeline.fill import FILL_ROWS, fill
 from cbir_faiss.pipeline.fit import Fitted
 from cbir_faiss.pipeline.search import Searcher
+from cbir_faiss.storage.prefetch import Prefetch
 from cbir_faiss.types import Codes, Floats, Hits
 
+Mapped = tuple[Floats, Prefetch]
 BLOCK = 50_000
 TIMED = 200
 COLD = 40
@@ -229,24 +231,25 @@ def _try(
             }
 
 
-def _stages(codec: Any, backend: Any, options: Any, candidates: int) -> Callable[[Floats, Floats], Hits]:
+def _stages(codec: Any, backend: Any, options: Any, candidates: int) -> Callable[[Floats, Mapped], Hits]:
     rescorer = registry.make("rescorers", "float", candidates=candidates, metric="l2", center=False)
     rescorer.fit({"embedding": np.zeros((1, codec.dim), np.float32)})  # L2 needs nothing of the database but its width
     fitted = Fitted(codec, rescorer, "embedding")
 
-    def run(query: Floats, stored: Floats) -> Hits:
-        return Searcher(fitted, _Stored(backend, options, stored), 1).hits({"embedding": query}, K)
+    def run(query: Floats, stored: Mapped) -> Hits:
+        return Searcher(fitted, _Stored(backend, options, *stored), 1).hits({"embedding": query}, K)
 
     return run
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """A first stage and the mapped floats behind it, as ``Searcher`` searches them."""
+    """A first stage and the mapped floats behind it, as ``Searcher`` searches them and a collection reads them."""
 
     backend: Any
     options: Any
     floats: Floats
+    prefetch: Prefetch
 
     def __len__(self) -> int:
         return len(self.floats)
@@ -256,9 +259,11 @@ class _Stored:
         return hits
 
     def fetch(self, ids: Any, column: str) -> Any:
+        self.prefetch(ids)
         return self.floats[ids]
 
     def located(self, ids: Any, column: str) -> Any:
+        self.prefetch(ids)
         return [(self.floats, ids)]
 
 
@@ -282,14 +287,14 @@ def _flat_times(items: Floats, queries: Floats) -> list[float]:
         return [seconds(lambda i=i: index.search(queries[i : i + 1], K), 1, warm=i == 0)[0] for i in range(30)]  # type: ignore[misc]
 
 
-def _mapped(path: Path) -> Floats:
+def _mapped(path: Path) -> Mapped:
     """The floats of a file, without read-ahead: rows are wanted here and there."""
     stored: Any = np.load(path, mmap_mode="r")
     stored._mmap.madvise(mmap.MADV_RANDOM)
-    return np.asarray(stored)
+    return np.asarray(stored), Prefetch(stored)
 
 
-def _cold_times(path: Path, items: Any, run: Callable[[Floats, Floats], Hits], queries: Floats) -> list[float]:
+def _cold_times(path: Path, items: Any, run: Callable[[Floats, Mapped], Hits], queries: Floats) -> list[float]:
     """The first ``COLD`` queries after the file's pages were dropped, which are only those that nobody has mapped."""
     gc.collect()
     items._mmap.madvise(mmap.MADV_DONTNEED)
@@ -301,7 +306,7 @@ def _cold_times(path: Path, items: Any, run: Callable[[Floats, Floats], Hits], q
     return [_timed(run, queries[i : i + 1], stored) for i in range(min(COLD, len(queries)))]
 
 
-def _timed(run: Callable[[Floats, Floats], Hits], query: Floats, stored: Floats) -> float:
+def _timed(run: Callable[[Floats, Mapped], Hits], query: Floats, stored: Mapped) -> float:
     began = time.perf_counter()
     run(query, stored)
     return time.perf_counter() - began

@@ -17,6 +17,10 @@ A document asks for a table with a comment, and what follows it up to ``<!-- end
     <!-- quantized: quantization -->                            recall by codec and oversampling
     <!-- values: build million-itq-256 "of the rate in memory" -->    chosen single figures of a benchmark
     <!-- figures: search "two-stage x" stage,recall,ms -->      chosen columns of a benchmark's rows, or "section/list"
+    <!-- front: cifar10 96 -->                                  of peers, within so many bytes an item ("any"): what
+                                                                nothing beats in recall and latency
+    <!-- verdict: cifar10 32,96,any -->                         within each of these, where a peer is better than ours
+    <!-- absent: -->                                            what could not run, and why
 """
 
 from __future__ import annotations
@@ -39,11 +43,12 @@ from cbir_faiss.report.table import few_bytes
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(
-    r"<!-- (table|pivot|columns|chart|curves|curve|engines|quantized|figures|values): (.*?) -->\n.*?<!-- end -->",
+    r"<!-- (table|pivot|columns|chart|curves|curve|engines|quantized|figures|values|front|verdict|absent)"
+    r":(.*?) -->\n.*?<!-- end -->",
     re.DOTALL,
 )
 TOTALS = (("disk", "backend_file"), ("memory", "resident"))
-HEAVY = ("curves", "raw", "codes", "failed")
+HEAVY = ("curves", "raw", "codes", "failed", "classes", "worst")
 
 
 def main() -> None:
@@ -83,9 +88,9 @@ def renew(path: Path, *, check: bool) -> bool:
 
 
 def _block(found: re.Match[str]) -> str:
-    kind, what = found.group(1), found.group(2)
+    kind, what = found.group(1), found.group(2).strip()
     body = MAKERS[kind](shlex.split(what))
-    return f"<!-- {kind}: {what} -->\n{body}\n<!-- end -->"
+    return f"<!-- {f'{kind}: {what}'.strip()} -->\n{body}\n<!-- end -->"
 
 
 def _chosen(words: Sequence[str]) -> list[Row]:
@@ -205,12 +210,12 @@ def curves(words: Sequence[str]) -> str:
 def pivot(words: Sequence[str]) -> str:
     rows = [row for row in _chosen(words) if row.bits]
     measure = main_measure(rows)
-    bits = sorted({row.bits for row in rows})
+    bits = sorted({row.bits for row in rows if row.bits})
     families: dict[str, dict[int, str]] = {}
     for row in rows:
         name = family_of(row) if len({row.backend for row in rows}) > 1 else family_of(row).split(",")[0]
         name = f"{row.title}, {name}" if len({row.title for row in rows}) > 1 else name
-        families.setdefault(name, {})[row.bits] = f"{row.metrics[measure]:.4f}"
+        families.setdefault(name, {})[row.bits or 0] = f"{row.metrics[measure]:.4f}"
     return _markdown(
         [measure, *map(str, bits)], [[name, *(line.get(b, "") for b in bits)] for name, line in families.items()]
     )
@@ -242,6 +247,90 @@ def values(words: Sequence[str]) -> str:
     return _markdown(["figure", ""], [[name.replace("_", " "), _text(value)] for name, value in shown.items()])
 
 
+NOT_YET = "Not measured yet: `python benchmarks/peers.py`."
+
+
+def _peers(data: str, budget: str) -> list[dict[str, Any]]:
+    """Stored rows of other libraries and ours over a data set, within so many growing bytes an item."""
+    path = RESULTS / "peers.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    most = float("inf") if budget == "any" else float(budget)
+    return [row for row in rows if row["data"] == data and row["growing_bytes"] <= most]
+
+
+def _front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows, quickest first, each of which finds more than every one before it."""
+    front: list[dict[str, Any]] = []
+    for row in sorted(rows, key=lambda row: (row["p50_ms"], -row["recall@10"])):
+        if not front or row["recall@10"] > front[-1]["recall@10"]:
+            front.append(row)
+    return front
+
+
+def front(words: Sequence[str]) -> str:
+    rows = _front(_peers(*words))
+    if not rows:
+        return NOT_YET
+    head = [
+        "library",
+        "settings",
+        "items",
+        "recall@10",
+        "p50 ms",
+        "p99 ms",
+        "QPS",
+        "growing bytes",
+        "total bytes",
+        "build s",
+    ]
+    lines = []
+    for row in rows:
+        name = f"**{row['peer']}**" if row["peer"].startswith("cbir") else f"{row['peer']} {row['version']}"
+        figures = [f"{row['recall@10']:.3f}", f"{row['p50_ms']:.3f}", f"{row['p99_ms']:.3f}", f"{row['qps']:,.0f}"]
+        sizes = [f"{row['growing_bytes']:,.0f}", f"{row['total_bytes']:,.0f}", f"{row['build_s']:,.1f}"]
+        lines.append([name, _settings(row["settings"]), f"{row['items']:,}", *figures, *sizes])
+    return _markdown(head, lines)
+
+
+def verdict(words: Sequence[str]) -> str:
+    data, budgets = words
+    lines = [_verdict(budget, _peers(data, budget)) for budget in budgets.split(",") if _peers(data, budget)]
+    return "\n".join(lines) or NOT_YET
+
+
+def _verdict(budget: str, rows: Sequence[dict[str, Any]]) -> str:
+    most = max(row["items"] for row in rows)  # some could only be built with fewer
+    found = _front([row for row in rows if row["items"] == most])
+    theirs = [row for row in found if not row["peer"].startswith("cbir")]
+    within = "With any number of bytes" if budget == "any" else f"Up to {budget} bytes an item"
+    ahead = [f"{row['peer']} ({row['recall@10']:.3f} in {row['p50_ms']:.3f} ms)" for row in theirs]
+    said = f"{len(found) - len(theirs)} of the {len(found)} points of the front are ours"
+    return f"- {within} {said}" + (f"; a peer is better at: {', '.join(ahead)}." if ahead else ".")
+
+
+def absent(words: Sequence[str]) -> str:
+    path = RESULTS / "peers.json"
+    if not path.exists():
+        return NOT_YET
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for entry in json.loads(path.read_text())["absent"]:
+        where = f"{entry['data']} {_settings(entry['settings'])}".strip()
+        reasons.setdefault((entry["peer"], entry["reason"]), []).append(where)
+    return (
+        "\n".join(f"- {peer}, {'; '.join(where)}: {reason}" for (peer, reason), where in reasons.items()) or "Nothing."
+    )
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    parts = []
+    for key, value in settings.items():
+        if isinstance(value, dict):  # a plugin with its options
+            parts.append(" ".join([value["name"], *(f"{k}={v}" for k, v in value.items() if k != "name")]))
+        else:
+            parts.append(f"{key}={value}")
+    return ", ".join(parts)
+
+
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
 
@@ -263,6 +352,9 @@ MAKERS: dict[str, Callable[[Sequence[str]], str]] = {
     "quantized": quantized,
     "figures": figures,
     "values": values,
+    "front": front,
+    "verdict": verdict,
+    "absent": absent,
 }
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, Field
 
 from cbir_faiss.base import Backend
-from cbir_faiss.base.options import Options, parse_options
+from cbir_faiss.base.options import Options, current_name, parse_options
 from cbir_faiss.base.registry import Group, checked_options, load, section_name
 from cbir_faiss.errors import CbirError, ConfigError
 
@@ -220,7 +220,8 @@ def _sweep(model: type[BaseModel], given: Mapping[str, Any]) -> Iterator[tuple[d
     """Every combination of the listed values, with the config path of each option (``bits`` → ``bits.2``)."""
     axes: list[list[tuple[str, Any, str]]] = []
     for key, value in given.items():
-        swept = isinstance(value, list) and key in model.model_fields and not _takes_list(model, key)
+        option = model.model_fields.get(current_name(model, key))
+        swept = isinstance(value, list) and option is not None and not _takes_list(option.annotation)
         if swept and not value:
             raise ConfigError("an empty list sweeps over nothing", path=key)
         axes.append([(key, v, f"{key}.{i}") for i, v in enumerate(value)] if swept else [(key, value, key)])
@@ -228,17 +229,17 @@ def _sweep(model: type[BaseModel], given: Mapping[str, Any]) -> Iterator[tuple[d
         yield {key: value for key, value, _ in combination}, {key: origin for key, _, origin in combination}
 
 
-def _takes_list(model: type[BaseModel], key: str) -> bool:
-    return any(_is_list(kind) for kind in _arms(model.model_fields[key].annotation))
+def _takes_list(annotation: Any) -> bool:
+    return any(_is_list(kind) for kind in arms(annotation))
 
 
-def _arms(annotation: Any) -> Iterator[Any]:
+def arms(annotation: Any) -> Iterator[Any]:
     origin = typing.get_origin(annotation)
     if origin in (Union, UnionType):
         for arm in typing.get_args(annotation):
-            yield from _arms(arm)
+            yield from arms(arm)
     elif origin is typing.Annotated:
-        yield from _arms(typing.get_args(annotation)[0])
+        yield from arms(typing.get_args(annotation)[0])
     else:
         yield annotation
 

@@ -14,7 +14,7 @@ from cbir_faiss.pipeline import cache
 def build(document: dict[str, Any], out: Path, cache_folder: Path) -> None:
     """A build whose shards are written at once, so that there is something to go on from."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    cache.SHARD_SECONDS = 0.05
+    cache.SHARD_SECONDS = 0.02
     Collection.build(parse_config(document), out, cache=cache_folder).close()
 
 

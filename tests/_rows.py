@@ -16,6 +16,7 @@ from cbir_faiss.comparison.gallery import make_gallery
 from cbir_faiss.comparison.split import splits
 from cbir_faiss.config import Config
 from cbir_faiss.measures.code_statistics import code_health
+from cbir_faiss.report.pairs import differences
 from cbir_faiss.report.recommend import recommend
 from cbir_faiss.report.row import Row
 from cbir_faiss.types import Hits
@@ -68,6 +69,7 @@ def comparison(config: Config, out: Path) -> list[Row]:
         row.bytes["codes"] = items.nbytes
         row.codes = code_health(items, codec.bits) if codec.bits else None
         row.metrics, row.curves, row.values, row.raw = metrics, curves, values, f"raw/{i}.npz"
+        row.classes, row.worst = evaluate.by_query(values["map@5"])
         row.seconds = {"extract": 0.1, "fit": 0.1, "encode": 0.1, "build": 0.1}
         rows.append(row)
     advice = recommend(rows)
@@ -78,6 +80,7 @@ def comparison(config: Config, out: Path) -> list[Row]:
         "failed": [asdict(failure) for failure in split.failed],
         "skipped": [],
         "recommendation": advice.as_json() if advice else None,
+        "differences": differences(rows),
     }
     (out / "results.json").write_text(json.dumps(results, allow_nan=False))
     (out / "gallery.json").write_text(json.dumps([gallery] if gallery else []))

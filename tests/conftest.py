@@ -2,13 +2,60 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+# Threads that wait for work must not spin: beside another process of tests that takes ten times as long. Read by the
+# OpenMP of torch and FAISS when they are loaded, which is later, and by the processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 SHARED = Path(__file__).parents[1].parent / "shared"
+SLOW = Path(__file__).with_name("slow.txt")
+SLOW_SECONDS = 0.3
+_spent: Counter[str] = Counter()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--find-slow", action="store_true", help="write tests/slow.txt anew, from what this run takes")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--find-slow") and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--find-slow counts what one process does: leave -n out")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is listed in slow.txt is slow, as what is marked so."""
+    slow = set(SLOW.read_text(encoding="utf-8").split())
+    for item in items:
+        if _name(item) in slow:
+            item.add_marker("slow")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Processor time is counted, because it depends least on what else the machine does."""
+    before = sum(os.times()[:4])
+    yield
+    _spent[_name(item)] += sum(os.times()[:4]) - before
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--find-slow"):
+        slow = sorted(name for name, seconds in _spent.items() if seconds >= SLOW_SECONDS)
+        SLOW.write_text("".join(f"{name}\n" for name in slow), encoding="utf-8")
+
+
+def _name(item: pytest.Item) -> str:
+    """``test_file.py::test_function``, whatever the parameters."""
+    return item.nodeid.partition("[")[0].rpartition("/")[2]
 
 
 @pytest.fixture(autouse=True)

@@ -102,6 +102,8 @@ def _changes(node: ast.AST, source: bytes, starts: Sequence[int]) -> Iterator[tu
     """What may stand from one byte to another instead of what is there."""
 
     def span(one: ast.expr) -> tuple[int, int]:
+        assert one.end_lineno is not None
+        assert one.end_col_offset is not None
         return starts[one.lineno - 1] + one.col_offset, starts[one.end_lineno - 1] + one.end_col_offset
 
     for left, right, op in _operators(node):

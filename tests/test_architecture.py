@@ -24,15 +24,18 @@ ROOMS = [
     {"images", "config", "measures"},
     {"pipeline"},
     {"storage", "nets"},
-    {"sources", "extractors", "codecs", "backends", "rescorers", "testing"},
+    {"sources", "extractors", "codecs", "backends", "rescorers", "datasets", "testing"},
     {"collection", "report"},
     {"comparison", "training"},
+    {"tuning", "serve"},
     {"cli"},
 ]
 # What plugins and commands need, each when it does its work; naming them, their options and their help needs none.
 HEAVY = {
     *("torch", "torchvision", "onnxruntime", "onnx", "sklearn", "scipy", "cv2", "imagehash", "matplotlib", "jinja2"),
+    *("timm", "open_clip", "transformers", "tokenizers", "sqlite_vec", "rabitqlib"),
     *("faiss", "lancedb", "pyarrow", "qdrant_client", "qdrant_edge", "psycopg", "usearch", "ray", "h5py", "tqdm"),
+    *("starlette", "uvicorn", "python_multipart", "multipart", "h11"),
 }
 LESS_HEAVY = {"numpy", "pydantic", "yaml", "PIL", "threadpoolctl", "sqlite3", "importlib.metadata"}
 

@@ -1,6 +1,7 @@
 """Every FAISS backend through the contract, and what is particular to each."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import faiss
 import numpy as np
@@ -10,6 +11,7 @@ from cbir_faiss.backends.faiss.binary_flat import FaissBinaryFlat
 from cbir_faiss.backends.faiss.binary_hnsw import FaissBinaryHNSW
 from cbir_faiss.backends.faiss.binary_ivf import FaissBinaryIVF
 from cbir_faiss.backends.faiss.binary_multihash import FaissBinaryMultiHash
+from cbir_faiss.backends.faiss.eden import FaissEden
 from cbir_faiss.backends.faiss.flat import FaissFlat
 from cbir_faiss.backends.faiss.hnsw import FaissHNSW
 from cbir_faiss.backends.faiss.index import FaissIndex
@@ -17,6 +19,7 @@ from cbir_faiss.backends.faiss.ivf import FaissIVF
 from cbir_faiss.backends.faiss.lsh import FaissLSH
 from cbir_faiss.backends.faiss.pq import FaissPQ
 from cbir_faiss.backends.faiss.rabitq import FaissRaBitQ
+from cbir_faiss.backends.rabitq import RaBitQ
 from cbir_faiss.testing import BackendContract
 
 
@@ -166,3 +169,70 @@ class TestFaissPQ(BackendContract):
     options = {"bits": 32}
     tolerance = np.inf
     recall = 0.4
+
+
+class TestFaissRaBitQFastScan(BackendContract):
+    plugin = FaissRaBitQ
+    options = {"nlist": 2, "bits": 4, "fast_scan": True}
+    cases = [("float", "l2"), ("float", "cosine")]
+    exhaustive = {"nprobe": 2}
+    tolerance = np.inf
+    recall = 0.8
+
+
+class TestFaissRaBitQFlat(BackendContract):
+    plugin = FaissRaBitQ
+    options = {"nlist": 0, "bits": 4}
+    cases = [("float", "l2"), ("float", "ip")]
+    tolerance = np.inf
+    recall = 0.8
+
+
+class TestFaissRaBitQFlatWithoutFastScan(BackendContract):
+    plugin = FaissRaBitQ
+    options = {"nlist": 0, "bits": 4, "fast_scan": False}
+    cases = [("float", "l2")]
+    tolerance = np.inf
+    recall = 0.8
+
+
+class TestFaissEden(BackendContract):
+    plugin = FaissEden
+    options = {"nlist": 2, "bits": 6}
+    exhaustive = {"nprobe": 2}
+    tolerance = np.inf
+    recall = 0.8
+
+
+class TestFaissEdenFlat(BackendContract):
+    plugin = FaissEden
+    options = {"nlist": 0, "bits": 6}
+    cases = [("float", "l2")]
+    tolerance = np.inf
+    recall = 0.8
+
+
+class TestFaissHNSWOverScalars(BackendContract):
+    plugin = FaissHNSW
+    options = {"m": 8, "storage": "sq8"}
+    exhaustive = {"ef": 200}
+    tolerance = np.inf
+    recall = 0.8
+
+
+class TestFaissHNSWOverRaBitQ(BackendContract):
+    plugin = FaissHNSW
+    options = {"m": 8, "storage": "rabitq4"}
+    cases = [("float", "l2")]
+    exhaustive = {"ef": 200}
+    tolerance = np.inf
+    recall = 0.8
+
+
+@pytest.mark.skipif(find_spec("rabitqlib") is None, reason="needs rabitqlib: Python 3.11 or newer")
+class TestRaBitQ(BackendContract):
+    plugin = RaBitQ
+    options = {"nlist": 2, "bits": 5}
+    exhaustive = {"nprobe": 2}
+    tolerance = np.inf
+    recall = 0.8

@@ -514,7 +514,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(0)
     for label in ("a", "b"):
         (root / label).mkdir()
-        for i in range(150):
+        for i in range(80):
             small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
             small.resize((128, 128), Image.Resampling.BICUBIC).save(root / label / f"{i:03}.png")
     (root / "a" / "broken.png").write_bytes(b"no picture")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -330,6 +332,53 @@ def test_rotate_normalised_gives_cosine_by_l2():
     np.testing.assert_allclose(squared_distances(turned), 2 - 2 * (unit @ unit.T.astype(np.float64)), atol=1e-4)
 
 
+# ------------------------------------------------------------------------------------------------------------------ pca
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_pca_keeps_what_varies_most(rotate):
+    x, later = np.split(decaying(330), [300])
+    whole = squared_distances(later)
+    lost = []
+    for dim in (4, 16, 48):
+        kept = squared_distances(registry.make("codecs", "pca", dim=dim, rotate=rotate).fit(x).encode(later))
+        assert (kept <= whole + 1e-3).all()
+        lost.append(1 - kept.sum() / whole.sum())
+    assert lost[0] > lost[1] > abs(lost[2])
+    assert abs(lost[2]) < 1e-4
+    random = squared_distances(later @ np.linalg.qr(np.random.default_rng(0).standard_normal((48, 16)))[0])
+    assert lost[1] < (1 - random.sum() / whole.sum()) / 2
+
+
+def test_pca_spreads_the_variance_where_it_rotates():
+    x = decaying()
+    plain, turned = (
+        registry.make("codecs", "pca", dim=16, rotate=r).fit(x).encode(x).var(axis=0) for r in (False, True)
+    )
+    assert (np.diff(plain) < 1e-3).all()
+    assert turned.max() / turned.min() < plain.max() / plain.min() / 3
+    np.testing.assert_allclose(plain.sum(), turned.sum(), rtol=1e-4)
+
+
+def test_pca_of_vectors_that_are_all_alike():
+    x = np.ones((5, 8), np.float32)
+    assert not registry.make("codecs", "pca", dim=4).fit(x).encode(x).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "n", "error", "message"),
+    [
+        ({"dim": 49}, 300, ConfigError, "at most the 48 dimensions"),
+        ({"dim": 40}, 30, InputError, "at least 40 training vectors for 40 dimensions, got 30"),
+        ({"dim": 0}, 30, ConfigError, "dim"),
+        ({}, 30, ConfigError, "dim: is required"),
+    ],
+)
+def test_pca_refuses_what_there_is_not(options, n, error, message):
+    with pytest.raises(error, match=message):
+        registry.make("codecs", "pca", **options).fit(decaying(n))
+
+
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
@@ -513,7 +562,7 @@ def test_the_size_of_blocks_changes_nothing(name, module, options, monkeypatch):
 
 
 def test_defaults_of_the_options():
-    for name, expected in {
+    defaults: dict[str, dict[str, Any]] = {
         "itq": {"iterations": 20, "normalise": True, "center": True, "seed": 0, "train_size": 50_000},
         "rotate": {"iterations": 20, "normalise": False, "center": True, "seed": 0, "train_size": 50_000},
         "ksh": {"anchors": 300, "steps": 30, "normalise": False, "seed": 0, "train_size": 5_000},
@@ -521,12 +570,14 @@ def test_defaults_of_the_options():
         "sign": {"normalise": False, "center": False},
         "sigmoid-mean": {"normalise": False, "center": False},
         "threshold": {"seed": 0, "train_size": 50_000},
-    }.items():
-        bits = {"bits": 16} if "bits" in registry.load("codecs", name).Options.model_fields else {}
+    }
+    for name, expected in defaults.items():
+        bits: dict[str, Any] = {"bits": 16} if "bits" in registry.load("codecs", name).Options.model_fields else {}
         options = registry.make("codecs", name, **bits).options.model_dump()
         assert {key: options[key] for key in expected} == expected
 
 
 def test_what_learns_from_differences_needs_two_vectors():
-    needed = {name: registry.load("codecs", name).min_train for name in ("itq", "pca-sign", "sh", "ksh", "lsh", "raw")}
+    codecs = ("itq", "pca-sign", "sh", "ksh", "lsh", "raw")
+    needed = {name: getattr(registry.load("codecs", name), "min_train") for name in codecs}  # noqa: B009
     assert needed == {"itq": 2, "pca-sign": 2, "sh": 2, "ksh": 2, "lsh": 1, "raw": 1}

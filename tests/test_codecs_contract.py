@@ -21,6 +21,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"bits": 72, "projection": "orthogonal"},
         {"bits": 72, "projection": "hadamard"},
     ],
+    "pca": [{"dim": 12}, {"dim": 32, "rotate": True, "normalise": True}],
     "rotate": [{}, {"rotation": "pca"}, {"rotation": "hadamard"}],
 }
 

@@ -16,6 +16,7 @@ from cbir_connectors.pgvector import Pgvector
 from cbir_connectors.qdrant import Qdrant
 from cbir_connectors.usearch import Usearch
 
+from cbir_faiss.backends.database import Database
 from cbir_faiss.base import Backend
 from cbir_faiss.testing import BackendContract
 from cbir_faiss.testing.backends import Case
@@ -129,6 +130,7 @@ class Server(Shared):
         for name in made:
             backend = self.plugin(**{**self.options, **self.address, self.collection: name})
             if backend.dim is not None:
+                assert isinstance(backend, Database)
                 backend._drop()
             backend.close()
 

@@ -426,7 +426,14 @@ def test_long_lists_and_deep_filters_are_answered(engines: list[Backend]) -> Non
     deep: Where = In("x", (3,))
     for turn in range(70):
         deep = Not(deep) if turn % 3 else And((deep, Or((In("s", ("3",)), In("t", (3,))))))
-    asked = [numbers, texts, In("t", numbers.values), In("x", (None, True, *numbers.values)), Not(numbers), deep]
+    asked: list[Where] = [
+        numbers,
+        texts,
+        In("t", numbers.values),
+        In("x", (None, True, *numbers.values)),
+        Not(numbers),
+        deep,
+    ]
     for backend in engines:
         backend.upsert(np.arange(len(stored)), codes(len(stored)), stored)
         backend.flush()

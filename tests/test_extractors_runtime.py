@@ -146,7 +146,7 @@ def _stop() -> Any:
 # ------------------------------------------------------------------------------------------- what cannot be exported
 
 
-class Undecided(torch.nn.Module):  # type: ignore[misc]
+class Undecided(torch.nn.Module):  # type: ignore[misc, name-defined]
     """A model whose way depends on the values that it is given."""
 
     def __init__(self, model: Any) -> None:

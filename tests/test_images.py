@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cbir_faiss.errors import BadImage
+from cbir_faiss.errors import BadImage, NoAccess
 from cbir_faiss.images.reading import image_suffixes, open_image, to_rgb
+from cbir_faiss.sources.folder import images_below
 
 RED, BLUE = (230, 20, 30), (20, 30, 230)
 
@@ -54,6 +55,28 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
     assert close(image, (width - 5, height - 5), RED, 40) or suffix == ".ico"
     assert suffix in image_suffixes()
     assert open_image(path.read_bytes()).tobytes() == image.tobytes()
+
+
+def test_heic_is_read_where_its_decoder_is_installed(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    path = tmp_path / "phone.heic"
+    pillow_heif.from_pillow(picture((64, 64))).save(path, quality=95)
+    image = open_image(path)
+    assert (image.mode, image.size) == ("RGB", (64, 64))
+    assert close(image, (59, 59), RED, 40)
+    assert open_image(path.read_bytes()).tobytes() == image.tobytes()
+
+
+def test_without_a_decoder_heic_is_left_out_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cbir_faiss.images.reading._decodes_heic", lambda: False)
+    path = tmp_path / "phone.HEIC"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert [found.name for found in images_below(tmp_path)] == ["phone.HEIC"]
+    for given in (path, path.read_bytes()):  # NoAccess: the next build tries again
+        with pytest.raises(NoAccess, match=r"pip install 'cbir-faiss\[heic\]'"):
+            open_image(given)
 
 
 def test_suffixes_are_of_formats_that_can_be_decoded() -> None:

@@ -25,13 +25,28 @@ def test_random_codes_are_healthy() -> None:
     assert health["ones_mean"] == pytest.approx(bits.mean())
     assert health["ones_min"] == pytest.approx(bits.mean(axis=0).min())
     assert health["ones_max"] == pytest.approx(bits.mean(axis=0).max())
-    correlation = np.corrcoef(bits.T)
+    correlation = np.asarray(np.corrcoef(bits.T))
     np.testing.assert_allclose(health["correlation_mean"], np.abs(correlation[~np.eye(64, dtype=bool)]).mean())
-    np.testing.assert_allclose(health["effective_bits"], 64**2 / np.square(np.linalg.eigvalsh(correlation)).sum())
+    squares = np.square(correlation[~np.eye(64, dtype=bool)])
+    unbiased = 1 - (1 - squares) * 5999 / 5998
+    np.testing.assert_allclose(health["effective_bits"], 64**2 / (64 + max(0, unbiased.sum())))
     assert health["entropy_bits"] == pytest.approx(np.log2(6000))
     assert health["gini"] == pytest.approx(0, abs=1e-12)
     assert health["prefix"]["bits"] == 16
     assert health["prefix"]["distinct"] == len(np.unique(bits[:, :16], axis=0))
+
+
+@pytest.mark.parametrize(("bits", "sample"), [(512, 200), (64, 5000)])
+def test_as_many_effective_bits_as_ideal_ones(bits: int, sample: int) -> None:
+    """Also of a sample smaller than the code, where chance alone correlates bits."""
+    codes = packed(np.random.default_rng(7).integers(0, 2, (sample, bits)))
+    assert code_health(codes, bits)["effective_bits"] == pytest.approx(bits, rel=0.03)
+
+
+def test_bits_that_are_equal_are_one_whatever_the_sample() -> None:
+    for n in (2, 3, 10):
+        bits = np.tile(np.arange(n)[:, None] % 2, (1, 16))
+        assert code_health(packed(bits), 16)["effective_bits"] == pytest.approx(1)
 
 
 def test_repeated_and_constant_bits_are_counted() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cbir_faiss.errors import DimensionMismatch, InputError, Unsupported
 from cbir_faiss.measures import neighbours, rankings, scores
-from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
+from cbir_faiss.measures.neighbours import exact_neighbours, exact_thresholds, knn_recall, true_distances
 from cbir_faiss.measures.rankings import full_rankings
 from cbir_faiss.measures.relevance import Relevance
 
@@ -209,3 +209,18 @@ def test_rankings_tell_neighbouring_floats_apart() -> None:
     relevant = np.random.default_rng(0).random(values.shape) < 0.5
     order = np.argsort(values, axis=1, kind="stable")
     np.testing.assert_array_equal(rankings._by_score(values, relevant), np.take_along_axis(relevant, order, axis=1))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_rows_of_the_neighbours_are_those_of_the_thresholds(metric) -> None:
+    rng = np.random.default_rng(3)
+    x, q = (rng.standard_normal((n, 6)).astype(np.float32) for n in (90, 7))
+    rows, thresholds = exact_neighbours(x, q, 12, metric)
+    assert np.array_equal(thresholds, exact_thresholds(x, q, 12, metric))
+    distances = true_distances(x, q, rows, metric)
+    assert (np.diff(distances, axis=1) >= 0).all()
+    assert (distances <= thresholds).all()
+    assert (knn_recall(distances, thresholds, 12) == 1).all()
+    few, _ = exact_neighbours(x[:5], q, 12, metric)
+    assert few.shape == (7, 5)
+    assert all(set(row) == set(range(5)) for row in few.tolist())

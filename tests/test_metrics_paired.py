@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cbir_faiss.errors import InputError
-from cbir_faiss.measures.paired import ALPHA, noninferior, queries_needed, t_quantile
+from cbir_faiss.measures.paired import ALPHA, noninferior, paired_test, queries_needed, t_probability, t_quantile
 
 LEVELS = (0.4, 0.1, 0.025, 0.025 / 3, 0.025 / 50, 0.025 / 2000)
 
@@ -22,6 +22,48 @@ LEVELS = (0.4, 0.1, 0.025, 0.025 / 3, 0.025 / 50, 0.025 / 2000)
 def test_quantiles_are_those_of_scipy(freedom: int) -> None:
     for level in LEVELS:
         assert t_quantile(level, freedom) == pytest.approx(stats.t.isf(level, freedom), rel=1e-5)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 50, 793, 9999])
+def test_probabilities_are_those_of_scipy(freedom: int) -> None:
+    for t in (0.0, 1e-9, 0.01, 0.5, 1.0, 1.96, 3.0, 8.0, 40.0, 1e4):
+        expected = 2 * stats.t.sf(t, freedom)
+        assert t_probability(t, freedom) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+        assert t_probability(-t, freedom) == t_probability(t, freedom)
+
+
+@pytest.mark.parametrize("n", [2, 3, 40, 800])
+def test_two_rows_have_students_test(n: int) -> None:
+    random = np.random.default_rng(n)
+    a, b = random.random(n), random.random(n)
+    found = paired_test(a, b)
+    expected = stats.ttest_rel(a, b)
+    assert found.difference == pytest.approx((a - b).mean())
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-9)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)), rel=1e-4)
+    turned = paired_test(b, a)
+    assert (turned.difference, turned.low, turned.high) == pytest.approx((-found.difference, -found.high, -found.low))
+
+
+def test_equal_differences_are_certain() -> None:
+    assert paired_test(np.full(5, 0.5), np.full(5, 0.25)) == (0.25, 0.25, 0.25, 0.0)
+    assert paired_test(np.full(5, 0.5), np.full(5, 0.5)) == (0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ([0.5], [0.5], "at least two queries"),
+        ([], [], "at least two queries"),
+        ([0.5, 0.5], [0.5], "one value a query is needed"),
+        ([0.5, 0.5], [0.5, math.nan], "query 1 is not a finite number"),
+    ],
+)
+def test_rows_that_cannot_be_tested(a: list[float], b: list[float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        paired_test(np.array(a), np.array(b))
+    with pytest.raises(InputError, match="a degree of freedom"):
+        t_probability(1.0, 0)
 
 
 def test_one_row_has_students_interval() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -11,24 +12,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbir_faiss.errors import InputError
-from cbir_faiss.measures import ties
+from cbir_faiss.measures import metrics, ties
 from cbir_faiss.measures.histograms import Histograms
-from cbir_faiss.measures.metrics import MEASURES, average_precision, measure, per_query
+from cbir_faiss.measures.metrics import AT_TOTALS, MEASURES, average_precision, measure, per_query
 from cbir_faiss.measures.ties import TiedRankings
 
 
-def plain(ranking: tuple[bool, ...], total: int, k: int) -> dict[str, Fraction]:
-    """The definitions, one rank at a time, in exact arithmetic."""
-    found, total_precision = 0, Fraction(0)
+def plain(ranking: tuple[bool, ...], total: int, k: int) -> dict[str, float]:
+    """The definitions, one rank at a time, in exact arithmetic but for logarithms."""
+    found, total_precision, trapezoids, first = 0, Fraction(0), Fraction(0), 0
+    gain, before = 0.0, Fraction(1)
     for rank, relevant in enumerate(ranking[:k], 1):
         found += relevant
-        total_precision += Fraction(found, rank) if relevant else 0
+        precision = Fraction(found, rank)
+        if relevant:
+            total_precision += precision
+            trapezoids += (precision + before) / 2
+            gain += 1 / math.log2(rank + 1)
+            first = first or rank
+        before = precision
+    ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, total) + 1))
     return {
-        "map": total_precision / found if found else Fraction(0),
-        "map_full": total_precision / min(k, total) if total else Fraction(0),
-        "precision": Fraction(found, k),
-        "hit": Fraction(int(found > 0)),
-        "recall": Fraction(found, total) if total else Fraction(0),
+        "map": float(total_precision / found) if found else 0.0,
+        "map_full": float(total_precision / min(k, total)) if min(k, total) else 0.0,
+        "map_trapezoid": float(trapezoids / min(k, total)) if min(k, total) else 0.0,
+        "ndcg": gain / ideal if ideal else 0.0,
+        "mrr": 1 / first if first else 0.0,
+        "precision": found / k if k else 0.0,
+        "hit": float(found > 0),
+        "recall": found / total if total else 0.0,
     }
 
 
@@ -53,8 +65,63 @@ def test_expectation_worst_and_best_are_those_of_all_orders(queries: list[list[t
         orders = [plain(order, int(totals[i]), k) for order in every_order(groups)]
         for name in MEASURES:
             values = [order[name] for order in orders]
-            expected = [float(sum(values) / len(values)), float(min(values)), float(max(values))]
-            np.testing.assert_allclose([part[i] for part in spreads[name]], expected, rtol=0, atol=1e-12)
+            expected = [sum(values) / len(values), min(values), max(values)]
+            np.testing.assert_allclose([part[i] for part in spreads[name]], expected, rtol=0, atol=1e-12, err_msg=name)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(queries=st.lists(st.lists(group, min_size=3, max_size=3), min_size=1, max_size=4))
+def test_as_deep_as_there_are_relevant_items(queries: list[list[tuple[int, int]]]) -> None:
+    """R-precision and MAP@R: each query at a k of its own."""
+    counts = np.array(queries, np.int32)
+    histograms = Histograms(counts[:, :, 0], counts[:, :, 1])
+    totals = counts[:, :, 1].sum(axis=1, dtype=np.int64)
+    values = per_query(np.zeros((len(queries), 1), bool), totals, [1], histograms=histograms)
+    for i, groups in enumerate(queries):
+        orders = [plain(order, int(totals[i]), int(totals[i])) for order in every_order(groups)]
+        for key, name in AT_TOTALS.items():
+            expected = [order[name] for order in orders]
+            got = [values[key + suffix][i] for suffix in ("", "_min", "_max")]
+            wanted = [sum(expected) / len(expected), min(expected), max(expected)]
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12, err_msg=key)
+
+
+def test_the_order_returned_against_the_definitions() -> None:
+    random = np.random.default_rng(11)
+    relevant = random.random((30, 12)) < 0.3
+    totals = relevant.sum(axis=1, dtype=np.int64) + random.integers(0, 3, 30)
+    values = per_query(relevant, totals, [1, 4, 12, 20])
+    assert "map@r" not in values or totals.max() <= 12
+    for i, row in enumerate(relevant):
+        for k in (1, 4, 12, 20):
+            for name, wanted in plain(tuple(row), int(totals[i]), k).items():
+                assert values[f"{name}@{k}_observed"][i] == pytest.approx(wanted, abs=1e-12), name
+    deep = per_query(relevant, relevant.sum(axis=1, dtype=np.int64), [1], exact=True)
+    for i, row in enumerate(relevant):
+        by_name = plain(tuple(row), int(row.sum()), int(row.sum()))
+        for key, name in AT_TOTALS.items():
+            assert deep[key][i] == deep[f"{key}_min"][i] == pytest.approx(by_name[name], abs=1e-12)
+
+
+def test_gains_are_those_of_scikit_learn() -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    random = np.random.default_rng(12)
+    relevant = random.random((15, 40)) < 0.2
+    relevant[:, 5] = True
+    scores = -np.arange(40.0)[None].repeat(15, axis=0)
+    values = per_query(relevant, relevant.sum(axis=1, dtype=np.int64), [10, 40])
+    for k in (10, 40):
+        expected = [sklearn.ndcg_score(r[None], s[None], k=k) for r, s in zip(relevant, scores, strict=True)]
+        np.testing.assert_allclose(values[f"ndcg@{k}"], expected, atol=1e-12)
+
+
+def test_queries_are_held_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    histograms, totals = some_ties(10)
+    hits = np.zeros((len(totals), 1), bool)
+    expected = per_query(hits, totals, [1, 7], histograms=histograms)
+    monkeypatch.setattr(metrics, "_QUERIES", 4)
+    for key, value in per_query(hits, totals, [1, 7], histograms=histograms).items():
+        np.testing.assert_allclose(value, expected[key], rtol=1e-12, atol=1e-15)
 
 
 def test_relevant_first_is_not_always_the_best_order() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +22,10 @@ from cbir_faiss.base import registry  # noqa: E402
 from cbir_faiss.errors import CbirError, ConfigError, CorruptCollection  # noqa: E402
 from cbir_faiss.extractors.trained import Trained  # noqa: E402
 from cbir_faiss.images.preprocess import spatial_pool  # noqa: E402
-from cbir_faiss.nets.card import Card, read_card  # noqa: E402
+from cbir_faiss.nets.card import Card, Head, read_card  # noqa: E402
 from cbir_faiss.nets.cbam import CBAM  # noqa: E402
 from cbir_faiss.nets.layers import pooled  # noqa: E402
-from cbir_faiss.nets.model import Model, load_model, new_card, save_model  # noqa: E402
+from cbir_faiss.nets.model import Model, finish_saving, load_model, new_card, save_model  # noqa: E402
 
 SIZE = {"resize": [32, 32], "crop": None}
 SQUEEZE = {"model": "squeezenet1_1", "weights": "none", "preprocess": {"resize": 64, "crop": 64}}
@@ -32,6 +34,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "compact": {"width": 2, "features": 16, "blocks": 1, "preprocess": SIZE},
     "multipool": {"width": 2, "joint": 8, "features": 16},
     "plain": {"width": 4, "features": 16},
+    "speedrun": {"widths": [4, 8, 8]},
 }
 """Options that make a network small; one that is not named here has none to be small by."""
 
@@ -88,10 +91,14 @@ def test_gradients_reach_every_parameter(name: str) -> None:
     torch.manual_seed(0)
     _, model = new_card(network(name), 8, ("a", "b"))
     size = network(name).build(pretrained=False)[1].size
-    outputs = model.train()(batch(size, 8))
-    assert set(outputs) == {"features", "code", "logits"}
-    assert (outputs["code"].shape, outputs["logits"].shape) == ((8, 8), (8, 2))
-    sum(output.square().sum() for output in outputs.values()).backward()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4)
+    for _ in range(2):  # gates begin as ones whatever their first layers say, which learn from the second step on
+        optimizer.zero_grad()
+        outputs = model.train()(batch(size, 8))
+        assert set(outputs) == {"features", "code", "logits"}
+        assert (outputs["code"].shape, outputs["logits"].shape) == ((8, 8), (8, 2))
+        sum(output.square().mean() for output in outputs.values()).backward()
+        optimizer.step()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert torch.isfinite(parameter.grad).all(), parameter_name
@@ -229,34 +236,101 @@ def test_parameters_of_plain() -> None:
     assert sum(p.numel() for p in built("plain", width=32, features=500)[0].parameters()) == expected
 
 
+def far_maps(n: int = 6, seed: int = 0) -> Any:
+    """Maps like SqueezeNet's: rectified, sparse, up to hundreds."""
+    generator = torch.Generator().manual_seed(seed)
+    return 200 * torch.randn(n, 32, 6, 6, generator=generator).relu() * torch.rand(1, 32, 1, 1, generator=generator)
+
+
 def test_cbam_against_the_formula() -> None:
-    """Channel by channel and place by place, with numpy."""
+    """Channel by channel and place by place, with numpy, whatever the gates have learned."""
     torch.manual_seed(1)
     cbam = CBAM(6, 2).eval()
-    x = np.random.default_rng(0).normal(size=(2, 6, 5, 4)).astype(np.float32)
+    for parameter in cbam.parameters():
+        torch.nn.init.normal_(parameter)
+    x = 50 * np.random.default_rng(0).normal(size=(2, 6, 5, 4)).astype(np.float32)
+    cbam.norm.running_mean.fill_(0.5)
+    cbam.norm.running_var.fill_(4.0)
     state = {name: value.numpy() for name, value in cbam.state_dict().items()}
 
     def mlp(v: np.ndarray) -> np.ndarray:
         hidden = np.maximum(v @ state["mlp.0.weight"].T + state["mlp.0.bias"], 0)
         return hidden @ state["mlp.2.weight"].T + state["mlp.2.bias"]
 
-    def sigmoid(v: np.ndarray) -> np.ndarray:
-        return 1 / (1 + np.exp(-v))
+    def gate(v: np.ndarray) -> np.ndarray:
+        return 2 / (1 + np.exp(-v))
+
+    def scaled(v: np.ndarray) -> np.ndarray:
+        return v / np.sqrt((v**2).mean())
 
     expected = np.empty_like(x)
     for image, got in zip(x, expected, strict=True):
-        weighted = image * sigmoid(mlp(image.mean(axis=(1, 2))) + mlp(image.max(axis=(1, 2))))[:, None, None]
-        both = np.pad(np.stack([weighted.mean(axis=0), weighted.max(axis=0)]), ((0, 0), (3, 3), (3, 3)))
+        seen = scaled(image)
+        weighted = image * gate(mlp(seen.mean(axis=(1, 2))) + mlp(seen.max(axis=(1, 2))))[:, None, None]
+        seen = scaled(weighted)
+        both = np.pad(np.stack([seen.mean(axis=0), seen.max(axis=0)]), ((0, 0), (3, 3), (3, 3)))
         for i in range(5):
             for j in range(4):
                 place = (both[:, i : i + 7, j : j + 7] * state["place.weight"][0]).sum()
-                got[:, i, j] = weighted[:, i, j] * sigmoid(place)
+                normal = (place - 0.5) / np.sqrt(4 + 1e-5) * state["norm.weight"] + state["norm.bias"]
+                got[:, i, j] = weighted[:, i, j] * gate(normal)
     with torch.no_grad():
-        np.testing.assert_allclose(cbam(torch.from_numpy(x)).numpy(), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(cbam(torch.from_numpy(x)).numpy(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_gates_of_cbam_begin_at_the_identity() -> None:
+    torch.manual_seed(0)
+    cbam, x = CBAM(32, 16), far_maps()
+    with torch.no_grad():
+        assert torch.equal(cbam(x), x)
+        assert torch.equal(cbam.channel_gates(x), torch.ones(6, 32))
+        assert torch.equal(cbam.place_gates(x), torch.ones(6, 1, 6, 6))
+        assert torch.isfinite(cbam(torch.zeros(2, 32, 6, 6))).all()
+
+
+def test_no_gate_of_a_trained_cbam_is_dead() -> None:
+    """It learns, on maps of hundreds, which half of the channels says the class, and shuts nothing for good."""
+    torch.manual_seed(0)
+    labels = torch.arange(64) % 2
+    x = far_maps(64)
+    x[:, :4] *= 1 + labels[:, None, None, None]
+    cbam, head = CBAM(32, 4), torch.nn.Linear(32, 2)
+    optimizer = torch.optim.Adam([*cbam.parameters(), *head.parameters()], 1e-3)
+    for _ in range(80):
+        loss = torch.nn.functional.cross_entropy(head(cbam(x).mean((2, 3)) / 100), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        for gates in (cbam.channel_gates(x), cbam.place_gates(x)):
+            assert not torch.allclose(gates, torch.ones_like(gates), atol=1e-2)
+            assert gates.min() > 0.04
+            assert gates.max() < 1.96
 
 
 def test_cbam_of_few_channels_has_a_hidden_unit() -> None:
     assert CBAM(4, 16).mlp[0].out_features == 1
+
+
+def test_speedrun_whitens_the_patches_it_has_seen() -> None:
+    """Of the pictures that it began with, the first twelve filters see uncorrelated values of the same size."""
+    module, size = built("speedrun")
+    x = batch(size, 40)
+    x[:, 1:] += 3 * x[:, :1]  # colours that go together
+    before = module.whiten.weight.clone()
+    with torch.no_grad():
+        module.begin(x)
+        seen = torch.nn.functional.conv2d(x, module.whiten.weight).transpose(0, 1).flatten(1)
+    assert not torch.equal(before, module.whiten.weight)
+    assert torch.equal(seen[12:], -seen[:12])
+    covariance = seen[:12] @ seen[:12].T / seen.shape[1]
+    torch.testing.assert_close(covariance - torch.diag(covariance.diag()), torch.zeros(12, 12), atol=1e-3, rtol=0)
+    assert ((covariance.diag() > 0.1) & (covariance.diag() < 1.01)).all()
+    assert "whiten.weight" not in dict(module.named_parameters())
+    assert "whiten.weight" in module.state_dict()
+    with torch.no_grad():
+        module.begin(torch.full((4, 3, *size), 0.5))  # pictures of one colour
+        assert torch.isfinite(module.eval()(x)).all()
 
 
 def test_pooling_is_that_of_extraction() -> None:
@@ -337,6 +411,77 @@ def test_a_full_connection_fits_the_images_that_the_weights_want(
 
 
 # -------------------------------------------------------------------------------------------------- storing and loading
+
+
+def test_cosine_classes_and_a_normalised_code(tmp_path: Path) -> None:
+    """Logits are cosines over the temperature; probabilities those of the calibrated logits, also once stored."""
+    torch.manual_seed(0)
+    head = Head(norm=True, temperature=0.1, calibrate=True)
+    card, model = new_card(network("plain"), 12, ("a", "b", "c"), head)
+    x = batch(card.preprocess.size, 8)
+    outputs = model.train()(x)
+    assert outputs["logits"].abs().max() <= 10
+    assert outputs["code"].mean(0).abs().max() < 1e-5
+    cosines = torch.nn.functional.cosine_similarity(outputs["features"][:, None], model.logits.weight[None], dim=2)
+    torch.testing.assert_close(outputs["logits"], cosines * 10, rtol=1e-4, atol=1e-4)
+    model.calibration.fill_(4.0)
+    save_model(card, model, tmp_path)
+    again, loaded = load_model(tmp_path)
+    assert again.head == head
+    with torch.no_grad():
+        logits = loaded(x)["logits"]
+        torch.testing.assert_close(loaded.probabilities(logits), torch.softmax(logits / 4, 1))
+
+
+def test_cards_of_before_there_were_heads_are_read(folder: Path) -> None:
+    card = json.loads((folder / "model.json").read_text())
+    del card["head"]
+    (folder / "model.json").write_text(json.dumps(card))
+    assert read_card(folder)[0].head == Head()
+    assert load_model(folder)[1].code is not None
+
+
+@pytest.mark.parametrize("calls", range(1, 9))
+def test_a_kill_while_a_better_model_is_stored(calls: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At whatever call that makes something last: afterwards the folder holds the one model or the other, whole."""
+    before = load_model(folder)[1].state_dict()
+    card, better = trained_model("multipool", seed=5)
+    left = calls
+
+    def dying(real: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return real(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for where, name in ((os, "fsync"), (os, "replace"), (os, "rename"), (Path, "replace"), (torch, "save")):
+            patch.setattr(where, name, dying(getattr(where, name)))
+        with contextlib.suppress(KeyboardInterrupt):
+            save_model(card, better, folder)
+    finish_saving(folder)
+    found = load_model(folder)[1].state_dict()
+    assert any(all(torch.equal(state[key], found[key]) for key in found) for state in (before, better.state_dict()))
+    assert not (folder / "model.json.ready").exists()
+    save_model(card, better, folder)
+    assert same_state(load_model(folder)[1].state_dict(), better.state_dict())
+
+
+def same_state(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_altered_weights_are_not_mended(folder: Path) -> None:
+    state = torch.load(folder / "best.pth", weights_only=True)
+    state["code.bias"][0] += 1
+    torch.save(state, folder / "best.pth")
+    finish_saving(folder)
+    with pytest.raises(CorruptCollection, match=r"best.pth: altered"):
+        load_model(folder)
 
 
 @pytest.fixture

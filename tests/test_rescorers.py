@@ -25,14 +25,16 @@ def hits_of(ids):
 def store(rescorer, items=ITEMS):
     """``fetch`` over what the rescorer packs, and a record of what was asked of it."""
     packed = rescorer.pack({"embedding": items})
-    asked = []
+    return Stored(packed)
 
-    def fetch(ids, column):
-        asked.append(ids)
-        return packed[column][ids]
 
-    fetch.asked = asked
-    return fetch
+class Stored:
+    def __init__(self, packed):
+        self.packed, self.asked = packed, []
+
+    def __call__(self, ids, column):
+        self.asked.append(ids)
+        return self.packed[column][ids]
 
 
 def everything():
@@ -280,6 +282,20 @@ def test_what_is_kept_in_fewer_bytes_is_fetched():
     fetch.located = None  # not even asked
     rescorer.rescore({"embedding": QUERIES[:2]}, hits_of([[1, 2], [3, 4]]), fetch, k=2)
     assert fetch.asked
+
+
+def test_int8_loses_no_more_than_half_a_step_of_each_dimension():
+    items = np.random.default_rng(0).standard_normal((500, 24)).astype(np.float32) * np.geomspace(
+        0.01, 10, 24, dtype="f4"
+    )
+    rescorer = registry.make("rescorers", "float", store="int8").fit({"embedding": items})
+    kept = rescorer.unpack(rescorer.pack({"embedding": items}))["embedding"]
+    bound = np.linalg.norm((items.max(axis=0) - items.min(axis=0)) / 255) / 2
+    apart = np.linalg.norm(kept - items, axis=1)
+    assert apart.max() <= bound * (1 + 1e-4)
+    query = items[:1] + 1
+    moved = np.abs(np.linalg.norm(query - kept, axis=1) - np.linalg.norm(query - items, axis=1))
+    assert moved.max() <= bound * (1 + 1e-4)
 
 
 def test_int8_is_the_range_of_each_dimension_in_255_steps():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from _plugins import installed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,6 @@ from cbir_faiss.config import load_config
 from cbir_faiss.errors import ConfigError, DimensionMismatch, InputError
 from cbir_faiss.report.row import Row, name_of
 from cbir_faiss.types import Hits
-from tests._plugins import installed
 
 
 def relevance(**options: Any) -> Any:

@@ -18,7 +18,7 @@ STORED = sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("com
 KEYS = {
     "source", "extractor", "codec", "bits", "backend", "metric", "rescore", "title", "options", "chosen", "exact",
     "dim", "items", "queries", "failed", "bytes", "seconds", "codes", "metrics", "curves", "latency_ms", "qps", "raw",
-    "supervised", "truth", "qps_threads",
+    "supervised", "truth", "qps_threads", "classes", "worst",
 }  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def test_a_row_is_stored_without_its_values_and_read_again() -> None:
 
 
 OLD_BYTES = ("codes", "backend_file", "codec_state", "rescore", "resident")
-NEW = ("supervised", "truth", "qps_threads")  # keys that rows of 0.1 do not have
+NEW = ("supervised", "truth", "qps_threads", "classes", "worst")  # keys that rows of 0.1 do not have
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda p: p.stem)

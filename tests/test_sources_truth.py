@@ -193,6 +193,89 @@ def test_a_wrong_place(tmp_path: Path) -> None:
         Oxford(**options(place, missing="skip")).items()
 
 
+# ---------------------------------------------------------------------------------------------------------- revisited
+
+
+def revisited(place: Path, **changed: Any) -> dict[str, Any]:
+    """Four images of the database, two queries; the fifth picture is in no list."""
+    oxford(place)
+    gnd = [
+        {"bbx": [2.4, 1.5, 20.0, 14.0], "easy": [0], "hard": [1, 2], "junk": [3]},
+        {"bbx": [0, 0, 32, 24], "easy": [], "hard": [2], "junk": []},
+    ]
+    content = {"imlist": [*IMAGES[1:3], *IMAGES[3:]], "qimlist": [IMAGES[0], IMAGES[1]], "gnd": gnd, **changed}
+    (place / "gnd.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    return {"images": str(place / "jpg"), "truth": str(place / "gnd.json")}
+
+
+class TestRevisitedContract(SourceContract):
+    plugin = Oxford
+
+    def place_options(self, place: Path) -> Mapping[str, Any]:
+        if (place / "here").exists():
+            return {"images": str(place / "here/jpg"), "truth": str(place / "here/gnd.json")}
+        return revisited(place / "here")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "right", "ignored", "queries"),
+    [
+        ("easy", {0: "13"}, {1: "13", 2: "13", 3: "13"}, ["all_souls_000013"]),
+        ("medium", {0: "13", 1: "13", 2: "13 26"}, {3: "13"}, ["all_souls_000013", "all_souls_000026"]),
+        ("hard", {1: "13", 2: "13 26"}, {0: "13", 3: "13"}, ["all_souls_000013", "all_souls_000026"]),
+    ],
+)
+def test_the_protocols_of_revisited_oxford(
+    protocol: str, right: dict[int, str], ignored: dict[int, str], queries: list[str], tmp_path: Path
+) -> None:
+    """Radenović et al.: what is right, and what neither right nor wrong; queries with nothing to find are left out."""
+    place = revisited(tmp_path)
+    database, asked = (Oxford(**place, protocol=protocol, part=part) for part in ("database", "queries"))
+    names = [*IMAGES[1:3], *IMAGES[3:]]
+    items = {Path(item.path).stem: item for item in database.items()}
+    assert set(items) == set(names)  # the first query's picture is not in the database
+    for number, name in enumerate(names):
+        assert items[name].labels == tuple(f"all_souls_0000{q}" for q in right.get(number, "").split())
+        assert items[name].ignored == tuple(f"all_souls_0000{q}" for q in ignored.get(number, "").split())
+    assert [item.path for item in asked.items()] == queries
+    assert asked.read(0).size == (18, 12)
+    if protocol == "medium":
+        assert Oxford(**place).items() == database.items()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"gnd": None}, "no 'gnd'"),
+        ({"imlist": None}, "no 'imlist'"),
+        ({"gnd": []}, "zip"),
+        ({"gnd": [1, 2]}, "not the ground truth"),
+        ({"gnd": [{"bbx": [0, 0, 1, 1], "easy": [0], "hard": []}] * 2}, "no 'junk'"),
+        ({"gnd": [{"bbx": [0, 0, 1, 1], "easy": [9], "hard": [], "junk": []}] * 2}, "lists an image that is no number"),
+        ({"gnd": [{"bbx": [0, 0, 1], "easy": [0], "hard": [], "junk": []}] * 2}, "not the ground truth"),
+        ({"gnd": [{"bbx": [5, 0, 1, 1], "easy": [0], "hard": [], "junk": []}] * 2}, "must have x1 < x2 and y1 < y2"),
+        ({"imlist": ["nowhere"] * 4}, "names 1 images .*'nowhere' first; missing: skip"),
+    ],
+)
+def test_a_revisited_truth_of_another_form(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        Oxford(**revisited(tmp_path, **changed)).items()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_revisited_truth_that_is_not_there(tmp_path: Path) -> None:
+    place = revisited(tmp_path)
+    for content, message in (
+        ("{", "not the ground truth of revisited"),
+        (None, "cannot read .*gnd.json: No such file"),
+    ):
+        (tmp_path / "gnd.json").unlink() if content is None else (tmp_path / "gnd.json").write_text(content)
+        with pytest.raises(InputError, match=message):
+            Oxford(**place).items()
+    with pytest.raises(ConfigError, match=r"a protocol is of the revisited data, whose truth is a \.json file"):
+        Oxford(**options(tmp_path, protocol="hard"))
+
+
 # ----------------------------------------------------------------------------------------------------------- holidays
 
 
@@ -265,6 +348,17 @@ def test_holidays_compared(tmp_path: Path) -> None:
         assert all(shot["path"] != query["path"] for found in query["found"] for shot in found)
 
 
+def compute_ap(ranking: list[str], right: set[str]) -> float:
+    """As the program that comes with Oxford5k has it, line by line; ``ranking`` is without junk."""
+    old_recall, old_precision, ap, intersect_size = 0.0, 1.0, 0.0, 0
+    for j, name in enumerate(ranking):
+        intersect_size += name in right
+        recall, precision = intersect_size / len(right), intersect_size / (j + 1.0)
+        ap += (recall - old_recall) * ((old_precision + precision) / 2.0)
+        old_recall, old_precision = recall, precision
+    return ap
+
+
 def test_oxford_compared(tmp_path: Path) -> None:
     """By hand: whole pictures as queries find their own first, so that AP follows from the order of the rest."""
     oxford(tmp_path)
@@ -275,11 +369,13 @@ def test_oxford_compared(tmp_path: Path) -> None:
     row = run(load_config(tmp_path / "c.yaml"), tmp_path / "out")["rows"][0]
     ids = np.load(tmp_path / "out" / row["raw"])["ids"]
     names = ["all_souls_000013", "all_souls_000026", "christ_church_7", "radcliffe_1", "radcliffe_2"]
-    expected = []
+    expected, official = [], []
     for query, (_, good, ok, junk) in enumerate(TRUTH.values()):
         ranking = [names[i] for i in ids[query] if i >= 0 and names[i] not in junk]
         right = [name in good + ok for name in ranking]
         precision = np.cumsum(right) / np.arange(1, len(right) + 1)
         expected.append((precision * right).sum() / len(good + ok))
+        official.append(compute_ap(ranking, set(good + ok)))
     assert row["metrics"]["map_full@50"] == pytest.approx(np.mean(expected))
+    assert row["metrics"]["map_trapezoid@50"] == pytest.approx(np.mean(official))
     assert row["metrics"]["map@1"] == 1.0

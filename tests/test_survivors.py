@@ -117,6 +117,6 @@ def test_a_lock_of_a_folder_that_was_replaced_is_none(tmp_path: Path, monkeypatc
         folder.mkdir()
         (folder / "LOCK").touch()
 
-    monkeypatch.setattr("cbir_faiss.storage.lock.fcntl.flock", replaced)
+    monkeypatch.setattr("fcntl.flock", replaced)
     with pytest.raises(CbirError, match="another process"), writer_lock(folder):
         pass

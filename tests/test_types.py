@@ -37,7 +37,7 @@ def test_range_hits() -> None:
     assert len(hits) == 2
     assert hits[0] == []
     assert hits[1] == [Hit(7, 0.0), Hit(8, 1.0)]
-    assert list(hits) == [[], [Hit(7, 0.0), Hit(8, 1.0)]]
+    assert list(hits) == [[], [Hit(7, 0.0), Hit(8, 1.0)]]  # type: ignore[call-overload]
 
 
 def test_errors_are_one_tree_and_also_what_python_expects() -> None:

@@ -1,6 +1,6 @@
 """The networks of luo2022.py: with CBAM and without it, on the same splits and from the same weights.
 
-python benchmarks/papers/luo2022_train.py --out runs/luo2022 --seeds 0 1 2
+python benchmarks/papers/luo2022_train.py --out runs/luo2022 --seeds 0 1 2 3 4
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder; each network gets one in it")
     parser.add_argument("--data", type=Path, default=COREL, help="folder of Corel-1k, a sub-folder a class")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     chosen = parser.parse_args()
     for seed in chosen.seeds:
         split = chosen.out / str(seed)

@@ -47,7 +47,7 @@ def write_split(root: Path, out: Path, seed: int, per_class: int = PER_CLASS) ->
     out.mkdir(parents=True, exist_ok=True)
     parts = [item for item in items if item.path not in drawn], [item for item in items if item.path in drawn]
     for name, part in zip(FILES, parts, strict=True):
-        _write(out / name, root, part)
+        write_list(out / name, root, part)
     return len(parts[0]), len(parts[1])
 
 
@@ -66,12 +66,13 @@ def draw_queries(items: Sequence[Item], seed: int, per_class: int) -> set[str]:
     return drawn
 
 
-def _write(file: Path, root: Path, items: Sequence[Item]) -> None:
+def write_list(file: Path, root: Path, items: Sequence[Item]) -> None:
+    """Write ``items`` of a folder ``root`` as a list: path, relative to the file, and label, its last sub-folder."""
     below = Path(os.path.relpath(root, file.parent))
     with file.open("w", encoding="utf-8", newline="") as lines:
         writer = csv.writer(lines)
         writer.writerow(["path", "label"])
-        writer.writerows([(below / item.path).as_posix(), item.labels[0]] for item in items if item.labels)
+        writer.writerows([(below / item.path).as_posix(), Path(item.path).parent.name] for item in items if item.labels)
 
 
 if __name__ == "__main__":

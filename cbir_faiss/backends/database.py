@@ -51,7 +51,7 @@ class Database(Backend):
     """
 
     accepts = frozenset({"float", "binary"})
-    metrics = ("cosine", "l2", "ip", "hamming")
+    metrics: ClassVar[tuple[Metric, ...]] = ("cosine", "l2", "ip", "hamming")
     own_storage: ClassVar[bool] = True
     name_option: ClassVar[str | None] = None
     """The option that names the table; None where an address holds one."""

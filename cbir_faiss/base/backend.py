@@ -77,6 +77,16 @@ class Backend(Plugin):
         return dict(options)
 
     @classmethod
+    def lists(cls, options: Mapping[str, Any], items: int) -> int:
+        """Inverted lists that an index of ``items`` would have with these options; 0: none, or not known."""
+        return 0
+
+    @classmethod
+    def with_lists(cls, options: Mapping[str, Any], count: int) -> dict[str, Any]:
+        """``options`` with so many inverted lists, where there are such: a small index in the structure of another."""
+        return dict(options)
+
+    @classmethod
     def kinds(cls, options: Mapping[str, Any]) -> frozenset[Kind]:
         """What a backend of these options takes: a comparison pairs it with the codecs of these kinds."""
         metric = options.get("metric")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss.base.plugin import Plugin
-from cbir_faiss.errors import InputError
+from cbir_faiss.errors import InputError, Unsupported
 from cbir_faiss.types import Columns
 
 
@@ -65,6 +65,20 @@ class Extractor(Plugin):
                 )
         return {name: np.ascontiguousarray(columns[name]) for name in self.outputs}
 
+    def embed_text(self, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """The embedding of each text, float32 ``(n, width)``, in the space of the pictures' first embedding, under
+        that column's name.
+
+        Raises:
+            Unsupported: the model has no text tower. InputError: no texts, or one that says nothing.
+        """
+        if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
+            raise InputError("texts are a list of texts, with at least one")
+        for text in texts:
+            if not text.strip() or (not text.isascii() and text != text.encode(errors="ignore").decode()):
+                raise InputError(f"{text!r} is no text to search by")
+        return dict(self._embed_text(texts))
+
     def __call__(self, items: Sequence[Any]) -> dict[str, NDArray[Any]]:
         """Columns of a few images or vectors: ``prepare`` each, then ``extract``."""
         return self.extract(np.stack([self.prepare(item) for item in items]))
@@ -92,6 +106,12 @@ class Extractor(Plugin):
 
     def _weights_digest(self) -> str:
         return ""
+
+    def _embed_text(self, texts: Sequence[str]) -> Columns:
+        raise Unsupported(
+            f"extractor '{self.name}' has no text tower: a collection is searched by text where it was built with "
+            "'embed: image+text', which open_clip and transformers have"
+        )
 
     @abstractmethod
     def _prepare(self, item: Any) -> NDArray[Any]: ...

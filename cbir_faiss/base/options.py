@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
@@ -23,6 +23,8 @@ class Options(BaseModel):
     """Typed options of a plugin: unknown keys are refused, nothing is coerced, nothing changes afterwards."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    former: ClassVar[Mapping[str, str]] = {}
+    """Names that options had in earlier versions, which are still taken, and their names of today."""
 
 
 def resolve_path(value: str | Path, info: ValidationInfo) -> Path:
@@ -55,15 +57,27 @@ def parse_options(model: type[OptionsT], values: Mapping[str, Any], *, folder: s
     Raises:
         ConfigError: for the first thing that is wrong; its ``path`` is the dotted name of the option.
     """
+    written = {current_name(model, key): key for key in values}
+    if len(written) < len(values):
+        former = next(key for key in values if current_name(model, key) != key)
+        raise ConfigError(f"is called '{current_name(model, former)}' now: give one of the two", path=former)
     # Strict validation of Python objects would refuse a list for a tuple and a str for a Path, JSON does not.
-    text = json.dumps(dict(values), default=_to_json)
+    text = json.dumps({name: values[key] for name, key in written.items()}, default=_to_json)
     try:
         return model.model_validate_json(text, context={"folder": folder})
     except ValidationError as error:
         # A misspelt key also leaves the right one missing: the misspelling is what to say.
         first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
-        path = ".".join(str(part) for part in first["loc"])
+        path = ".".join(
+            [written.get(str(part), str(part)) if i == 0 else str(part) for i, part in enumerate(first["loc"])]
+        )
         raise ConfigError(_explain(first, model), path=path) from None
+
+
+def current_name(model: type[BaseModel], key: str) -> str:
+    """What the option ``key`` of ``model`` is called today."""
+    former: Mapping[str, str] = getattr(model, "former", {})
+    return former.get(key, key)
 
 
 def _to_json(value: Any) -> Any:

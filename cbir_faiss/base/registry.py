@@ -13,7 +13,7 @@ from pydantic import AfterValidator, ValidationError, ValidationInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from cbir_faiss.base import Plugin
-from cbir_faiss.base.options import parse_options
+from cbir_faiss.base.options import current_name, parse_options
 from cbir_faiss.errors import CbirError, ConfigError, MissingDependency, UnknownPlugin, one_line
 
 Group = Literal["sources", "extractors", "codecs", "backends", "rescorers", "networks", "losses"]
@@ -123,7 +123,7 @@ def checked_options(plugin: type[Plugin], given: Mapping[str, Any], folder: str 
         ConfigError: an option that the plugin does not have, or a wrong value.
     """
     checked = parse_options(plugin.Options, given, folder=folder).model_dump(mode="json")
-    return {key: checked[key] for key in given}
+    return {key: checked[current_name(plugin.Options, key)] for key in given}
 
 
 def _checked_section(group: Group, given: Mapping[str, Any], folder: str) -> dict[str, Any]:

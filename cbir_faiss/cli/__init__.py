@@ -14,9 +14,15 @@ _COMMANDS = {
     "starting": {
         "init": "Write a first config, with comments, for the pictures in FOLDER; a file that is there is left alone.",
     },
+    "fetching": {
+        "data": "Download the data set NAME (caltech101, cifar10, mnist), check it, and lay it out for a source.",
+    },
     "comparison": {
         "compare": "Run every combination of CONFIG; write results and report, print a table and the row to use.",
         "report": "Write report.html again from the results stored in FOLDER.",
+    },
+    "tuning": {
+        "tune": "Find the cheapest index that reaches the targets on your data, and write the config that builds it.",
     },
     "training": {
         "train": "Train the network that CONFIG describes; the best by the map of held-out pictures is kept.",
@@ -32,9 +38,18 @@ _COMMANDS = {
         "info": "What the collection FOLDER holds.",
         "verify": "Read every byte of the collection FOLDER and say which files are not as they were written.",
     },
+    "examining": {
+        "recall": "How much of what is nearest a search finds, in a collection, an index file, or an engine that runs.",
+        "plan": "What a build of CONFIG takes for so many items: bytes of index, memory and disk, and seconds.",
+        "doctor": "Will binary codes work for these vectors? Measured on a sample, with one recommendation.",
+    },
+    "serving": {
+        "serve": "Serve a page and an HTTP API over collections, folders of photos, and runs of cbir compare.",
+    },
     "engines": {
         "push": "Make an engine hold what the collection FOLDER holds: codes (or floats), ids and payload.",
         "pull": "Copy the vectors and payload that an engine holds into a local collection, under the same ids.",
+        "export": "Write the collection FOLDER to one file for other programs: ids, paths, labels, payload, vectors.",
     },
     "plugins": {"plugins": "Every installed plugin and its options."},
 }

@@ -9,6 +9,17 @@ import click
 
 config_argument = click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 folder_argument = click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+
+
+class _Place(click.Path):
+    """A folder, or the address of a server, which stays a text."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        is_address = isinstance(value, str) and value.startswith(("http://", "https://"))
+        return value if is_address else super().convert(value, param, ctx)
+
+
+place_argument = click.argument("folder", type=_Place(exists=True, file_okay=False, path_type=Path))
 engine_options = click.argument("options", nargs=-1, metavar="[KEY=VALUE]...")
 
 adopt_option = click.option(

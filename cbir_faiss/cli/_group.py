@@ -35,6 +35,10 @@ class Commands(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
+            import_module("cbir_faiss._lib.locks")
+        except ImportError as error:  # on Windows
+            _fail(error, 1)
+        try:
             return super().invoke(context)
         except ConfigError as error:
             _fail(error, BAD_USAGE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,7 +24,9 @@ from cbir_faiss.cli.printing import Bar, aside, say, say_failures
     help="How much of the measure the recommended row may lose against raw floats, proven over the same queries.",
 )
 @click.option("--max-ms", type=click.FloatRange(0, min_open=True), help="Recommend no row that takes longer a query.")
-def compare(config: Path, out: Path | None, margin: float, max_ms: float | None) -> None:
+@click.option("--trec", is_flag=True, help="Also write runs and judgements for trec_eval, to DIR/trec.")
+@click.option("--hdf5", is_flag=True, help="Also write vectors and exact neighbours for ann-benchmarks, to DIR/hdf5.")
+def compare(config: Path, out: Path | None, margin: float, max_ms: float | None, trec: bool, hdf5: bool) -> None:
     """Run every combination of CONFIG; write results and report, print a table and the row to use.
 
     \b
@@ -37,7 +40,8 @@ def compare(config: Path, out: Path | None, margin: float, max_ms: float | None)
 
     out = out or Path("runs", config.stem)
     with Bar("extracting") as bar:
-        results = run(load_config(config), out, progress=bar.progress, report=bar.note, margin=margin, max_ms=max_ms)
+        how: dict[str, Any] = {"margin": margin, "max_ms": max_ms, "trec": trec, "hdf5": hdf5}
+        results = run(load_config(config), out, progress=bar.progress, report=bar.note, **how)
     say(text_table([Row.from_json(row) for row in results["rows"]]))
     for skipped in results["skipped"]:
         aside(f"skipped: {skipped['title']} {skipped['combination']}: {skipped['reason']}")
@@ -53,12 +57,22 @@ def compare(config: Path, out: Path | None, margin: float, max_ms: float | None)
 
 @click.command()
 @folder_argument
-def report(folder: Path) -> None:
+@click.option("--rows", nargs=2, type=click.IntRange(1), help="Two lines of the table: print their paired test.")
+def report(folder: Path, rows: tuple[int, int] | None) -> None:
     """Write report.html again from the results stored in FOLDER.
 
     \b
     cbir report runs/demo
+    cbir report runs/demo --rows 1 4
     """
-    from cbir_faiss.report.report import write_report
+    from cbir_faiss.report.pairs import in_words
+    from cbir_faiss.report.report import read_results, write_report
+    from cbir_faiss.report.row import Row
 
+    if rows is not None:
+        results = read_results(folder)
+        told = [Row.from_json(row) for row in results["rows"]]
+        first, second = (number - 1 for number in rows)
+        say(in_words(told, results.get("differences"), first, second))
+        return
     say(write_report(folder))

@@ -1,4 +1,4 @@
-"""A collection in an engine, and an engine's content as a collection."""
+"""A collection in an engine or a file, and an engine's content as a collection."""
 
 from __future__ import annotations
 
@@ -87,3 +87,28 @@ def pull(name: str, options: tuple[str, ...], out: Path) -> None:
     for reason, some in done.left_out.items():
         shown = ", ".join(some.examples) + (", …" if some.count > len(some.examples) else "")
         say(f"{some.count:,} left out: {reason} ({shown})")
+
+
+@click.command()
+@folder_argument
+@click.option(
+    "--to",
+    "file",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The file to make, by its suffix: .npz, .parquet or .h5.",
+)
+def export(folder: Path, file: Path) -> None:
+    """Write the collection FOLDER to one file for other programs: ids, paths, labels, payload, vectors.
+
+    Vectors where it keeps them, codes where it keeps those.
+
+    \b
+    cbir export photos.cbir --to photos.parquet
+    """
+    from cbir_faiss.collection.export import export
+    from cbir_faiss.storage.store import Store
+
+    with Store.open(folder) as store, Bar("exporting", unit="item") as bar:
+        done = export(store, file, progress=bar.progress)
+    say(f"{file}: {done.items:,} items: {', '.join(done.columns)}")

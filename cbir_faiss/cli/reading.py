@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cbir_faiss.cli._arguments import engine_options, folder_argument, key_values
+from cbir_faiss.cli._arguments import engine_options, folder_argument, key_values, place_argument
 from cbir_faiss.cli.printing import Bar, fact, say, say_json
 from cbir_faiss.errors import CbirError
 
 if TYPE_CHECKING:
     from cbir_faiss.collection import Collection, Match
     from cbir_faiss.collection.transfer import Difference
+    from cbir_faiss.serve.client import Remote
 
 
 @click.command()
@@ -53,7 +54,7 @@ def duplicates(folder: Path, radius: int | None, html: Path | None, as_json: boo
 
 
 @click.command()
-@folder_argument
+@place_argument
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.option("-k", default=5, show_default=True, help="How many to find.")
 @click.option("--where", help="A filter: 'label = \"cat\" and year >= 1990'.")
@@ -61,14 +62,18 @@ def duplicates(folder: Path, radius: int | None, html: Path | None, as_json: boo
 @click.option(
     "--vector", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Query by vectors, a .npy (n, dim)."
 )
-@click.option("--json", "as_json", is_flag=True, help="One list a query of {id, path, label, distance}.")
+@click.option("--text", "texts", multiple=True, help="Query by what is to be seen: 'a red bus'.")
+@click.option("--relevant", is_flag=True, help="Only hits that are meant, by a cut-off that is learnt the first time.")
+@click.option("--json", "as_json", is_flag=True, help="One list a query of {id, path, label, distance[, relevant]}.")
 def search(
-    folder: Path,
+    folder: Path | str,
     images: tuple[Path, ...],
     k: int,
     where: str | None,
     ids: tuple[int, ...],
     vector: Path | None,
+    texts: tuple[str, ...],
+    relevant: bool,
     as_json: bool,
 ) -> None:
     """Find the items of the collection FOLDER most like each of IMAGES.
@@ -76,13 +81,13 @@ def search(
     \b
     cbir search photos.cbir query.jpg -k 5
     cbir search photos.cbir --id 17 --where 'label = "cat"' --json
+    cbir search photos.cbir --text 'a red bus'
+    cbir search http://127.0.0.1:8321/photos query.jpg       a collection that is served; token: $CBIR_TOKEN
     """
-    if sum(map(bool, (images, ids, vector))) != 1:
-        raise click.UsageError("give images, or --id, or --vector")
-    from cbir_faiss.collection import Collection
-
-    with Collection.open(folder) as collection:
-        found, queries = _search(collection, images, ids, vector, k, where)
+    if sum(map(bool, (images, ids, vector, texts))) != 1:
+        raise click.UsageError("give images, or --id, or --vector, or --text")
+    with _opened(folder) as collection:
+        found, queries = _search(collection, images, ids, vector, texts, k=k, where=where, relevant=relevant)
     if as_json:
         say_json([[match.as_dict() for match in some] for some in found])
         return
@@ -92,20 +97,32 @@ def search(
             say(f"  {match.distance:10.4f}  {match.id:8d}  {match.path}  {'' if match.label is None else match.label}")
 
 
+def _opened(place: Path | str) -> Collection | Remote:
+    if isinstance(place, str):
+        from cbir_faiss.serve.client import connect
+
+        return connect(place)
+    from cbir_faiss.collection import Collection
+
+    return Collection.open(place)
+
+
 def _search(
-    collection: Collection,
+    collection: Collection | Remote,
     images: tuple[Path, ...],
     ids: tuple[int, ...],
     vector: Path | None,
-    k: int,
-    where: str | None,
+    texts: tuple[str, ...],
+    **asked: Any,
 ) -> tuple[list[list[Match]], list[str]]:
     if ids:
-        return collection.search_ids(ids, k, where), [f"id {i}" for i in ids]
+        return collection.search_ids(ids, **asked), [f"id {i}" for i in ids]
     if vector:
         queries = _vectors(vector)
-        return collection.search(queries, k, where), [f"vector {i}" for i in range(len(queries))]
-    return collection.search(list(images), k, where), [str(image) for image in images]
+        return collection.search(queries, **asked), [f"vector {i}" for i in range(len(queries))]
+    if texts:
+        return collection.search_text(texts, **asked), list(texts)
+    return collection.search(list(images), **asked), [str(image) for image in images]
 
 
 def _vectors(path: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -74,20 +75,38 @@ def init(folder: Path, comparing: bool, out: Path | None) -> None:
     cbir init photos/ --compare       photos-compare.yaml: what each choice would cost
     """
     from cbir_faiss.errors import CbirError
-    from cbir_faiss.sources.folder import images_below
     from cbir_faiss.storage.files import writing_to
 
     name = folder.resolve().name or "pictures"
     out = out or Path(f"{name}-compare.yaml" if comparing else f"{name}.yaml")
-    n = sum(1 for _ in images_below(folder))
-    if not n:
-        raise CbirError(f"{folder}: no image file (by suffix) in it or below it")
+    n = _count(folder)
     if out.exists():
         raise CbirError(f"{out}: exists; choose another --out or remove it")
     with writing_to(out), out.open("x", encoding="utf-8") as file:
         file.write(_text(folder, out, n, comparing))
     say(f"{out}: {n:,} pictures. Next:")
     say(f"cbir compare {out}" if comparing else f"cbir build {out}")
+
+
+def defaults_of(folder: Path) -> dict[str, Any]:
+    """The document of the config that ``init`` would write for one collection of the pictures in ``folder``."""
+    import yaml
+
+    text = _text(folder, folder / "photos.yaml", _count(folder), comparing=False)
+    document: dict[str, Any] = yaml.safe_load(text)
+    document["source"]["root"] = str(folder)
+    return document
+
+
+def _count(folder: Path) -> int:
+    """How many pictures are below ``folder``. Raises CbirError where there are none."""
+    from cbir_faiss.errors import CbirError
+    from cbir_faiss.sources.folder import images_below
+
+    n = sum(1 for _ in images_below(folder))
+    if not n:
+        raise CbirError(f"{folder}: no image file (by suffix) in it or below it")
+    return n
 
 
 def _text(folder: Path, config: Path, n: int, comparing: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,7 @@ from cbir_faiss.cli.printing import Bar, progress_of, say, say_failures, say_jso
 
 if TYPE_CHECKING:
     from cbir_faiss.training.checkpoint import Epoch
+    from cbir_faiss.training.loop import Result
 
 
 @click.command()
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 def train(config: Path, out: Path, as_json: bool, log_json: bool) -> None:
     """Train the network that CONFIG describes; the best by the map of held-out pictures is kept.
 
-    Started again after being killed, it goes on after the last whole epoch. The folder is then an extractor:
-    {name: trained, path: DIR}.
+    Started again after being killed, it goes on after the last whole epoch, and with more fit.epochs after the last.
+    The folder is then an extractor: {name: trained, path: DIR}. With seeds, it has one of each: DIR/NAME-SEED.
 
     \b
     cbir train configs/papers/finetune-caltech101.yaml --out runs/finetuned
@@ -34,19 +35,41 @@ def train(config: Path, out: Path, as_json: bool, log_json: bool) -> None:
     need("torch", "torch")
     from cbir_faiss.training.config import load_training
     from cbir_faiss.training.loop import train
+    from cbir_faiss.training.seeds import folder_of, train_seeds
 
     training = load_training(config)
     with progress_of(log_json, "reading") as reading, Bar("training", unit="batch") as bar:
-        report = _log_epoch if log_json else bar.line(_epoch)
-        result = train(training, out, progress=reading, steps=None if log_json else bar.progress, report=report)
+        how: dict[str, Any] = {
+            "progress": reading,
+            "steps": None if log_json else bar.progress,
+            "report": _log_epoch if log_json else bar.line(_epoch),
+        }
+        if training.seeds:
+            several = train_seeds(training, out, **how)
+            told, over = several.as_dict(), several.score
+            results = [(folder_of(out, seed), result) for seed, result in several.results.items()]
+        else:
+            results, over = [(out, train(training, out, **how))], None
+            told = results[0][1].as_dict()
     if as_json:
-        say_json(result.as_dict())
+        say_json(told)
         return
-    say(
-        f"{out}: {result.parameters:,} parameters, {len(result.history)} epochs of {result.seconds_per_epoch:.1f} s; "
+    for folder, one in results:
+        say(_summary(folder, one))
+    if over:
+        say(
+            f"{len(results)} seeds: {results[0][1].measure} {over.mean:.4f} ± {over.deviation:.4f}, "
+            f"95 % interval of the mean {over.low:.4f} to {over.high:.4f}"
+        )
+    say_failures([failure.as_dict() for failure in results[0][1].failed])
+
+
+def _summary(folder: Path, result: Result) -> str:
+    return (
+        f"{folder}: {result.parameters:,} parameters, "
+        f"{len(result.history)} epochs of {result.seconds_per_epoch:.1f} s; "
         f"best after epoch {result.best.epoch}: {result.measure} {result.best.score:.4f}"
     )
-    say_failures([failure.as_dict() for failure in result.failed])
 
 
 def _log_epoch(epoch: Epoch) -> None:

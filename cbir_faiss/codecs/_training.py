@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from pydantic import Field
 from cbir_faiss import base
 from cbir_faiss._lib.sampling import sample_rows
 from cbir_faiss.errors import ConfigError, InputError
-from cbir_faiss.types import Floats
+from cbir_faiss.types import Floats, Kind, Metric
 
 Seed = Annotated[int, Field(ge=0)]
 TrainSize = Annotated[int, Field(ge=1)]
@@ -75,6 +75,16 @@ class Linear(Centred):
     def _project(self, x: Floats) -> Floats:
         projected: Floats = self._prepared(x) @ self.state["matrix"]
         return projected
+
+
+class Turned(Linear):
+    """A float codec whose matrix has orthonormal columns: of what they span, L2 distances stay what they were."""
+
+    kind: ClassVar[Kind] = "float"
+
+    def metric_of(self, metric: Metric) -> Metric:
+        # Of vectors of one length, squared L2 is twice the cosine distance.
+        return "cosine" if self.options.normalise and metric == "l2" else metric
 
 
 def unit_lengths(x: Floats) -> Floats:

@@ -10,11 +10,11 @@ from pydantic import Field
 
 from cbir_faiss.codecs._hadamard import HadamardRotation
 from cbir_faiss.codecs._itq import itq_rotation
-from cbir_faiss.codecs._training import Linear, TrainingOptions, principal_components
-from cbir_faiss.types import Floats, Kind, Metric
+from cbir_faiss.codecs._training import TrainingOptions, Turned, principal_components
+from cbir_faiss.types import Floats
 
 
-class Rotate(Linear):
+class Rotate(Turned):
     """Centre, then rotate; L2 distances stay exactly what they were.
 
     Pooled features behind a ReLU are never negative, so that their signs say nothing; after centring and a rotation
@@ -25,15 +25,10 @@ class Rotate(Linear):
     """
 
     name: ClassVar[str] = "rotate"
-    kind: ClassVar[Kind] = "float"
 
     class Options(TrainingOptions):
         rotation: Literal["itq", "pca", "hadamard"] = "itq"
         iterations: Annotated[int, Field(ge=1)] = 20
-
-    def metric_of(self, metric: Metric) -> Metric:
-        # Of vectors of one length, squared L2 is twice the cosine distance.
-        return "cosine" if self.options.normalise and metric == "l2" else metric
 
     def _float_width(self) -> int:
         dim = super()._float_width()

@@ -24,6 +24,7 @@ from cbir_faiss._lib.files import sync
 from cbir_faiss._lib.sampling import sample_rows
 from cbir_faiss.base import Backend, Extractor, Source
 from cbir_faiss.collection.blocks import Clock, encoded_blocks
+from cbir_faiss.collection.room import check_room
 from cbir_faiss.collection.source_changes import Seen, changes_of, read_seen, write_seen
 from cbir_faiss.config import Choice, Config
 from cbir_faiss.errors import CbirError, ConfigError
@@ -144,6 +145,7 @@ class Job:
     def _make_into(self, folder: Path) -> BuildReport:
         self._check()  # fails now where the parts do not go together, not hours later
         source, extractor = self._open()
+        check_room(self.out, self.config, source, extractor)
         source_digest = source.source_digest()
         with self.clock.phase("extract"):
             found = self._extract(source, extractor)

@@ -17,12 +17,13 @@ from cbir_faiss.base import Extractor
 from cbir_faiss.base.checks import check_ids
 from cbir_faiss.errors import CbirError, InputError
 from cbir_faiss.pipeline.search import Filter, Searcher
-from cbir_faiss.storage.manifest import Manifest, check_content, damaged_files, read_manifest
+from cbir_faiss.storage.manifest import Cutoff, Manifest, check_content, damaged_files, read_manifest
 from cbir_faiss.storage.store import Store
-from cbir_faiss.types import Columns, Hits, Ids
+from cbir_faiss.types import Columns, Floats, Hits, Ids
 
 if TYPE_CHECKING:  # imported where they are needed: a search by vector must not wait for YAML, Pillow or a build
     from cbir_faiss.collection.build import BuildReport
+    from cbir_faiss.collection.stages import Rescore
     from cbir_faiss.collection.transfer import Difference
     from cbir_faiss.collection.writing import Added, Writer
     from cbir_faiss.config import Config
@@ -38,9 +39,12 @@ class Match:
     label: Any
     distance: float
     payload: dict[str, Any] = field(default_factory=dict)
+    relevant: bool | None = None
+    """Whether it is meant: nearer than the collection's cut-off; None where that has not been learnt."""
 
     def as_dict(self) -> dict[str, Any]:
-        return {"id": self.id, "path": self.path, "label": self.label, "distance": self.distance}
+        told = {"id": self.id, "path": self.path, "label": self.label, "distance": self.distance}
+        return told if self.relevant is None else {**told, "relevant": self.relevant}
 
 
 class Collection:
@@ -104,6 +108,11 @@ class Collection:
         """The generation that is open."""
         return self._store.manifest
 
+    @property
+    def store(self) -> Store:
+        """The open generation's files, for who works on all items."""
+        return self._store
+
     def __len__(self) -> int:
         return len(self._store)
 
@@ -116,7 +125,13 @@ class Collection:
     # -- search
 
     def search(
-        self, queries: Sequence[Any] | NDArray[Any], k: int = 5, where: Filter | None = None
+        self,
+        queries: Sequence[Any] | NDArray[Any],
+        k: int = 5,
+        where: Filter | None = None,
+        *,
+        relevant: bool = False,
+        rescore: Rescore | None = None,
     ) -> list[list[Match]]:
         """The ``k`` nearest items of each query, nearest first.
 
@@ -124,28 +139,75 @@ class Collection:
             queries: paths, ``PIL.Image`` objects, or float vectors ``(n, dim)`` as the extractor makes them.
             k: how many; fewer come back where the collection (or the filter) has fewer.
             where: a filter on label, path or payload, as a mapping or text; see ``cbir_faiss.base.filters``.
+            relevant: only those that are meant, see ``cutoff``.
+            rescore: None: as the collection was built. ``none``: by the code alone. ``exact``: by every item's floats.
 
         Raises:
             BadImage: a query that cannot be read. InputError: k < 1, vectors of NaN or a filter that cannot be read.
-            DimensionMismatch: vectors of another width than the collection's.
+            DimensionMismatch: vectors of another width than the collection's. Unsupported: ``exact`` without floats.
         """
-        return self.search_columns(self._columns(queries), k, where)
+        return self.search_columns(self._columns(queries), k, where, relevant=relevant, rescore=rescore)
 
-    def search_ids(self, ids: Iterable[int], k: int = 5, where: Filter | None = None) -> list[list[Match]]:
+    def search_text(
+        self, texts: Sequence[str], k: int = 5, where: Filter | None = None, *, relevant: bool = False
+    ) -> list[list[Match]]:
+        """The ``k`` items nearest to what each text says, where the collection was built with ``embed: image+text``.
+
+        Only the text's tower is loaded, which needs neither torch nor the library that the model came from.
+
+        Raises:
+            Unsupported: the extractor has no text tower. InputError: no texts, or one that says nothing.
+        """
+        with threads.phase("extract"):
+            columns = self._reader_of_texts.embed_text(texts)
+        return self.search_columns(columns, k, where, relevant=relevant)
+
+    def search_ids(
+        self,
+        ids: Iterable[int],
+        k: int = 5,
+        where: Filter | None = None,
+        *,
+        relevant: bool = False,
+        rescore: Rescore | None = None,
+    ) -> list[list[Match]]:
         """The ``k`` nearest items of items that are in the collection, themselves left out.
 
         Raises:
             UnknownId: an id that is not there.
         """
-        return self._matches(self._searcher.hits_of(_as_ids(ids), k, where))
+        return self._matches(self._searcher(rescore).hits_of(_as_ids(ids), k, where), relevant, rescore)
 
-    def search_columns(self, columns: Columns, k: int = 5, where: Filter | None = None) -> list[list[Match]]:
+    def search_columns(
+        self,
+        columns: Columns,
+        k: int = 5,
+        where: Filter | None = None,
+        *,
+        relevant: bool = False,
+        rescore: Rescore | None = None,
+    ) -> list[list[Match]]:
         """As ``search``, for columns that were extracted already; vectors alone are the column ``embedding``."""
-        return self._matches(self._searcher.hits(columns, k, where))
+        return self._matches(self._searcher(rescore).hits(columns, k, where), relevant, rescore)
 
     def search_hits(self, queries: Sequence[Any] | NDArray[Any], k: int = 5, where: Filter | None = None) -> Hits:
         """As ``search``, but ids and distances alone, as arrays ``(n, k)``: no document is looked up."""
-        return self._searcher.hits(self._columns(queries), k, where)
+        return self._searcher().hits(self._columns(queries), k, where)
+
+    @property
+    def cutoff(self) -> Cutoff:
+        """The distance up to which a hit is meant, with its error rate. The first time it is learnt from hits of the
+        collection's own items, by their labels or, without, by the distances alone, and stored where that is possible.
+
+        Raises:
+            InputError: there are no two items.
+        """
+        from cbir_faiss.collection.relevance import cutoff_of, kept
+
+        found = cutoff_of(self._store)
+        if found != self.manifest.cutoff:
+            self._store.manifest = kept(self._store, found)
+        return found
 
     # -- change
 
@@ -197,6 +259,16 @@ class Collection:
             return writer.delete(_as_ids(ids), where)
 
     # -- what it holds
+
+    def embeddings(self, ids: Iterable[int]) -> Floats:
+        """float32 ``(n, dim)``: the embeddings of items, as nearly as they were kept.
+
+        Raises:
+            UnknownId: an id that is not there. Unsupported: the collection keeps codes alone.
+        """
+        from cbir_faiss.collection.stages import stored_embeddings
+
+        return stored_embeddings(self._store, _as_ids(ids))
 
     def documents(self, ids: Iterable[int]) -> list[dict[str, Any]]:
         """Path, label and payload of items, in the order of ``ids``.
@@ -265,19 +337,35 @@ class Collection:
             InputError: the collection holds vectors, not pictures. CorruptCollection: its files are not those of the
                 collection that was opened.
         """
-        entry = self.manifest.extractor
-        extractor: Extractor | None = None
-        if entry is not None:
-            extractor = entry.load("extractors", self.folder / "extractor")
-            extractor.load()
-            check_content(self.folder, self.manifest, "extractor")  # after loading: it is these that were loaded
-        if extractor is None or extractor.reads != "image":
-            raise InputError(f"{self.folder} holds vectors and has no extractor: give it ids or vectors, not pictures")
+        extractor = self._frozen
+        extractor.load()
+        check_content(self.folder, self.manifest, "extractor")  # after loading: it is these that were loaded
         return extractor
 
-    @property
-    def _searcher(self) -> Searcher:
-        return Searcher(self._store.fitted, self._store)
+    @cached_property
+    def _reader_of_texts(self) -> Extractor:
+        """The frozen extractor with its text tower loaded, but not that of pictures."""
+        self._frozen.embed_text(["a picture"])
+        check_content(self.folder, self.manifest, "extractor")  # after loading, as above
+        return self._frozen
+
+    @cached_property
+    def _frozen(self) -> Extractor:
+        """The frozen extractor, nothing of it loaded yet."""
+        entry = self.manifest.extractor
+        extractor: Extractor | None = None if entry is None else entry.load("extractors", self.folder / "extractor")
+        if extractor is None or extractor.reads != "image":
+            raise InputError(
+                f"{self.folder} holds vectors and has no extractor: give it ids or vectors, not pictures or texts"
+            )
+        return extractor
+
+    def _searcher(self, rescore: Rescore | None = None) -> Searcher:
+        if rescore is None:
+            return Searcher(self._store.fitted, self._store)
+        from cbir_faiss.collection.stages import searcher_of
+
+        return searcher_of(self._store, rescore)
 
     # -- how
 
@@ -309,12 +397,19 @@ class Collection:
         with threads.phase("extract"):
             return extractor(images)
 
-    def _matches(self, hits: Hits) -> list[list[Match]]:
+    def _matches(self, hits: Hits, relevant: bool, rescore: Rescore | None = None) -> list[list[Match]]:
+        if relevant and rescore is not None:
+            raise InputError("the cut-off is of distances as the collection was built to give: leave out 'rescore'")
+        cutoff = self.cutoff if relevant else None if rescore else self.manifest.cutoff
+        if relevant and cutoff is not None:
+            meant = hits.distances <= cutoff.distance
+            hits = Hits(np.where(meant, hits.ids, -1), hits.distances)
+        furthest = None if cutoff is None else cutoff.distance
         wanted = list({i for row in hits.ids.tolist() for i in row if i >= 0})
         found = map(_described, self._store.documents(np.array(wanted, np.int64)))
         told = dict(zip(wanted, found, strict=True))
         return [
-            [_match(i, distance, *told[i]) for i, distance in zip(ids, distances, strict=True) if i >= 0]
+            [_match(i, distance, furthest, *told[i]) for i, distance in zip(ids, distances, strict=True) if i >= 0]
             for ids, distances in zip(hits.ids.tolist(), hits.distances.tolist(), strict=True)
         ]
 
@@ -331,5 +426,7 @@ def _described(document: dict[str, Any]) -> tuple[str, Any, dict[str, Any]]:
     return str(document.pop("path", "")), document.pop("label", None), document
 
 
-def _match(item: int, distance: float, path: str, label: Any, payload: dict[str, Any]) -> Match:
-    return Match(item, path, label, distance, payload.copy())  # each its own: one item may be found by many queries
+def _match(item: int, distance: float, furthest: float | None, path: str, label: Any, payload: dict[str, Any]) -> Match:
+    meant = None if furthest is None else distance <= furthest
+    # Each its own payload: one item may be found by many queries.
+    return Match(item, path, label, distance, payload.copy(), meant)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,14 +14,17 @@ from cbir_faiss.base import Backend, Codec, Rescorer
 from cbir_faiss.comparison.split import Split
 from cbir_faiss.config import Metrics
 from cbir_faiss.measures import curves
+from cbir_faiss.measures.by_query import by_class, worst_queries
 from cbir_faiss.measures.histograms import Histograms, hamming_histograms
-from cbir_faiss.measures.metrics import per_query, shown, summary
+from cbir_faiss.measures.metrics import at_totals, per_query, shown, summary
 from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
 from cbir_faiss.measures.rankings import full_rankings
 from cbir_faiss.measures.relevance import Relevance
 from cbir_faiss.types import Codes, Hits, Metric
 
 PR_POINTS = 21
+WORST = 20
+"""Queries named of each row."""
 RADIUS_POINTS = 65
 EMBEDDING_METRIC: Metric = "cosine"
 """By what embeddings are compared where nothing says otherwise."""
@@ -107,6 +111,19 @@ class Evaluator:
         found.metrics[name], found.values[name] = float(recall.mean()), recall
         return found
 
+    def by_query(
+        self, values: NDArray[np.float64]
+    ) -> tuple[dict[str, tuple[int, float]], list[tuple[str, list[str], float]]]:
+        """What the mean of a measure's ``values`` ``(nq,)`` hides, as ``Row.classes`` and ``Row.worst``; empty without
+        labels."""
+        queries = self._split.queries
+        if self._relevance is None:
+            return {}, []
+        rows = worst_queries(values, self._relevance.totals, WORST).tolist()
+        paths = queries.paths or [str(row) for row in range(len(queries))]
+        worst = [(paths[row], list(queries.labels[row]), float(values[row])) for row in rows]
+        return by_class(values, queries.labels), worst
+
     def _by_labels(self, ranking: Ranking, relevance: Relevance) -> Measured:
         relevant = relevance.ranked(ranking.hits.ids)[:, : self._deepest]
         ks = [k for k in CURVE_KS if k <= relevant.shape[1]]
@@ -114,20 +131,33 @@ class Evaluator:
         exact = ranking.floats is not None
         values = per_query(relevant, relevance.totals, self._metrics.k, histograms=histograms, exact=exact)
         if histograms is None:
-            drawn, raw = self._curves(ranking, relevance, relevant, ks), {}
+            drawn, raw = {"map_k": _pairs(ks, curves.map_curve(relevant)[np.array(ks) - 1])}, {}
+            if ranking.floats is not None:
+                drawn["pr"] = self._whole(ranking.floats, relevance, values)
         else:
             drawn = _tied_curves(histograms, ks)
             raw = {"histogram": histograms.items, "histogram_relevant": histograms.relevant}
         return Measured(summary(values), drawn, raw, shown(values))
 
     @staticmethod
-    def _curves(ranking: Ranking, relevance: Relevance, relevant: NDArray[np.bool_], ks: list[int]) -> dict[str, Any]:
-        drawn = {"map_k": _pairs(ks, curves.map_curve(relevant)[np.array(ks) - 1])}
-        if ranking.floats is not None:
-            items, queries, metric = ranking.floats
-            rankings = full_rankings(items, queries, relevance, metric)
-            drawn["pr"] = _recall_curve(curves.precision_recall(rankings, PR_POINTS))
-        return drawn
+    def _whole(
+        floats: tuple[Codes, Codes, Metric], relevance: Relevance, values: dict[str, NDArray[np.float64]]
+    ) -> list[list[float]]:
+        """Precision against recall over whole rankings; ``values`` are given the measures that need them too."""
+        totals, parts, done = relevance.totals, [], 0
+
+        def noted() -> Iterator[NDArray[np.bool_]]:
+            nonlocal done
+            for block in full_rankings(*floats[:2], relevance, floats[2]):
+                parts.append(at_totals(block, totals[done : done + len(block)]))
+                done += len(block)
+                yield block
+
+        curve = _recall_curve(curves.precision_recall(noted(), PR_POINTS))
+        for key in parts[0]:
+            whole = np.concatenate([part[key] for part in parts])
+            values |= {key + suffix: whole for suffix in ("_observed", "", "_min", "_max")}
+        return curve
 
     def _histograms_of(self, items: NDArray[np.uint8], queries: NDArray[np.uint8], relevance: Relevance) -> Histograms:
         """Of the codes at hand; backends that hold the same codes share them."""

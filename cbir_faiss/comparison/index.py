@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,11 +170,37 @@ class Filled:
         return meter.measure(self.choice.name, self.options, self._folder / "full", query)
 
 
+class Codings(Protocol):
+    """Codes of one fitted codec; of ``items`` also those that are made when they are read."""
+
+    @property
+    def codec(self) -> Codec: ...
+    @property
+    def items(self) -> Any: ...
+
+
+class Weighed(Protocol):
+    """An index that was filled: ``Filled``, or one that grows."""
+
+    @property
+    def coded(self) -> Codings: ...
+    @property
+    def backend(self) -> Backend: ...
+    @property
+    def code_bits(self) -> int | None: ...
+    @property
+    def own_storage(self) -> bool: ...
+    @property
+    def file_bytes(self) -> int | None: ...
+    @property
+    def state_bytes(self) -> int: ...
+
+
 @dataclass
 class RowIndex:
     """What ``Searcher`` searches for one row: the index, with the row's search options, and the rescorer's columns."""
 
-    filled: Filled
+    filled: Weighed
     search_options: Mapping[str, Any]
     stored: Columns
 
@@ -208,43 +234,67 @@ def document_bytes(split: Split) -> int:
 
 
 def sizes(
-    filled: Filled, rescorer: Rescorer, stored: Columns, documents: int, resident: int | None, scratch: Path
+    filled: Weighed, rescorer: Rescorer, stored: Columns, documents: int, resident: int | None, scratch: Path
 ) -> dict[str, Any]:
-    """The bytes of a row, as ``Row.bytes`` has them: memory is the index, the codec's state and the rescorer's, whose
-    columns are mapped; disk is everything that a collection of it keeps. ``filled`` is closed by now."""
+    """The bytes of a row, as ``Row.bytes`` has them. ``filled`` is closed by now."""
     coded, n = filled.coded, len(filled.coded.items)
-    bits = filled.code_bits or (coded.codec.bits and coded.codec.width) or 32 * coded.codec.width
-    codec_file, codec_state = _state(coded.codec, scratch / "codec.npz")
-    rescore_file, rescore_state = _state(rescorer, scratch / "rescore.npz")
     columns = sum(values.nbytes for values in stored.values())
-    index = filled.file_bytes
-    if filled.own_storage:  # which may map its files: what it searches is needed in memory all the same
-        index = None if resident is None else max(resident, n * -(-bits // 8))
-    growing_index = None if index is None else index - (0 if filled.own_storage else filled.state_bytes)
-    memory = None if index is None else index + codec_state + rescore_state
-    state = codec_file + rescore_file + filled.state_bytes
-    disk = None
-    if filled.file_bytes is not None:
-        kept = coded.items.nbytes + columns + documents
-        disk = filled.file_bytes + kept + codec_file + rescore_file
+    weight = weigh(filled, rescorer, columns + documents, resident, scratch)
     widths = {name: values.nbytes // max(1, n) for name, values in stored.items()}
     return {
-        "codes": n * -(-bits // 8),
+        "codes": n * _code_bytes(filled),
         "backend_file": filled.file_bytes,
-        "codec_state": codec_file if coded.codec.state else 0,
+        "codec_state": weight.codec_file if coded.codec.state else 0,
         "rescore": rescorer.resident_bytes(n, widths | {"code": 0}),  # the index holds the codes already
-        "resident": resident if resident is None or filled.own_storage else resident + codec_state,
-        "memory": memory,
-        "disk": disk,
-        **_per_item("memory", memory, growing_index, n),
-        **_per_item("disk", disk, None if disk is None else disk - state, n),
+        "resident": resident if resident is None or filled.own_storage else resident + _nbytes(coded.codec),
+        "memory": weight.memory,
+        "disk": weight.disk,
+        **_per_item("memory", weight.memory, weight.growing_memory, n),
+        **_per_item("disk", weight.disk, weight.growing_disk, n),
     }
 
 
-def _state(fitted: Codec | Rescorer, file: Path) -> tuple[int, int]:
-    """Bytes of what was learnt, in a file and in memory."""
+class Weight(NamedTuple):
+    """Bytes of all that a search needs, and of them those that grow with the items; None where an engine is silent."""
+
+    memory: int | None
+    growing_memory: int | None
+    disk: int | None
+    growing_disk: int | None
+    codec_file: int
+
+
+def weigh(filled: Weighed, rescorer: Rescorer, beside: int, resident: int | None, scratch: Path) -> Weight:
+    """Memory is the index, the codec's state and the rescorer's, whose columns are mapped; disk is everything that a
+    collection keeps: those, the codes, and ``beside``, the bytes of columns and documents."""
+    coded = filled.coded
+    codec_file, rescore_file = _saved(coded.codec, scratch / "codec.npz"), _saved(rescorer, scratch / "rescore.npz")
+    index = filled.file_bytes
+    if filled.own_storage:  # which may map its files: what it searches is needed in memory all the same
+        index = None if resident is None else max(resident, len(coded.items) * _code_bytes(filled))
+    growing = None if index is None else index - (0 if filled.own_storage else filled.state_bytes)
+    memory = None if index is None else index + _nbytes(coded.codec) + _nbytes(rescorer)
+    disk = growing_disk = None
+    if filled.file_bytes is not None:
+        growing_disk = filled.file_bytes - filled.state_bytes + coded.items.nbytes + beside
+        disk = growing_disk + filled.state_bytes + codec_file + rescore_file
+    return Weight(memory, growing, disk, growing_disk, codec_file)
+
+
+def _code_bytes(filled: Weighed) -> int:
+    codec = filled.coded.codec
+    return -(-(filled.code_bits or (codec.bits and codec.width) or 32 * codec.width) // 8)
+
+
+def _saved(fitted: Codec | Rescorer, file: Path) -> int:
+    """Bytes of what was learnt, in a file."""
     fitted.save(file)
-    return file.stat().st_size, sum(array.nbytes for array in fitted.state.values())
+    return file.stat().st_size
+
+
+def _nbytes(fitted: Codec | Rescorer) -> int:
+    """Bytes of what was learnt, in memory."""
+    return sum(array.nbytes for array in fitted.state.values())
 
 
 def _per_item(name: str, total: int | None, growing: int | None, n: int) -> dict[str, float | None]:

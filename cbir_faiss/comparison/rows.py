@@ -31,7 +31,7 @@ from cbir_faiss.errors import CbirError, ConfigError
 from cbir_faiss.pipeline.fit import Fitted
 from cbir_faiss.pipeline.rules import check_combination
 from cbir_faiss.pipeline.search import Searcher
-from cbir_faiss.report.row import Row
+from cbir_faiss.report.row import Row, main_measure
 from cbir_faiss.types import Columns
 
 _log = logging.getLogger(__name__)
@@ -153,11 +153,13 @@ class _Comparison:
         if row.rescore == "none" and row.exact:
             ranking = Ranking.of(hits, filled.backend, filled.coded.items, filled.coded.queries)
         row.metrics, row.curves, raw, row.values = self._evaluate(ranking, row.truth["metric"])
+        row.classes, row.worst = self._evaluate.by_query(row.values[main_measure([row])])
         row.codes = filled.coded.health
-        return {"ids": hits.ids, "distances": hits.distances, **raw}
+        values = {f"value {name}": values for name, values in row.values.items()}
+        return {"ids": hits.ids, "distances": hits.distances, **values, **raw}
 
     def _store(self, one: _Measured) -> None:
-        """What the row was made of, as a file: neighbours, histograms, and the seconds of each single query."""
+        """What the row was made of, as a file: neighbours, histograms, values and seconds of each single query."""
         if self._plan.raw is not None:
             self._plan.raw.mkdir(parents=True, exist_ok=True)
             np.savez(self._plan.raw / f"{one.name}.npz", **one.raw, seconds=np.concatenate(one.timed.singles))

@@ -12,6 +12,8 @@ from cbir_faiss._lib.files import write_durably
 from cbir_faiss.base.options import parse_options
 from cbir_faiss.comparison.combine import Plan, Skipped, pairs
 from cbir_faiss.comparison.environment import environment
+from cbir_faiss.comparison.evaluator import EMBEDDING_METRIC
+from cbir_faiss.comparison.export import write_ann, write_trec
 from cbir_faiss.comparison.gallery import make_gallery
 from cbir_faiss.comparison.rows import Report, compare_split
 from cbir_faiss.comparison.split import Split, split_of_vectors, splits
@@ -21,6 +23,7 @@ from cbir_faiss.errors import InputError
 from cbir_faiss.measures.paired import MARGIN
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.pipeline.extraction import Progress
+from cbir_faiss.report.pairs import differences
 from cbir_faiss.report.recommend import recommend
 from cbir_faiss.report.report import write_report
 from cbir_faiss.report.row import Row
@@ -37,18 +40,26 @@ def run(
     report: Report | None = None,
     margin: float = MARGIN,
     max_ms: float | None = None,
+    trec: bool = False,
+    hdf5: bool = False,
 ) -> dict[str, Any]:
     """Run ``config`` into ``out``: ``results.json``, ``report.html``, ``raw/``. Returns what ``results.json`` holds.
 
     ``margin``: how much of the measure the recommended row may lose. ``max_ms``: how long it may take for a query.
-    Embeddings come from the cache (default: the user's) where they were computed before.
+    ``trec``, ``hdf5``: also write what ``export`` makes for trec_eval and for ann-benchmarks. Embeddings come from the
+    cache (default: the user's) where they were computed before.
     """
     plan = Plan(config.codecs, config.backends, config.rescore, config.metrics, config.threads, out / "raw")
     pairs(plan)  # a config that cannot work fails before hours of extraction
     out.mkdir(parents=True, exist_ok=True)
     done = _Done(environment(config.threads), out, margin, max_ms)
     for split in splits(config, cache or default_cache(), progress):
-        done.add(split, *compare_split(split, plan, report, done.skipped))
+        rows, others = compare_split(split, plan, report, done.skipped)
+        done.add(split, rows, others)
+        if trec:
+            write_trec(split, rows, out)
+        if hdf5:
+            write_ann(split, out, config.metrics.truth.metric or EMBEDDING_METRIC)
     if not done.rows:
         first = done.skipped[0]
         raise InputError(f"no combination could be measured; {first.combination}: {first.reason}")
@@ -75,6 +86,7 @@ class _Done:
         self.results = {
             "environment": {**self._environment, **busier(self._loads)},
             "recommendation": advice.as_json() if advice else None,
+            "differences": differences(self.rows) if self.rows else None,
             "rows": [row.as_json() for row in self.rows],
             "failed": [asdict(failure) for failure in split.failed],
             "skipped": [asdict(some) for some in self.skipped],

@@ -40,7 +40,7 @@ class Model:
         device: Literal["cpu", "cuda"] = "cpu",
     ) -> None:
         self.file, self._device, self._stamp = file, device, _stamp(file)
-        self._session = _session(file, device, threads.available())
+        self._session = session(file, device, threads.available())
         inputs = {value.name: value for value in self._session.get_inputs()}
         self.feed = feed or next(iter(inputs))
         known = [value.name for value in self._session.get_outputs()]
@@ -71,7 +71,7 @@ class Model:
         """A session that runs on the core that calls it; made when it is first needed, which for queries is never."""
         if threads.available() == 1 or _stamp(self.file) != self._stamp:  # what lies there now may be another model
             return self._session
-        return _session(self.file, self._device, 1)
+        return session(self.file, self._device, 1)
 
     def _run_batch(self, x: NDArray[Any]) -> list[NDArray[Any]]:
         cores = threads.available()
@@ -128,7 +128,8 @@ def _slices(x: NDArray[Any], step: int) -> list[NDArray[Any]]:
     return [x[start : start + step] for start in range(0, len(x), step)]
 
 
-def _session(file: Path, device: Literal["cpu", "cuda"], cores: int) -> Any:
+def session(file: Path, device: Literal["cpu", "cuda"], cores: int) -> Any:
+    """The model in ONNX Runtime, run by that many cores. ConfigError where that cannot be."""
     ort = need("onnxruntime", "onnx")
     if not file.is_file():
         raise ConfigError(f"no such file: {file}", path="model")

@@ -9,7 +9,7 @@ import contextlib
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from cbir_faiss.base.options import need
 from cbir_faiss.errors import ConfigError, one_line
 from cbir_faiss.images.preprocess import Preprocess
+
+_OUTPUT = "column.{}"  # what outputs are called while they are exported
 
 
 class Network(torch.nn.Module):  # type: ignore[misc]
@@ -61,6 +63,25 @@ class Network(torch.nn.Module):  # type: ignore[misc]
             raise ConfigError(what, path="model") from error
 
 
+class TextTower(torch.nn.Module):  # type: ignore[misc]
+    """Token ids and their mask, int64 ``(n, length)``, to embeddings of length 1, float32 ``(n, width)``.
+
+    model: takes both and gives embeddings of any length.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model.eval()
+
+    def forward(self, ids: Any, mask: Any) -> Any:
+        return torch.nn.functional.normalize(self.model(ids, mask).float(), dim=-1)
+
+    def run(self, tokens: Sequence[tuple[list[int], list[int]]]) -> NDArray[Any]:
+        """Embeddings of the ids and masks of texts, one after the other."""
+        with torch.inference_mode():
+            return np.concatenate([self(*(torch.tensor([part]) for part in one)).numpy() for one in tokens])
+
+
 def export(network: Network, file: Path) -> None:
     """Write the network as one ONNX file with a free batch size; outputs are called like the columns.
 
@@ -69,33 +90,71 @@ def export(network: Network, file: Path) -> None:
     Raises:
         ConfigError: the exporter cannot do it, in one line.
     """
+    # A batch of two, because the exporter takes a dimension of one for a constant.
+    pixels = torch.zeros((2, *network.preprocess.size, 3), dtype=torch.uint8)
+    free = {0: torch.export.Dim("batch", min=1)}
+    facts = {"preprocess": json.dumps(network.preprocess.model_dump(mode="json"))}
+    _write(network.cpu(), {"pixels": pixels}, network.columns, free, facts, file)
+
+
+def export_text(tower: TextTower, tokenizer: str, length: int | None, file: Path) -> None:
+    """Write the tower as one ONNX file for one text at a time, its tokenizer as metadata.
+
+    length: the number of tokens that it takes; None: as many as the text has. ConfigError as ``export``.
+    """
+    tokens = torch.ones((1, length or 8), dtype=torch.int64)
+    free = {} if length else {1: torch.export.Dim("length", min=2)}
+    _write(tower, {"ids": tokens, "mask": tokens.clone()}, ["embedding"], free, {"tokenizer": tokenizer}, file)
+
+
+def _write(
+    module: Any,
+    inputs: Mapping[str, Any],
+    outputs: Sequence[str],
+    free: Mapping[int, Any],
+    facts: Mapping[str, str],
+    file: Path,
+) -> None:
+    """``module`` as an ONNX file; ``free`` are the dimensions of each input that are left open, ``facts`` metadata."""
     onnx = need("onnx", "torch")
     need("onnxscript", "torch")
     try:
-        model = _program(network.cpu()).model_proto
-    except Exception as error:  # the exporter passes on what any of its steps raises
+        model = _program(module, inputs, len(outputs), free).model_proto
+        _name_outputs(model.graph, outputs)
+        # What the exporter notes of each node are lines of source code with the paths of this machine.
+        for part in (*model.graph.node, *model.graph.value_info, model.graph):
+            del part.metadata_props[:]
+        for node in model.graph.node:
+            node.doc_string = ""
+        onnx.helper.set_model_props(model, dict(facts))
+        onnx.save_model(model, file)
+    except OSError:
+        raise
+    except Exception as error:  # the exporter passes on what any of its steps raises; a file has at most 2 GB
         why = one_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)[:300]
         raise ConfigError(f"the network cannot be exported to ONNX: {why}", path="runtime") from error
-    # What the exporter notes of each node are lines of source code with the paths of this machine.
-    for part in (*model.graph.node, *model.graph.value_info, model.graph):
-        del part.metadata_props[:]
-    for node in model.graph.node:
-        node.doc_string = ""
-    onnx.helper.set_model_props(model, {"preprocess": json.dumps(network.preprocess.model_dump(mode="json"))})
-    onnx.save_model(model, file)
 
 
-def _program(network: Network) -> Any:
-    # A batch of two, because the exporter takes a dimension of one for a constant.
-    pixels = torch.zeros((2, *network.preprocess.size, 3), dtype=torch.uint8)
+def _program(module: Any, inputs: Mapping[str, Any], count: int, free: Mapping[int, Any]) -> Any:
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         return torch.onnx.export(
-            network,
-            (pixels,),
+            module,
+            tuple(inputs.values()),
             dynamo=True,
             verbose=False,
-            input_names=["pixels"],
-            output_names=list(network.columns),
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            input_names=list(inputs),
+            output_names=[_OUTPUT.format(number) for number in range(count)],
+            dynamic_shapes=tuple(dict(free) for _ in inputs),
         )
+
+
+def _name_outputs(graph: Any, outputs: Sequence[str]) -> None:
+    """The exporter calls values inside by their operations, which may be the name of an output: "embedding"."""
+    renamed = {name: f"{name}.inner" for name in outputs}
+    renamed |= {_OUTPUT.format(number): name for number, name in enumerate(outputs)}
+    for value in (*graph.initializer, *graph.value_info, *graph.output):
+        value.name = renamed.get(value.name, value.name)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]

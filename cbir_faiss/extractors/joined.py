@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -152,6 +152,15 @@ class Joined(base.Extractor):
 
     def _weights_digest(self) -> str:
         return json.dumps([part.fingerprint() for part in self._parts])
+
+    def _embed_text(self, texts: Sequence[str]) -> Columns:
+        """By the part that gives the first embedding."""
+        first = self.embeddings[0]
+        for part, names in zip(self._parts, self._names, strict=True):
+            if first in names.values():
+                found = part.embed_text(texts)
+                return {names[column]: x for column, x in found.items() if names.get(column) == first}
+        raise AssertionError  # an embedding is a column of some part
 
     def _prepare(self, item: Any) -> NDArray[Any]:
         """A 0-d structured array with a field for each part, so that a stack of items is one array."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,6 +17,7 @@ from cbir_faiss import base
 from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import ConfigError, InputError
 from cbir_faiss.extractors._onnx import Model
+from cbir_faiss.extractors._text import TEXT, TextModel
 from cbir_faiss.images.preprocess import Preprocess, spatial_pool
 from cbir_faiss.types import Columns
 
@@ -39,13 +40,14 @@ class Onnx(base.Extractor):
     """
 
     name: ClassVar[str] = "onnx"
-    free_options: ClassVar[frozenset[str]] = frozenset({"model", "batch_size", "made_by"})
+    free_options: ClassVar[frozenset[str]] = frozenset({"model", "text", "batch_size", "made_by"})
 
     class Options(base.Options):
         """model: the file. input: its image input, the first where left out. outputs: one or several, the first where
         left out. side: outputs that are not embeddings. pool: how maps ``(n, c, h, w)`` and sequences ``(n, t, c)``
         become vectors. batch_size: images run at once; a model with a fixed batch keeps its own. made_by:
-        for whoever asks, the extractor that this one was frozen from, and the runtime that it had."""
+        for whoever asks, the extractor that this one was frozen from, and the runtime that it had. text: the text tower
+        that was frozen beside it, which carries its tokenizer."""
 
         model: RelativePath
         input: str | None = None
@@ -56,6 +58,7 @@ class Onnx(base.Extractor):
         device: Literal["cpu", "cuda"] = "cpu"
         batch_size: int = Field(32, ge=1)
         made_by: str | None = None
+        text: RelativePath | None = None
 
         @model_validator(mode="after")
         def _side_beside(self) -> Onnx.Options:
@@ -91,14 +94,19 @@ class Onnx(base.Extractor):
     def freeze(self, folder: Path) -> tuple[str, dict[str, Any]]:
         for file in _files(self.options.model):
             shutil.copyfile(file, folder / file.name)
-        return self.name, {**self.options.model_dump(mode="json"), "model": self.options.model.name}
+        options = {**self.options.model_dump(mode="json"), "model": self.options.model.name}
+        if self.options.text is not None:
+            shutil.copyfile(self.options.text, folder / TEXT)
+            options["text"] = TEXT
+        return self.name, options
 
     def _load(self) -> None:
         _ = self._loaded
 
     def _weights_digest(self) -> str:
         digest = hashlib.sha256()
-        for file in _files(self.options.model):
+        text = [] if self.options.text is None else [self.options.text]
+        for file in [*_files(self.options.model), *text]:
             digest.update(file.read_bytes())
         return digest.hexdigest()
 
@@ -107,6 +115,16 @@ class Onnx(base.Extractor):
 
     def _extract(self, batch: NDArray[Any]) -> Columns:
         return self._columns(self._loaded[0], batch)
+
+    @cached_property
+    def _text(self) -> TextModel | None:
+        return None if self.options.text is None else TextModel(self.options.text, self.options.device)
+
+    def _embed_text(self, texts: Sequence[str]) -> Columns:
+        if self._text is None:
+            return super()._embed_text(texts)
+        name = self.options.outputs[0] if len(self.options.outputs) > 1 else "embedding"
+        return {name: self._text(texts)}
 
     def _columns(self, model: Model, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         how = self.options.preprocess

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import io
 import re
 import stat
@@ -15,21 +16,37 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cbir_faiss.errors import BadImage
+from cbir_faiss.errors import BadImage, NoAccess
 from cbir_faiss.images import DEFAULT_MAX_MEGAPIXELS
 
 # Pillow recognises these by their first bytes, and then has no decoder for them.
 _STUBS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"})
+_HEIC_SUFFIXES = frozenset({".heic", ".heif"})
+_HEIC = re.compile(rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
 _QUIET: Any = ("ignore", None, Warning, re.compile("PIL"), 0)
 
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """The file suffixes, in lower case and with the dot, of the formats that Pillow can decode."""
+    """The file suffixes, in lower case and with the dot, of the formats that Pillow can decode.
+
+    HEIC is one of them also where its decoder is missing: a phone's pictures are named as left out, not passed over.
+    """
     Image.init()
-    return frozenset(
+    return _HEIC_SUFFIXES | {
         suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN and form not in _STUBS
-    )
+    }
+
+
+@cache
+def _decodes_heic() -> bool:
+    """Has Pillow know HEIC, where the extra is installed."""
+    try:
+        pillow_heif: Any = importlib.import_module("pillow_heif")
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def open_image(
@@ -44,6 +61,7 @@ def open_image(
     Raises:
         BadImage: missing, not a regular file, empty, not an image, damaged or cut short, or of more than
             ``max_megapixels`` (read from the header, before anything is decoded). The message does not name the file.
+        NoAccess: a HEIC picture, and no pillow-heif to decode it.
     """
     _quiet()
     if isinstance(source, bytes):
@@ -90,6 +108,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _decode(file: Any, size: int, max_megapixels: float, min_side: int | None) -> Image.Image:
     if size == 0:
         raise BadImage("the file is empty")
+    head = file.read(12)
+    file.seek(0)
+    if _HEIC.match(head) and not _decodes_heic():
+        raise NoAccess("a HEIC picture needs pillow-heif: pip install 'cbir-faiss[heic]'")
     limit = max_megapixels * 1e6
     # Pillow itself refuses more than twice this; raising it is the only way to let a larger limit of ours through.
     if Image.MAX_IMAGE_PIXELS is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:

@@ -23,8 +23,10 @@ def code_health(
         ``constant_bits``: bits that are the same in every code.
         ``correlation_mean``: mean absolute correlation of two bits that vary; 0 is best, and independent bits show
         about 0.8 / √sample.
-        ``effective_bits``: how many uncorrelated bits vary as these do together, b² / Σ corr² over all pairs of the b
-        bits that vary (the participation ratio of the correlation matrix's eigenvalues).
+        ``effective_bits``: how many uncorrelated bits vary as these do together, b² / (b + Σ corr²) over the pairs of
+        different ones of the b bits that vary (the participation ratio of the correlation matrix's eigenvalues). In a
+        sample of n even independent bits have a squared correlation of 1 / (n - 1), which is taken off:
+        1 - (1 - corr²)(n - 1) / (n - 2) is 0 for them in expectation, and 1 for equal bits.
 
     Buckets, of whole codes and, under ``prefix``, of the first ``prefix`` bits, as a hash table would use:
         ``distinct``, ``distinct_share``: buckets in use, and per code.
@@ -80,8 +82,20 @@ def _bits(codes: NDArray[np.uint8], bits: int) -> dict[str, Any]:
         "ones_max": float(ones.max()),
         "constant_bits": bits - count,
         "correlation_mean": float((np.abs(correlation).sum() - count) / pairs) if pairs else 0.0,
-        "effective_bits": float(count**2 / np.square(correlation).sum()) if count else 0.0,
+        "effective_bits": _effective(correlation, n),
     }
+
+
+def _effective(correlation: NDArray[np.float64], n: int) -> float:
+    """The participation ratio of the bits whose ``correlation`` ``(b, b)`` was seen in n codes; at most b."""
+    count = len(correlation)
+    if count == 0:
+        return 0.0
+    pairs = count * (count - 1)
+    squares = float(np.square(correlation).sum()) - count
+    # Of two codes or fewer nothing is known but that all bits vary together.
+    unbiased = pairs - (pairs - squares) * (n - 1) / max(1, n - 2)
+    return count**2 / (count + max(0.0, unbiased))
 
 
 def _buckets(codes: NDArray[np.uint8]) -> dict[str, Any]:

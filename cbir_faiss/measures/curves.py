@@ -6,6 +6,7 @@ Where a query has nothing to find, its precision counts as 0, as in ``metrics``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from cbir_faiss.measures.ties import TiedRankings
 
 Curve = NDArray[np.float64]
 _CELLS = 1 << 22
+_PRECISION = 1e-13  # of a fraction's value: it changes less in its next steps
 
 
 def precision_recall(rankings: Iterable[NDArray[np.bool_]], points: int = 11) -> Curve:
@@ -41,9 +43,11 @@ def precision_recall(rankings: Iterable[NDArray[np.bool_]], points: int = 11) ->
 
 
 def precision_recall_tied(histograms: Histograms, points: int = 11) -> Curve:
-    """``precision_recall`` of exact Hamming search: t over the *expected* rank of the t-th relevant item.
+    """``precision_recall`` of exact Hamming search, in expectation over the order of tied items.
 
-    In a group of n tied items, r of them relevant, the expected position of the j-th relevant is j (n + 1) / (r + 1).
+    Where the t-th relevant item is the j-th of the r relevant ones in a group of n that tie, behind N items, its rank
+    is N + j + x, and x, how many irrelevant ones of the group lie before it, is negative hypergeometric. The precision
+    is t E[1 / (N + j + x)], exactly (``_mean_inverse``).
 
     Raises:
         InputError: fewer than 2 points, or no queries.
@@ -112,9 +116,48 @@ def _tied_block(items: NDArray[np.int64], relevant: NDArray[np.int64], points: i
     at = np.searchsorted((found[some] + lift).reshape(-1), wanted + lift)
     n, r = items[some].reshape(-1)[at], relevant[some].reshape(-1)[at]
     before, relevant_before = seen[some].reshape(-1)[at] - n, found[some].reshape(-1)[at] - r
-    ranks = before + (wanted - relevant_before) * (n + 1) / (r + 1)
-    curve: Curve = (wanted / ranks).sum(axis=0)
+    j = wanted - relevant_before
+    inverse = _mean_inverse(*(values.reshape(-1) for values in (before + j, j, r, n - r)))
+    curve: Curve = (wanted * inverse.reshape(wanted.shape)).sum(axis=0)
     return curve
+
+
+def _mean_inverse(z: NDArray[Any], j: NDArray[Any], r: NDArray[Any], m: NDArray[Any]) -> Curve:
+    """E[1 / (z + x)], float64 ``(n,)``: x irrelevant items before the j-th of r relevant ones, m irrelevant in all.
+
+    A sum over x would be long where many items tie. Its Stieltjes fraction is short,
+
+        1 / (z + A₀ / (1 + C₁ / (z + A₁ / (1 + C₂ / (z + …)))))
+
+    with A and C from the recurrence of the Hahn polynomials, which are orthogonal under this distribution (Koekoek,
+    Lesky and Swarttouw 2010, 9.5). All its terms are positive, so that nothing cancels; it ends after m of them.
+    """
+    z, j, r, m = (values.astype(np.float64) for values in (z, j, r, m))
+    out = 1 / z
+    inverse, step, left = out.copy(), out.copy(), np.arange(len(z))
+    k = 0
+    while len(left):
+        inverse = 1 / (1 + _rising(k, j, r, m) * inverse)
+        step = step * (inverse - 1)
+        out[left] += step
+        k += 1
+        inverse = 1 / (z + _falling(k, j, r, m) * inverse)
+        step = step * (z * inverse - 1)
+        out[left] += step
+        going = np.abs(step) > _PRECISION * out[left]
+        left = left[going]
+        z, j, r, m, inverse, step = (values[going] for values in (z, j, r, m, inverse, step))
+    return out
+
+
+def _rising(k: int, j: Curve, r: Curve, m: Curve) -> Curve:
+    """A of degree k, of the parameters j - 1, r - j and m; 0 from the last degree on."""
+    return (k + r) * (k + j) * np.maximum(m - k, 0) / ((2 * k + r) * (2 * k + r + 1))
+
+
+def _falling(k: int, j: Curve, r: Curve, m: Curve) -> Curve:
+    """C of degree k ≥ 1."""
+    return k * (k + r + m) * (k + r - j) / ((2 * k + r - 1) * (2 * k + r))
 
 
 def _mean(total: Curve, queries: int) -> Curve:

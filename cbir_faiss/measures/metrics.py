@@ -8,8 +8,16 @@ database:
     hit@k         1 where found(k) > 0
     map@k         mean of AP@k = sum over i <= k of rel(i) found(i) / i, divided by found(k)
     map_full@k    the same sum, divided by min(k, T)
+    map_trapezoid@k   sum over i <= k of rel(i) (found(i) / i + found(i - 1) / (i - 1)) / 2, divided by min(k, T); the
+                  second quotient is 1 at i = 1. With k the number of items it is the area under the precision-recall
+                  curve that the program of Oxford5k computes
+    ndcg@k        sum over i <= k of rel(i) / log2(i + 1), divided by its value where the first min(k, T) are relevant
+    mrr@k         1 / i of the first i <= k with rel(i); 0 where there is none
+    r_precision   found(T) / T
+    map@r         the sum of map over i <= T, divided by T (Musgrave, Belongie and Lim, ECCV 2020)
 
-A quotient without a divisor is 0: a query with nothing to find, or nothing found, counts as 0.
+The last two look as deep as there are relevant items: they are known where whole rankings are, or enough hits. A
+quotient without a divisor is 0: a query with nothing to find, or nothing found, counts as 0.
 
 Ties: where the exact Hamming histograms are given, the value is the expectation over the orders of tied items, and
 ``_min`` and ``_max`` those of the worst and best order; ``_observed`` is always the order that was returned. Exact
@@ -27,9 +35,12 @@ from numpy.typing import NDArray
 from cbir_faiss.errors import InputError
 from cbir_faiss.measures.bootstrap import bootstrap_ci
 from cbir_faiss.measures.histograms import Histograms
-from cbir_faiss.measures.ties import TiedRankings, Values
+from cbir_faiss.measures.ties import Spread, TiedRankings, Values, discounts
 
-MEASURES = ("map", "map_full", "precision", "hit", "recall")
+MEASURES = ("map", "map_full", "map_trapezoid", "ndcg", "mrr", "precision", "hit", "recall")
+AT_TOTALS = {"r_precision": "precision", "map@r": "map_full"}
+"""Measures at a k of each query's own, the relevant items that it has, and what they are at a k."""
+_QUERIES = 2_000  # whose groups of ties are held at a time
 
 
 def per_query(
@@ -42,7 +53,9 @@ def per_query(
 ) -> dict[str, Values]:
     """Every measure of every query, float64 ``(nq,)``: ``map@5``, ``map@5_observed``, and so on.
 
-    ``_min`` and ``_max`` are there with ``histograms`` or ``exact``, and not for approximate search.
+    ``_min`` and ``_max`` are there with ``histograms`` or ``exact``, and not for approximate search. ``r_precision``
+    and ``map@r`` are there with ``histograms``, and where K reaches every query's total, without which they have no
+    ``_observed``.
 
     Args:
         relevant: ``(nq, K)`` in the order returned; False where nothing was. K may be less than a k only because the
@@ -56,20 +69,27 @@ def per_query(
         InputError: arrays that do not fit together, or a k below 1.
     """
     _check(relevant, totals, ks, histograms)
-    tied = None if histograms is None else TiedRankings(histograms, max(ks))
-    sums, found = _cumulated(relevant[:, : max(ks)])
+    seen = {f"{name}@{k}": values for k in ks for name, values in _observed(relevant, k, totals).items()}
+    if relevant.shape[1] >= totals.max(initial=0):
+        seen |= at_totals(relevant, totals)
+    if histograms is None:
+        spreads = {key: Spread(values, values, values) for key, values in seen.items()}
+    else:
+        spreads = _tied(histograms, ks, totals)
     out: dict[str, Values] = {}
-    for k in ks:
-        last = min(k, relevant.shape[1]) - 1
-        observed = _observed(sums[:, last], found[:, last], totals, k)
-        spreads = tied.measures(k, totals) if tied else {}
-        for name in MEASURES:
-            key, seen = f"{name}@{k}", observed[name]
-            out[f"{key}_observed"] = seen
-            out[key], least, most = spreads.get(name, (seen, seen, seen))
-            if tied or exact:
-                out[f"{key}_min"], out[f"{key}_max"] = least, most
+    for key, spread in spreads.items():
+        if key in seen:
+            out[f"{key}_observed"] = seen[key]
+        out[key] = spread.expected
+        if histograms is not None or exact:
+            out[f"{key}_min"], out[f"{key}_max"] = spread.worst, spread.best
     return out
+
+
+def at_totals(relevant: NDArray[np.bool_], totals: NDArray[np.int64]) -> dict[str, Values]:
+    """``r_precision`` and ``map@r`` of every query ``(nq,)``, from rankings ``(nq, K)`` with K at least ``totals``."""
+    values = _observed(relevant, totals, totals)
+    return {key: values[name] for key, name in AT_TOTALS.items()}
 
 
 def measure(
@@ -83,7 +103,7 @@ def measure(
 ) -> dict[str, Any]:
     """The means of ``per_query`` over queries, as ``results.json`` has them; the arguments and errors are the same.
 
-    For each k and measure: the value, ``_min``, ``_max`` (None for approximate search) and ``_observed``; for map also
+    For each measure: the value, ``_min``, ``_max`` and ``_observed`` (None where they are not known); for map also
     ``_ci95``, low and high of the bootstrap over queries, paired among all results of the same queries and ``seed``.
     """
     return summary(per_query(relevant, totals, ks, histograms=histograms, exact=exact), seed=seed)
@@ -115,6 +135,20 @@ def average_precision(relevant: NDArray[np.bool_]) -> Values:
     return _ratio(sums, found)
 
 
+def _tied(histograms: Histograms, ks: Sequence[int], totals: NDArray[np.int64]) -> dict[str, Spread]:
+    """Every measure in expectation over ties, and in the worst and best order, by its key."""
+    parts: dict[str, list[Spread]] = {}
+    for start in range(0, len(totals), _QUERIES):
+        block = slice(start, start + _QUERIES)
+        mine = totals[block]
+        rankings = TiedRankings(Histograms(*(part[block] for part in histograms)), max(*ks, int(mine.max())))
+        found = {f"{name}@{k}": spread for k in ks for name, spread in rankings.measures(k, mine).items()}
+        deep = rankings.measures(mine, mine)
+        for key, spread in {**found, **{key: deep[name] for key, name in AT_TOTALS.items()}}.items():
+            parts.setdefault(key, []).append(spread)
+    return {key: Spread(*map(np.concatenate, zip(*some, strict=True))) for key, some in parts.items()}
+
+
 def _cumulated(relevant: NDArray[np.bool_]) -> tuple[Values, NDArray[np.int64]]:
     """Sum of the precision at the relevant ranks up to each rank, and relevant items up to it, both ``(nq, K)``."""
     found = np.cumsum(relevant, axis=1, dtype=np.int64)
@@ -122,18 +156,31 @@ def _cumulated(relevant: NDArray[np.bool_]) -> tuple[Values, NDArray[np.int64]]:
     return sums, found
 
 
-def _observed(sums: Values, found: NDArray[np.int64], totals: NDArray[np.int64], k: int) -> dict[str, Values]:
+def _observed(relevant: NDArray[np.bool_], k: int | NDArray[np.int64], totals: NDArray[np.int64]) -> dict[str, Values]:
+    """Every measure at k, one for all or one a query, of rankings ``(nq, K)``; what lies beyond K is not relevant."""
+    k = np.broadcast_to(k, totals.shape)
+    relevant = relevant[:, : int(k.max())] & (np.arange(min(relevant.shape[1], int(k.max()))) < k[:, None])
+    ranks = np.arange(1, relevant.shape[1] + 1)
+    found = np.cumsum(relevant, axis=1, dtype=np.int64)
+    precisions = found / ranks
+    before = np.concatenate([np.ones((len(found), 1)), precisions[:, :-1]], axis=1)
+    total, findable = relevant.sum(axis=1), np.minimum(k, totals)
+    sums = (relevant * precisions).sum(axis=1)
+    ideal = np.concatenate([[0.0], np.cumsum(discounts(int(findable.max())))])
     return {
-        "map": _ratio(sums, found),
-        "map_full": _ratio(sums, np.minimum(k, totals)),
-        "precision": found / k,
-        "hit": (found > 0).astype(np.float64),
-        "recall": _ratio(found, totals),
+        "map": _ratio(sums, total),
+        "map_full": _ratio(sums, findable),
+        "map_trapezoid": _ratio((relevant * (precisions + before)).sum(axis=1) / 2, findable),
+        "ndcg": _ratio((relevant * discounts(len(ranks))).sum(axis=1), ideal[findable]),
+        "mrr": (relevant / ranks * (found == 1)).max(axis=1, initial=0.0),
+        "precision": _ratio(total, k),
+        "hit": (total > 0).astype(np.float64),
+        "recall": _ratio(total, totals),
     }
 
 
-def _ratio(values: NDArray[Any], divisor: NDArray[np.int64]) -> Values:
-    return np.where(divisor > 0, values / np.maximum(divisor, 1), 0.0)
+def _ratio(values: NDArray[Any], divisor: NDArray[Any]) -> Values:
+    return np.where(divisor > 0, values / np.where(divisor > 0, divisor, 1), 0.0)
 
 
 def _check(relevant: NDArray[Any], totals: NDArray[Any], ks: Sequence[int], histograms: Histograms | None) -> None:

@@ -37,17 +37,35 @@ def exact_thresholds(items: NDArray[Any], queries: NDArray[Any], k: int, metric:
         DimensionMismatch: queries and items of different widths.
         Unsupported: another metric.
     """
+    return exact_neighbours(items, queries, k, metric)[1]
+
+
+def exact_neighbours(items: NDArray[Any], queries: NDArray[Any], k: int, metric: Metric) -> tuple[Ids, Distances]:
+    """The rows of the nearest, int64 ``(nq, min(k, n))``, and ``exact_thresholds``, which has the arguments and errors.
+
+    Of items that tie, which comes first is arbitrary.
+    """
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
     scores = Scores(items, queries, metric)
     n, nq = len(scores.items), len(scores.queries)
-    out = np.empty((nq, min(k, n)))
+    nearest, out = np.empty((nq, min(k, n)), np.int64), np.empty((nq, min(k, n)))
     for start in range(0, nq, _QUERIES):
         block = slice(start, min(start + _QUERIES, nq))
         rows = _candidates(scores, block, min(k + _SPARE, n))
         distances = true_distances(scores.items, scores.queries[block], rows, metric)
-        out[block] = np.sort(distances, axis=1)[:, : min(k, n)]
-    return out + _allowance(scores, out)
+        order = np.argsort(distances, axis=1, kind="stable")[:, : min(k, n)]
+        nearest[block] = np.take_along_axis(rows, order, axis=1)
+        out[block] = np.take_along_axis(distances, order, axis=1)
+    return nearest, out + _allowance(scores, out)
+
+
+def of_others(thresholds: Distances, own: Distances) -> Distances:
+    """``exact_thresholds`` ``(nq, k + 1)`` of queries that are items themselves, without themselves: ``(nq, k)``.
+
+    own: the distance of each from itself, float64 ``(nq,)``; by inner product that need not be the least.
+    """
+    return np.where(own[:, None] <= thresholds[:, :-1], thresholds[:, 1:], thresholds[:, :-1])
 
 
 def true_distances(items: NDArray[Any], queries: NDArray[Any], rows: Ids, metric: Metric) -> Distances:

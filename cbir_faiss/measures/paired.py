@@ -1,4 +1,4 @@
-"""Non-inferiority: which rows are proven to lose less than a margin against a reference, over the same queries.
+"""Rows compared over the same queries: a test of two, and which of many lose less than a margin against a reference.
 
 For a row, d_q is its value minus the reference's at query q, and the hypothesis to be disproved is that their mean is
 -margin or less. The one-sided lower bound of the mean at level a is
@@ -78,6 +78,35 @@ def noninferior(
     return out
 
 
+class Test(NamedTuple):
+    """The mean of a - b, its 95 % interval by Student's t, and the two-sided p of there being no difference."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_test(a: NDArray[Any], b: NDArray[Any]) -> Test:
+    """Student's t test of a - b, float ``(n,)`` each: values of the same queries, or means of the same seeds.
+
+    p is that of one pair chosen beforehand: of twenty pairs without a difference, one falls below .05 by luck. Where
+    all differences are equal, their mean is certain.
+
+    Raises:
+        InputError: fewer than two values, not the same number of both, or one that is not finite.
+    """
+    if len(a) < 2:
+        raise InputError(f"a paired test takes at least two queries (or seeds), got {len(a)}")
+    _check(a, "a", len(a))
+    _check(b, "b", len(a))
+    mean, error = _mean_and_error(a.astype(np.float64) - b)
+    freedom = len(a) - 1
+    half = _half_width(error, freedom, ALPHA)
+    p = t_probability(mean / error, freedom) if error > 0 else float(mean == 0)
+    return Test(mean, mean - half, mean + half, p)
+
+
 def queries_needed(differences: NDArray[Any], margin: float = MARGIN, level: float = ALPHA) -> int | None:
     """About how many queries would show that the margin is kept, if mean and deviation stay as they are.
 
@@ -146,6 +175,43 @@ def t_quantile(level: float, freedom: int) -> float:
         tail = 1 / (((n + 6) / (n * y) - 0.089 * d - 0.822) * (n + 2) * 3) + 0.5 / (n + 4)
         y = (tail * y - 1) * (n + 1) / (n + 2) + 1 / y
     return math.sqrt(n * y)
+
+
+def t_probability(t: float, freedom: int) -> float:
+    """The probability that the magnitude of Student's t with ``freedom`` degrees of freedom is at least that of ``t``.
+
+    It is the incomplete beta function I_x(freedom / 2, 1 / 2) at x = freedom / (freedom + t²), by its continued
+    fraction, of the complement where that converges faster.
+
+    Raises:
+        InputError: less than one degree of freedom.
+    """
+    if freedom < 1:
+        raise InputError(f"a degree of freedom is needed, got {freedom}")
+    x, a, b = freedom / (freedom + t * t), freedom / 2, 0.5
+    if x in (0.0, 1.0):
+        return x
+    if x < (a + 1) / (a + b + 2):
+        return _beta_tail(x, a, b)
+    return 1 - _beta_tail(1 - x, b, a)
+
+
+def _beta_tail(x: float, a: float, b: float) -> float:
+    """I_x(a, b) for an x below its middle: x^a (1 - x)^b / (a B(a, b)) / (1 + d₁ / (1 + d₂ / …))."""
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) / a
+    value = step = inverse = 1.0
+    for k in range(1, 500):
+        half, odd = divmod(k, 2)
+        if odd:
+            d = -(a + half) * (a + b + half) * x / ((a + 2 * half) * (a + 2 * half + 1))
+        else:
+            d = half * (b - half) * x / ((a + 2 * half - 1) * (a + 2 * half))
+        inverse = 1 / (1 + d * inverse)
+        step *= inverse - 1
+        value += step
+        if abs(step) < 1e-15 * abs(value):
+            break
+    return front * value
 
 
 def _stepped_down(moments: Sequence[tuple[float, float]], freedom: int, margin: float, alpha: float) -> list[float]:

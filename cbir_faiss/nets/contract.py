@@ -14,7 +14,11 @@ from cbir_faiss.images.preprocess import Override, Preprocess
 
 
 class Network(base.Plugin):
-    """A network by its options. ``build`` gives ``float32 (n, 3, h, w)`` → features ``float32 (n, dim)``."""
+    """A network by its options. ``build`` gives ``float32 (n, 3, h, w)`` → features ``float32 (n, dim)``.
+
+    A module with a method ``begin(pictures)`` is shown some of the normalised pictures, float32 ``(n, 3, h, w)``,
+    before it is trained.
+    """
 
     preset: ClassVar[dict[str, Any]] = {}
     """The parts of ``Preprocess`` that this network wants other than the defaults."""

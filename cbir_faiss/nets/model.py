@@ -12,7 +12,7 @@ from torch import nn
 from cbir_faiss._lib.files import sha256_of, sync
 from cbir_faiss.base.registry import make
 from cbir_faiss.errors import CbirError, ConfigError, CorruptCollection, one_line
-from cbir_faiss.nets.card import WEIGHTS, Card, read_card, write_card
+from cbir_faiss.nets.card import CARD, READY, WEIGHTS, Card, Head, read_card, write_card
 from cbir_faiss.nets.contract import Network
 from cbir_faiss.nets.weights import fill, read_state_dict
 
@@ -21,12 +21,17 @@ class Model(nn.Module):  # type: ignore[misc]
     """Normalised images ``(n, 3, h, w)`` to ``features`` ``(n, dim)`` and, where there are such heads, ``code``
     ``(n, bits)`` and ``logits`` ``(n, classes)``."""
 
-    def __init__(self, network: Any, size: tuple[int, int], bits: int | None, classes: int | None) -> None:
+    def __init__(
+        self, network: Any, size: tuple[int, int], bits: int | None, classes: int | None, head: Head | None = None
+    ) -> None:
         super().__init__()
+        head = head or Head()
         self.network = network
         self.dim = _width(network, size)
-        self.code = nn.Linear(self.dim, bits) if bits else None
-        self.logits = nn.Linear(self.dim, classes) if classes else None
+        self.code = _code(self.dim, bits, head) if bits else None
+        self.logits = _logits(self.dim, classes, head) if classes else None
+        if classes and head.calibrate:
+            self.register_buffer("calibration", torch.ones(()))
 
     def forward(self, x: Any) -> dict[str, Any]:
         features = self.network(x)
@@ -36,6 +41,31 @@ class Model(nn.Module):  # type: ignore[misc]
         if self.logits is not None:
             outputs["logits"] = self.logits(features)
         return outputs
+
+    def probabilities(self, logits: Any) -> Any:
+        """Of the classes, ``(n, classes)``."""
+        return torch.softmax(logits / self.calibration if hasattr(self, "calibration") else logits, 1)
+
+
+class Cosine(nn.Module):  # type: ignore[misc]
+    """Cosines of features ``(n, dim)`` to a weight of each class, over a temperature."""
+
+    def __init__(self, dim: int, classes: int, temperature: float) -> None:
+        super().__init__()
+        self.weight, self.temperature = nn.Parameter(torch.randn(classes, dim)), temperature
+
+    def forward(self, features: Any) -> Any:
+        normalize = nn.functional.normalize
+        return normalize(features) @ normalize(self.weight).T / self.temperature
+
+
+def _code(dim: int, bits: int, head: Head) -> Any:
+    linear = nn.Linear(dim, bits)
+    return nn.Sequential(linear, nn.BatchNorm1d(bits)) if head.norm else linear
+
+
+def _logits(dim: int, classes: int, head: Head) -> Any:
+    return nn.Linear(dim, classes) if head.temperature is None else Cosine(dim, classes, head.temperature)
 
 
 class Columns(nn.Module):  # type: ignore[misc]
@@ -55,7 +85,7 @@ class Columns(nn.Module):  # type: ignore[misc]
         outputs = self.model(x)
         columns = {column: outputs[output] for column, output in self.embeddings.items()}
         if "logits" in outputs:
-            columns["probs"] = torch.softmax(outputs["logits"], 1)
+            columns["probs"] = self.model.probabilities(outputs["logits"])
         return columns
 
 
@@ -64,24 +94,40 @@ def make_model(card: Card) -> Model:
     # Without the weights that brought it, the network does not know for what images it was made.
     options = {**card.options, "preprocess": card.preprocess.model_dump(mode="json")}
     module, _ = make("networks", card.network, **options).build(pretrained=False)
-    return Model(module, card.preprocess.size, card.bits, len(card.classes) if card.classes else None)
+    return Model(module, card.preprocess.size, card.bits, len(card.classes) if card.classes else None, card.head)
 
 
-def new_card(network: Network, bits: int | None, classes: tuple[str, ...] | None) -> tuple[Card, Model]:
+def new_card(
+    network: Network, bits: int | None, classes: tuple[str, ...] | None, head: Head | None = None
+) -> tuple[Card, Model]:
     """A model to be trained, its pretrained weights (if any) in it; what is random is drawn from torch's generator."""
     module, preprocess = network.build()
-    card = Card(network.name, network.options.model_dump(mode="json"), preprocess, bits, classes)
-    return card, Model(module, preprocess.size, bits, len(classes) if classes else None)
+    head = head or Head()
+    card = Card(network.name, network.options.model_dump(mode="json"), preprocess, bits, classes, head)
+    return card, Model(module, preprocess.size, bits, len(classes) if classes else None, head)
 
 
 def save_model(card: Card, model: Model, folder: Path) -> None:
-    """Write the weights, then the card with their digest; a folder in which the two do not fit is never loaded."""
+    """Write the weights and the card with their digest; a folder in which the two do not fit is never loaded.
+
+    The card lies ready before the weights are exchanged, so that ``finish_saving`` ends what a kill cut short.
+    """
     aside = folder / f"{WEIGHTS}.writing"
     torch.save(model.state_dict(), aside)
-    digest = sha256_of(aside)
+    write_card(card, sha256_of(aside), folder, READY)
     sync(aside)
     aside.replace(folder / WEIGHTS)
-    write_card(card, digest, folder)
+    finish_saving(folder)
+
+
+def finish_saving(folder: Path) -> None:
+    """Put the card that lies ready into its place, if its weights are there; else they are still those before it."""
+    if (folder / READY).is_file():
+        if (folder / WEIGHTS).is_file() and read_card(folder, READY)[1] == sha256_of(folder / WEIGHTS):
+            (folder / READY).replace(folder / CARD)
+        else:
+            (folder / READY).unlink()
+        sync(folder)
 
 
 def load_model(folder: Path) -> tuple[Card, Model]:
@@ -96,7 +142,10 @@ def load_model(folder: Path) -> tuple[Card, Model]:
     model = make_model(card)
     fill(model, state, f"{folder / WEIGHTS}: a checkpoint of another network than '{card.network}'")
     if sha256_of(folder / WEIGHTS) != digest:
-        raise CorruptCollection(f"{folder / WEIGHTS}: altered: its content does not have the digest written with it")
+        raise CorruptCollection(
+            f"{folder / WEIGHTS}: altered: its content does not have the digest written with it; "
+            "where a training was stopped, the same command goes on and mends it"
+        )
     return card, model.eval()
 
 

@@ -6,7 +6,6 @@ larger ones while no other does; whoever misses a shard that was merged looks ag
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cbir_faiss._lib.locks import try_lock
 from cbir_faiss.errors import CbirError
 from cbir_faiss.pipeline.shards import KEY_BYTES, Damaged, Gone, Shard, discard, write_shard
 
@@ -329,7 +329,7 @@ def _alone(folder: Path) -> Iterator[bool]:
     handle = os.open(folder / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(handle)
         except OSError:  # held, or a file system without locks
             yield False
             return

@@ -47,28 +47,34 @@ class Searcher:
             DimensionMismatch: vectors of another width than the codec was fitted on.
         """
         with threads.phase("search", self._threads):
-            return self._hits(self.fitted.queries(columns), k, where)
+            return self.nearest(self.fitted.queries(columns), k, where)
 
     def hits_of(self, ids: Ids, k: int, where: Filter | None = None) -> Hits:
         """The ``k`` nearest of items that are stored, themselves left out.
 
         Raises:
-            UnknownId: an id that is not there.
+            UnknownId: an id that is not there. InputError: k < 1.
         """
+        _check(k)
         stored = {name: self._index.fetch(ids, name) for name in self.fitted.stored}
         with threads.phase("search", self._threads):
             queries = self.fitted.stored_queries(self._index.fetch(ids, "code"), stored)
-            return _without(self._hits(queries, k + 1, where), ids, k)
+            return without(self.nearest(queries, k + 1, where), ids, k)
 
-    def _hits(self, queries: Columns, k: int, where: Filter | None) -> Hits:
-        if k < 1:
-            raise InputError(f"k must be at least 1, got {k}")
+    def nearest(self, queries: Columns, k: int, where: Filter | None = None) -> Hits:
+        """As ``hits``, for queries as ``Fitted.queries`` or ``stored_queries`` makes them; no thread limits are set."""
+        _check(k)
         tree, items = None if where is None else parse_where(where), max(1, len(self._index))
 
         def first(codes: Codes, depth: int) -> Hits:
             return self._index.search(codes, depth, tree)
 
         return self.fitted.rescorer.search(queries, min(k, items), items, first, self._fetch)
+
+
+def _check(k: int) -> None:
+    if k < 1:
+        raise InputError(f"k must be at least 1, got {k}")
 
 
 class _Fetch:
@@ -81,7 +87,7 @@ class _Fetch:
         return self._fetch(ids, column)
 
 
-def _without(hits: Hits, own: Ids, k: int) -> Hits:
+def without(hits: Hits, own: Ids, k: int) -> Hits:
     """The first ``k`` of each query's hits that are not the query itself."""
     order = np.argsort(hits.ids == own[:, None], axis=1, kind="stable")[:, :k]
     ids, distances = np.take_along_axis(hits.ids, order, 1), np.take_along_axis(hits.distances, order, 1)

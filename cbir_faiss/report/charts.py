@@ -137,6 +137,20 @@ def lines_of(series: Sequence[Series], x: str, y: str) -> str:
     return _svg(draw)
 
 
+def points_of(series: Sequence[Series], x: str, y: str, line: Series | None = None) -> str:
+    """Any points over a logarithmic axis, and a line through some of them, with the names of the axes."""
+
+    def draw(axes: Axes) -> None:
+        _lines(axes, series, line="None")
+        if line is not None:
+            axes.plot(line[1], line[2], color="#4D4D4D", linewidth=1.0, label=line[0], zorder=0)
+        axes.set_xscale("log")
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+
+    return _svg(draw)
+
+
 def _representative(rows: Sequence[Row]) -> list[Row]:
     """Raw, and of each kind of code the shortest, a middle and the longest: a chart of everything shows nothing."""
     chosen = [row for row in rows if is_reference(row)][:1]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cbir_faiss.measures.paired import ALPHA, MARGIN, Difference, noninferior, queries_needed
+from cbir_faiss.report.pairs import comparable
 from cbir_faiss.report.row import Row, bytes_per_item, is_reference, main_measure, name_of, rescoring_of
 from cbir_faiss.report.table import MISSING, few_bytes
 
@@ -80,7 +81,7 @@ def recommend(rows: Sequence[Row], margin: float = MARGIN, *, max_ms: float | No
     raw = _reference(rows, measure)
     if raw is None:
         return None
-    rivals = [row for row in rows if row is not raw and _comparable(row, raw, measure) and _in_time(row, max_ms)]
+    rivals = [row for row in rows if row is not raw and comparable(row, raw, measure) and _in_time(row, max_ms)]
     largest = raw.bytes["memory_per_item"] if _in_time(raw, max_ms) else math.inf
     small = [row for row in rivals if not row.supervised and _known(row, "memory_per_item") < largest]
     found = noninferior([row.values[measure] for row in small], raw.values[measure], margin)
@@ -111,17 +112,6 @@ def _reference(rows: Sequence[Row], measure: str) -> Row | None:
         default=None,
     )
     return None if best is None or best.bytes.get("memory_per_item") is None else best
-
-
-def _comparable(row: Row, raw: Row, measure: str) -> bool:
-    """Whether the values of two rows are of the same queries, and say the same thing."""
-    if measure not in row.values or any(
-        getattr(row, name) != getattr(raw, name) for name in ("source", "items", "queries", "failed")
-    ):
-        return False
-    # Neighbours are true or not by the floats of one extractor: those of another are other neighbours.
-    of_labels = measure.startswith("map@")
-    return of_labels or (row.title, row.options["extractor"]) == (raw.title, raw.options["extractor"])
 
 
 def _in_time(row: Row, max_ms: float | None) -> bool:

@@ -11,7 +11,7 @@ import jinja2
 
 from cbir_faiss.errors import CorruptCollection
 from cbir_faiss.report import charts
-from cbir_faiss.report.row import Row, main_measure, name_of
+from cbir_faiss.report.row import Row, is_reference, main_measure, name_of
 from cbir_faiss.report.table import COLUMNS, DETAILS, MISSING, Column
 
 CHARTS = (
@@ -74,10 +74,32 @@ def _page(results: dict[str, Any], gallery: Sequence[dict[str, Any]]) -> str:
         tables=[_table(columns, rows, measure, advice.get("row")) for columns in (COLUMNS, DETAILS)],
         rows=len(rows),
         overview=rows[0],
+        differences=results.get("differences"),
+        names=[f"{number}. {row.title} {name_of(row)}" for number, row in enumerate(rows, 1)],
+        details=_details(rows, advice.get("row")),
         health=[(row.title, name_of(row), _flat(row.codes)) for row in rows if row.codes and row.rescore == "none"],
         sections=[_section(title, [row for row in rows if row.title == title], measure) for title in titles],
         gallery=gallery,
     )
+
+
+def _details(rows: Sequence[Row], chosen: int | None) -> dict[str, Any] | None:
+    """Classes and worst queries of raw floats beside the recommended row, else the best other; None where unknown."""
+    measure = main_measure(rows)
+    known = [row for row in rows if row.classes]
+    first = next((row for row in known if is_reference(row)), None)
+    others = [
+        row for row in known if row is not first and first is not None and row.classes.keys() == first.classes.keys()
+    ]
+    if first is None or not others:
+        return None
+    best = max(others, key=lambda row: (chosen is not None and row is rows[chosen], row.metrics[measure]))
+    classes = [(label, *first.classes[label], best.classes[label][1]) for label in first.classes]
+    return {
+        "names": [f"{row.title} {name_of(row)}" for row in (first, best)],
+        "classes": sorted(classes, key=lambda line: line[3]),
+        "worst": [row.worst for row in (first, best)],
+    }
 
 
 def _section(title: str, rows: Sequence[Row], measure: str) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class Row:
     truth: ``metric`` and ``k`` of the exact neighbours that ``knn_recall`` counts.
     bytes: the numbers that ``BYTES`` lists. seconds: ``extract``, ``fit``, ``encode``, ``build``.
     codes: the health of binary codes. metrics: means over queries. curves: lists of points.
+    classes: of the main measure, for each label of a query, how many queries have it and their mean. worst: path,
+        labels and value of the queries with the least of it that have something to find.
     latency_ms: of one query at a time: ``p50``, ``p95`` and ``p99`` of the best round, ``k`` hits asked for,
         ``threads``, and ``rounds``, the median of each. qps: of one batch of all queries with ``qps_threads``.
     raw: the file with neighbours and times, beside ``results.json``.
@@ -69,6 +71,8 @@ class Row:
     codes: dict[str, Any] | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, Any] = field(default_factory=dict)
+    classes: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    worst: Sequence[Sequence[Any]] = ()
     latency_ms: dict[str, Any] = field(default_factory=dict)
     qps: float | None = None
     qps_threads: int | None = None

@@ -14,8 +14,12 @@ from cbir_faiss.types import Floats, Ids
 
 
 def can_scan(places: Places) -> bool:
-    """Whether FAISS is in this process (it is not imported for this), and the matrices are as it reads them."""
-    return "faiss" in sys.modules and all(x.dtype == np.float32 and x.flags.c_contiguous for x, _ in places)
+    """Whether FAISS is in this process (it is not imported for this), and there are matrices, as it reads them."""
+    return (
+        "faiss" in sys.modules
+        and bool(places)
+        and all(x.dtype == np.float32 and x.flags.c_contiguous for x, _ in places)
+    )
 
 
 def squared_distances(queries: Floats, places: Places) -> Floats:

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 _PIXEL_BYTES = 8  # four channels of sixteen bits: no image file takes more
 
 
+def most_bytes(max_megapixels: float) -> int:
+    """No image file of so many megapixels is larger."""
+    return int(max_megapixels * 1e6 * _PIXEL_BYTES)
+
+
 class FileOptions(Options):
     """max_megapixels: larger images are failures; read from the header, so they cost nothing. So are files of more
     bytes than such an image takes."""
@@ -65,7 +70,7 @@ class Files:
                 raise NoAccess("a folder that could not be listed")
             if not stat.S_ISREG(status.st_mode):
                 raise BadImage("not a regular file")  # reading a pipe would wait for ever
-            if status.st_size > self.max_megapixels * 1e6 * _PIXEL_BYTES:
+            if status.st_size > most_bytes(self.max_megapixels):
                 raise BadImage(f"{status.st_size:,} bytes are more than {self.max_megapixels:g} megapixels take")
             return path.read_bytes()
         except FileNotFoundError as error:

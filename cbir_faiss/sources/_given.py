@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -61,3 +63,27 @@ def item_of(document: Mapping[str, Any], path: str = "") -> base.Item:
         raise InputError(f"a document's path is a text and its label a text or a list of them, not {path!r}, {label!r}")
     payload = {key: value for key, value in document.items() if key not in ("path", "label")}
     return base.Item(path, tuple(str(one) for one in labels), payload)
+
+
+def plain_row(where: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a table as JSON has it: dates and times as ISO text; null and NaN are values that are not there.
+
+    Raises:
+        InputError: a value that has no such form; ``where`` says in which row.
+    """
+    plain = {name: _plain(where, name, value) for name, value in row.items()}
+    return {name: value for name, value in plain.items() if value is not None}
+
+
+def _plain(where: str, name: str, value: Any) -> Any:
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, list):
+        return [_plain(where, name, part) for part in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(where, name, part) for key, part in value.items()}
+    raise InputError(f"{where}: column '{name}': {type(value).__name__} has no form in JSON")

@@ -17,8 +17,6 @@ from cbir_faiss.sources._given import item_of
 from cbir_faiss.storage.store import Store
 from cbir_faiss.types import Floats
 
-_AS_THEY_ARE = ("raw", "rotate")
-
 
 class CollectionSource(base.Source):
     """Live items in the order of their ids. Floats are the codes of a raw collection, or what its rescorer keeps."""
@@ -37,27 +35,21 @@ class CollectionSource(base.Source):
         Raises:
             InputError: the collection keeps codes only.
         """
-        column = self._column
-        parts = [segment.column(column) for segment in self._store.segments]
-        if len(parts) == 1 and self._store.segments[0].entry.live is None:
-            return parts[0]
-        return np.concatenate([part[s.live] for part, s in zip(parts, self._store.segments, strict=True)])
+        column = self._store.floats
+        if column is None:
+            raise InputError(f"source 'collection': {self.options.path} keeps codes and no floats to compare by")
+        return self._store.whole(column)
 
     @cached_property
     def _store(self) -> Store:
         return Store.open(self.options.path)
 
-    @cached_property
-    def _column(self) -> str:
-        manifest = self._store.manifest
-        if manifest.codec.name in _AS_THEY_ARE:
-            return "code"
-        first = self._store.segments[0]
-        if "embedding" in first.column_names and first.column("embedding").dtype.kind == "f":
-            return "embedding"
-        raise InputError(f"source 'collection': {self.options.path} keeps codes and no floats to compare by")
-
     def _items(self) -> Sequence[base.Item]:
+        return self._all
+
+    @cached_property
+    def _all(self) -> list[base.Item]:
+        # Whoever wants one asks for all: to read the catalogue each time would take minutes for a thousand.
         return [_item(number, record.document) for number, record in self._store.records()]
 
     def _place(self) -> str:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import datetime
 import json
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +14,7 @@ from cbir_faiss import base
 from cbir_faiss.base.options import RelativePath, need
 from cbir_faiss.errors import InputError
 from cbir_faiss.sources._file_source import FileOptions, FileSource
-from cbir_faiss.sources._given import is_text
+from cbir_faiss.sources._given import is_text, plain_row
 
 _Row = tuple[str, dict[str, Any]]
 """Where a row stands ("line 3"), and its values by column."""
@@ -151,20 +149,4 @@ def _parquet(file: Path) -> Iterator[_Row]:
         raise InputError(f"there must be a column 'path', got {table.column_names}")
     for number, row in enumerate(table.to_pylist(), start=1):
         where = f"row {number}"
-        plain = {name: _plain(where, name, value) for name, value in row.items()}
-        yield where, {name: value for name, value in plain.items() if value is not None}
-
-
-def _plain(where: str, name: str, value: Any) -> Any:
-    """``value`` as JSON has it: dates and times as ISO text, NaN as None."""
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, (datetime.date, datetime.time)):
-        return value.isoformat()
-    if isinstance(value, list):
-        return [_plain(where, name, part) for part in value]
-    if isinstance(value, Mapping):
-        return {key: _plain(where, name, part) for key, part in value.items()}
-    raise InputError(f"{where}: column '{name}': {type(value).__name__} has no form in JSON")
+        yield where, plain_row(where, row)

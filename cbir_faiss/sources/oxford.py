@@ -10,10 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import model_validator
+
 from cbir_faiss import base
 from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import BadImage, InputError
 from cbir_faiss.sources._file_source import FileOptions, FileSource
+from cbir_faiss.sources._revisited import Asked, read_revisited
 from cbir_faiss.sources.folder import existing_folder, images_below, shown
 
 if TYPE_CHECKING:
@@ -47,7 +50,13 @@ class Oxford(FileSource):
 
     A query's label is its own name, an image's labels are the queries whose good or ok image it is, and queries whose
     junk it is ignore it (also where it is listed as good or ok too). The query's own picture is among the good ones
-    and counts, as in the data's own evaluation. That is the mean of full AP: ``map_full@k``, k the number of images.
+    and counts, as in the data's own evaluation. That is ``map_trapezoid@k``, k the number of images; ``map_full@k`` is
+    the AP of the rest of the literature.
+
+    With a JSON file as ``truth`` the data is revisited Oxford or Paris (Radenović et al., CVPR 2018): the mapping of
+    its ``gnd_roxford5k.pkl`` (``imlist``, ``qimlist``, ``gnd``) as JSON, because nothing is unpickled here.
+    ``protocol`` says what is right and what ignored; queries with nothing to find under it are left out, and so are
+    pictures that are not in ``imlist``.
 
     A listed name without a picture is an error, because the measure would be wrong; ``missing: skip`` leaves such
     names out, and the queries whose picture is missing.
@@ -56,13 +65,21 @@ class Oxford(FileSource):
     name: ClassVar[str] = "oxford"
 
     class Options(FileOptions):
-        """images, truth: the folders. part: which side. crop: whether a query is its box or its whole image."""
+        """images, truth: the folders, or truth a JSON file of the revisited data. part: which side. crop: whether a
+        query is its box or its whole image. protocol: of the revisited data; ``medium`` where left out."""
 
         images: RelativePath
         truth: RelativePath
         part: Literal["database", "queries"] = "database"
         crop: bool = True
         missing: Literal["error", "skip"] = "error"
+        protocol: Literal["easy", "medium", "hard"] | None = None
+
+        @model_validator(mode="after")
+        def _goes_together(self) -> Oxford.Options:
+            if self.protocol and self.truth.suffix != ".json":
+                raise ValueError("a protocol is of the revisited data, whose truth is a .json file")
+            return self
 
     options: Options
 
@@ -78,6 +95,8 @@ class Oxford(FileSource):
                 yield base.Item(query.name, (query.name,), payload), paths[query.image]
             return
         for image, path in paths.items():
+            if self._revisited and image not in self._revisited[0]:
+                continue
             labels = [q.name for q in queries if image in q.lists["good"] or image in q.lists["ok"]]
             ignored = [q.name for q in queries if image in q.lists["junk"]]
             yield base.Item(shown(path.relative_to(self.options.images)), tuple(labels), {}, tuple(ignored)), path
@@ -94,11 +113,28 @@ class Oxford(FileSource):
         return found
 
     @cached_property
-    def _queries(self) -> list[_Query]:
+    def _revisited(self) -> tuple[frozenset[str], list[Asked]] | None:
+        if self.options.truth.suffix != ".json":
+            return None
+        return read_revisited(self.options.truth, self.options.protocol or "medium")
+
+    def _asked(self) -> list[_Query]:
+        if self._revisited:
+            return [
+                _Query(
+                    asked.image, asked.image, asked.box, {"good": asked.right, "ok": frozenset(), "junk": asked.ignored}
+                )
+                for asked in self._revisited[1]
+            ]
         folder = existing_folder(self.options.truth, self.name)
         queries = [_read_query(path) for path in sorted(folder.glob("*_query.txt"))]
         if not queries:
             raise InputError(f"source 'oxford': no *_query.txt in {folder}")
+        return queries
+
+    @cached_property
+    def _queries(self) -> list[_Query]:
+        queries = self._asked()
         for query in queries:
             lost = sorted({query.image, *frozenset().union(*query.lists.values())} - set(self._pictures))
             if lost and self.options.missing == "error":

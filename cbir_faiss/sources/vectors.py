@@ -1,13 +1,14 @@
-"""Ready vectors: ``.npy``, ``.fvecs``, ``.bvecs``, or HDF5 in the layout of ann-benchmarks."""
+"""Ready vectors: ``.npy``, ``.npz``, ``.fvecs``, ``.bvecs``, Parquet, or HDF5 in the layout of ann-benchmarks."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from pydantic import model_validator
 from cbir_faiss import base
 from cbir_faiss.base.options import RelativePath, need
 from cbir_faiss.errors import BadImage, InputError
-from cbir_faiss.sources._given import item_of
+from cbir_faiss.sources._given import item_of, plain_row
 from cbir_faiss.types import Floats
 
 _BLOCK = 1 << 24
@@ -26,19 +27,21 @@ _DIGITS = 9
 class Vectors(base.Source):
     """Rows of a matrix; the path of an item is its row number of nine digits, so that sorting keeps the order.
 
-    Files are memory-mapped where their format allows (everything but compressed or chunked HDF5).
+    Files are memory-mapped where their format allows (``.npy``, ``.fvecs``, ``.bvecs``, plain HDF5). The other columns
+    of a Parquet file are the items' documents.
     """
 
     name: ClassVar[str] = "vectors"
     yields: ClassVar[Literal["image", "vector"]] = "vector"
 
     class Options(base.Options):
-        """file: the vectors, the format by its suffix. key: the data set inside an HDF5 file.
+        """file: the vectors, the format by its suffix. key: the array in ``.npz`` or HDF5, or the column of Parquet;
+        ``embedding`` where left out, or ``train`` where HDF5 has that.
         labels: one a row, a 1-d ``.npy`` of integers or texts, or a text file with one a line.
         documents: one a row, JSON Lines of objects; ``label`` and ``path`` are taken as such, the rest is payload."""
 
         file: RelativePath
-        key: str = "train"
+        key: str | None = None
         labels: RelativePath | None = None
         documents: RelativePath | None = None
 
@@ -62,7 +65,15 @@ class Vectors(base.Source):
     @cached_property
     def _stored(self) -> NDArray[Any]:
         path = self.options.file
-        readers = {".npy": _npy, ".fvecs": _fvecs, ".bvecs": _bvecs, ".hdf5": self._hdf5, ".h5": self._hdf5}
+        readers = {
+            ".npy": _npy,
+            ".npz": self._npz,
+            ".fvecs": _fvecs,
+            ".bvecs": _bvecs,
+            ".hdf5": self._hdf5,
+            ".h5": self._hdf5,
+            ".parquet": self._parquet,
+        }
         if path.suffix.lower() not in readers:
             raise InputError(f"source 'vectors': {path}: the suffix must be one of {', '.join(readers)}")
         if not path.is_file():
@@ -75,15 +86,50 @@ class Vectors(base.Source):
     def _hdf5(self, path: Path) -> NDArray[Any]:
         try:
             with need("h5py", "hdf5").File(path) as file:
-                if self.options.key not in file:
-                    raise InputError(f"source 'vectors': {path} has no '{self.options.key}', but {', '.join(file)}")
-                data = file[self.options.key]
+                data = file[self._key(path, file, "train")]
                 offset = data.id.get_offset()
                 if offset is None:
                     return cast("NDArray[Any]", data[()])
                 return np.memmap(path, dtype=data.dtype, mode="r", offset=offset, shape=data.shape)
         except OSError as error:
             raise InputError(f"source 'vectors': {path} is not a whole HDF5 file") from error
+
+    def _npz(self, path: Path) -> NDArray[Any]:
+        try:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                return cast("NDArray[Any]", file[self._key(path, file)])
+        except (OSError, ValueError, EOFError, TypeError, BadZipFile) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"source 'vectors': {path} is not a whole .npz file of numbers: {error}") from error
+
+    def _parquet(self, path: Path) -> NDArray[Any]:
+        table = self._columns
+        column = table.column(self._key(path, table.column_names))
+        parts = [_matrix(part) for part in column.chunks]
+        if any(part is None for part in parts) or len({part.shape[1] for part in parts if part is not None}) > 1:
+            raise InputError(f"source 'vectors': {path}: its column holds {column.type}, not one vector a row")
+        return np.concatenate(cast("list[NDArray[Any]]", parts)) if parts else np.empty((0, 1), np.float32)
+
+    @cached_property
+    def _columns(self) -> Any:
+        """The table of a Parquet file."""
+        parquet, path = need("pyarrow.parquet", "parquet"), self.options.file
+        try:
+            return parquet.read_table(path)
+        except (OSError, ValueError) as error:  # pyarrow's own errors are among these
+            raise InputError(f"source 'vectors': {path} is not a whole Parquet file: {error}") from error
+
+    def _key(self, path: Path, there: Iterable[str], *usual: str) -> str:
+        """The key that was asked for, or the usual one. InputError where it is not there."""
+        names = list(there)
+        wanted = [self.options.key] if self.options.key else [*usual, "embedding"]
+        found = next((name for name in wanted if name in names), None)
+        if found is None:
+            raise InputError(
+                f"source 'vectors': {path} has no '{wanted[0]}', but {', '.join(names)}: say which by option key"
+            )
+        return found
 
     @cached_property
     def _labels(self) -> list[str] | None:
@@ -102,6 +148,10 @@ class Vectors(base.Source):
         return labels
 
     def _items(self) -> Sequence[base.Item]:
+        given = self.options.documents is not None or self.options.labels is not None
+        if not given and self.options.file.suffix.lower() == ".parquet" and len(self._stored):
+            key = self._key(self.options.file, self._columns.column_names)
+            return _Documented(_Described(self._columns.drop_columns([key])), self._digits)
         if self.options.documents is None:
             return _Rows(len(self._stored), self._labels, self._digits)
         return _Documented(_Lines(self.options.documents, len(self._stored)), self._digits)
@@ -182,10 +232,24 @@ class _Lines:
         return document
 
 
+class _Described:
+    """The rows of an Arrow table as documents, made when they are looked at."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        (values,) = self._table.slice(row, 1).to_pylist() or [{}]
+        return plain_row(f"source 'vectors': row {row + 1}", values)
+
+
 class _Documented(Sequence[base.Item]):
     """Items made of their documents when they are looked at."""
 
-    def __init__(self, lines: _Lines, digits: int) -> None:
+    def __init__(self, lines: _Lines | _Described, digits: int) -> None:
         self._lines, self._digits = lines, digits
 
     def __len__(self) -> int:
@@ -203,6 +267,21 @@ def _npy(path: Path) -> NDArray[Any]:
         return cast("NDArray[Any]", np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"source 'vectors': {path} is not a whole .npy file of numbers: {error}") from error
+
+
+def _matrix(part: Any) -> NDArray[Any] | None:
+    """The rows of an Arrow array of lists as ``(n, dim)``; None where they are no numbers, or not of one length."""
+    lists = str(part.type).startswith(("list", "large_list", "fixed_size_list"))
+    if not lists or part.null_count:
+        return None
+    values = part.flatten()
+    if values.null_count or len(part) == 0 or len(values) % len(part):
+        return None if len(part) else np.empty((0, 1), np.float32)
+    dim = len(values) // len(part)
+    if not str(part.type).startswith("fixed") and (np.diff(part.offsets.to_numpy()) != dim).any():
+        return None
+    flat = values.to_numpy(zero_copy_only=False)
+    return flat.reshape(-1, dim) if flat.dtype.kind in "fiu" else None
 
 
 def _fvecs(path: Path) -> NDArray[Any]:

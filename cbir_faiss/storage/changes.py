@@ -24,7 +24,16 @@ from cbir_faiss.base import Backend
 from cbir_faiss.pipeline.fill import Part, fill
 from cbir_faiss.storage.files import save_array, sync_tree
 from cbir_faiss.storage.lock import LOCK
-from cbir_faiss.storage.manifest import FileEntry, Manifest, Pending, SegmentEntry, Training, commit, describe_files
+from cbir_faiss.storage.manifest import (
+    FileEntry,
+    Manifest,
+    Pending,
+    SegmentEntry,
+    Training,
+    commit,
+    describe_files,
+    read_manifest,
+)
 from cbir_faiss.storage.segment import Block, Segment, write_live, write_segment
 from cbir_faiss.storage.store import Store
 from cbir_faiss.storage.tiers import Run, runs_of
@@ -150,6 +159,12 @@ def publish(folder: Path, manifest: Manifest) -> Manifest:
     commit(folder, manifest)
     _collect(folder, manifest)
     return manifest
+
+
+def amend(folder: Path, **fields: Any) -> Manifest:
+    """Commit the next generation: the same items, with other ``fields`` of the manifest. The caller holds the lock."""
+    before = read_manifest(folder)
+    return publish(folder, before.model_copy(update={"generation": before.generation + 1, **fields}))
 
 
 def open_replayed(folder: Path, *, adopt: bool = False) -> Store:

@@ -158,6 +158,15 @@ class Fields:
         before = int(self._ends[first - 1]) if first else 0
         return Field(values, np.concatenate([[before], self._ends[first:last]]), self._rows)
 
+    def names(self) -> list[str]:
+        """Every key that a document has, in order."""
+        found: list[str] = []
+        place = 0
+        while place < len(self._lines):
+            found.append(self._lines[place][0])
+            place = bisect_right(self._lines, found[-1], place, key=itemgetter(0))
+        return found
+
     def close(self) -> None:
         self._lines.close()
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cbir_faiss._lib.locks import try_lock
 from cbir_faiss.errors import CbirError
 from cbir_faiss.storage.files import writing_to
 
@@ -43,7 +43,7 @@ def writer_lock(folder: Path, patience: float = 0) -> Iterator[None]:
 
 def _locked(handle: int) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try_lock(handle)
     except BlockingIOError:
         return False
     return True

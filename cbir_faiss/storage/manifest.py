@@ -6,7 +6,7 @@ import hashlib
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
@@ -73,6 +73,16 @@ class Training(_Entry):
     items: int
 
 
+class Cutoff(_Entry):
+    """Up to which ``distance`` a hit is meant, and of which share of hits that is wrong (``error``): learnt from
+    ``labels``, or from ``distances`` alone, when there were so many ``items``."""
+
+    distance: float
+    error: float
+    by: Literal["labels", "distances"]
+    items: int
+
+
 class Manifest(_Entry):
     """One generation. Immutable: a change writes the next one.
 
@@ -87,7 +97,7 @@ class Manifest(_Entry):
     last looked through (``survey`` in 0.1); None where the collection was changed otherwise. seen: a file of what a
     build knows of files that no item tells: which failed, and why. pending: for the engine, see ``Pending``.
     training: see ``Training``; None where nothing is learnt, by earlier versions, and of the few types of index that
-    cannot be saved without an item.
+    cannot be saved without an item. cutoff: see ``Cutoff``; None until the first search that asks for it.
     """
 
     format: int = FORMAT
@@ -116,6 +126,7 @@ class Manifest(_Entry):
     seen: str | None = None
     pending: Pending | None = None
     training: Training | None = None
+    cutoff: Cutoff | None = None
     segments: tuple[SegmentEntry, ...]
     files: dict[str, FileEntry]
 

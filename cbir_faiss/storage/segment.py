@@ -31,6 +31,7 @@ from cbir_faiss.storage.fields import FIELDS, PATH, Field, FieldCollector, Field
 from cbir_faiss.storage.files import ArrayFile, load_mapped, save_array
 from cbir_faiss.storage.lines import Lines, LineWriter, lines_file
 from cbir_faiss.storage.manifest import SegmentEntry
+from cbir_faiss.storage.prefetch import Prefetch
 from cbir_faiss.types import Codes, Ids, Kind
 
 BLOCK_ROWS = FILL_ROWS
@@ -79,6 +80,7 @@ class Segment:
         self.folder, self.entry = folder, entry
         self._make_backend = make_backend
         self._columns: dict[str, NDArray[Any]] = {}
+        self._prefetch: dict[str, Prefetch] = {}
         self._fields: dict[str, Field] = {}
 
     def open(self) -> None:
@@ -150,8 +152,16 @@ class Segment:
             # Candidates lie anywhere in it; reading ahead around each would read thirty times as much from the disk.
             if name != "code":
                 column._mmap.madvise(mmap.MADV_RANDOM)
+                self._prefetch[name] = Prefetch(column)
             self._columns[name] = np.asarray(column)  # to index numpy's memmap itself costs 15 us a query
         return self._columns[name]
+
+    def candidates(self, name: str, rows: Ids) -> NDArray[Any]:
+        """The column, of which ``rows``, wherever they lie, are going to be read; -1 is none."""
+        column = self.column(name)
+        if name in self._prefetch:
+            self._prefetch[name](rows)
+        return column
 
     def rows_of(self, ids: Ids) -> NDArray[np.int64]:
         """The live row of each id, -1 where there is none."""
@@ -210,6 +220,10 @@ class Segment:
                 found = collected.field(key)
             self._fields[key] = found
         return self._fields[key]
+
+    def grouping(self, key: str) -> Field | None:
+        """The values of a key, unless there are so many that they tell items apart."""
+        return self.field(key) if self.fields is None else self.fields.get(key)
 
     def records(self, paths: Sequence[str] | None = None) -> Iterator[tuple[int, Record]]:
         """Live items with their ids: all, by id, or those of some paths."""

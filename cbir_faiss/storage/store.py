@@ -22,6 +22,7 @@ from cbir_faiss.storage.segment import Segment
 from cbir_faiss.types import MISSING_ID, Hits, Ids, missing_hits
 
 _ATTEMPTS = 5
+_AS_THEY_ARE = ("raw", "rotate")  # codecs whose codes are as far from each other as the embeddings
 
 
 class Store:
@@ -118,24 +119,48 @@ class Store:
             rows = segment.rows_of(ids)
             if rows.min() < 0:
                 raise self._unknown(ids, rows)
-            return np.asarray(segment.column(column)[rows])
+            return np.asarray(segment.candidates(column, rows)[rows])
         owners = self._owners(ids)
-        parts = {int(number): self.segments[number].column(column) for number in np.flatnonzero(np.bincount(owners))}
+        parts = []
+        for number in np.flatnonzero(np.bincount(owners)).tolist():
+            segment, mine = self.segments[number], owners == number
+            rows = segment.rows_of(ids[mine])
+            parts.append((mine, segment.candidates(column, rows), rows))
         if not parts:
             raise UnknownId(f"no ids given to {self.folder}")
-        first = next(iter(parts.values()))
+        _, first, _ = parts[0]
         out = np.empty((len(ids), *first.shape[1:]), first.dtype)
-        for number, part in parts.items():
-            mine = owners == number
-            out[mine] = part[self.segments[number].rows_of(ids[mine])]
+        for mine, part, rows in parts:
+            out[mine] = part[rows]
         return out
+
+    @property
+    def ids(self) -> Ids:
+        """Of all live items, ascending."""
+        return np.concatenate([np.empty(0, np.int64), *(segment.live_ids for segment in self.segments)])
+
+    @property
+    def floats(self) -> str | None:
+        """The column (or ``code``) that holds the vectors themselves, to compare by; None where only codes are kept."""
+        if self.manifest.codec.name in _AS_THEY_ARE:
+            return "code"
+        kept = [segment.column("embedding") for segment in self.segments[:1] if "embedding" in segment.column_names]
+        return "embedding" if kept and kept[0].dtype.kind == "f" else None
+
+    def whole(self, column: str) -> NDArray[Any]:
+        """A column of all live items, in the order of their ids; memory-mapped where one segment holds them all."""
+        parts = [segment.column(column) for segment in self.segments]
+        if len(parts) == 1 and self.segments[0].entry.live is None:
+            return parts[0]
+        return np.concatenate([part[s.live] for part, s in zip(parts, self.segments, strict=True)])
 
     def located(self, ids: Ids, column: str) -> Places:
         """Where a column of live items lies, segment by segment; ``ids`` of any shape, -1 is nowhere.
 
         Raises UnknownId.
         """
-        places = [(segment.column(column), segment.rows_of(ids)) for segment in self.segments]
+        found_in = [(segment, segment.rows_of(ids)) for segment in self.segments]
+        places = [(segment.candidates(column, rows), rows) for segment, rows in found_in]
         found = np.maximum.reduce([rows for _, rows in places]) if places else np.full(ids.shape, -1)
         if found.size and found.min() < 0 and (unknown := (found < 0) & (ids >= 0)).any():
             raise self._unknown(ids[unknown], found[unknown])
@@ -151,6 +176,12 @@ class Store:
     def select(self, where: Where) -> Ids:
         """Ids of the live items that ``where`` matches, ascending."""
         parts = [segment.live_ids_of(where) for segment in self.segments]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    @property
+    def live_ids(self) -> Ids:
+        """Ids of all live items, ascending."""
+        parts = [segment.live_ids for segment in self.segments]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def records(self, paths: Sequence[str] | None = None) -> Iterator[tuple[int, Record]]:
@@ -179,13 +210,14 @@ class Store:
 
     # -- search
 
-    def search(self, codes: NDArray[Any], k: int, where: Where | None) -> Hits:
-        """The ``k`` nearest live items of each of ``codes`` in the index."""
+    def search(self, codes: NDArray[Any], k: int, where: Where | None, options: Options | None = None) -> Hits:
+        """The ``k`` nearest live items of each of ``codes`` in the index; ``options`` in place of the manifest's."""
+        options = options or self._search_options
         if self.engine is not None:
-            return self._search_engine(self.engine, codes, k, where)
+            return self._search_engine(self.engine, codes, k, where, options)
         if where is None and len(self.segments) == 1:
-            return self.segments[0].backend.search(codes, k, None, self._search_options)
-        return merge(list(self._search_segments(codes, k, where)), len(codes), k)
+            return self.segments[0].backend.search(codes, k, None, options)
+        return merge(list(self._search_segments(codes, k, where, options)), len(codes), k)
 
     @cached_property
     def _search_options(self) -> Options | None:
@@ -193,19 +225,23 @@ class Store:
         plugin: Any = load("backends", self.manifest.backend.name)
         return parse_options(plugin.SearchOptions, self.manifest.search) if self.manifest.search else None
 
-    def _search_segments(self, codes: NDArray[Any], k: int, where: Where | None) -> Iterable[Hits]:
+    def _search_segments(
+        self, codes: NDArray[Any], k: int, where: Where | None, options: Options | None
+    ) -> Iterable[Hits]:
         for segment in self.segments:
             backend = segment.backend
             if where is None or not backend.filters_ids:
-                yield backend.search(codes, k, where, self._search_options)
+                yield backend.search(codes, k, where, options)
             elif len(allowed := segment.live_ids_of(where)):
-                yield backend.search(codes, k, allowed, self._search_options)
+                yield backend.search(codes, k, allowed, options)
 
-    def _search_engine(self, engine: Backend, codes: NDArray[Any], k: int, where: Where | None) -> Hits:
+    def _search_engine(
+        self, engine: Backend, codes: NDArray[Any], k: int, where: Where | None, options: Options | None
+    ) -> Hits:
         """An engine may be ahead of this generation: what this one does not hold is left out, and the next taken."""
         wanted = k
         while True:
-            hits = engine.search(codes, wanted, where, self._search_options)
+            hits = engine.search(codes, wanted, where, options)
             gone = (hits.ids >= 0) & ~self.holds(hits.ids)
             if wanted == k and not gone.any():
                 return hits

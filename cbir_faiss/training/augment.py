@@ -20,7 +20,10 @@ class Augment(Options):
     above 1, [0.8, 1.2] for instance, it is seen from farther away. shift: how far a crop may lie from the middle, as a
     share of the picture, beside the room that scale leaves. rotate: degrees to either side. flip: left to right, half
     of the time. brightness, contrast: 0.2 multiplies by 0.8 to 1.2. noise: deviation of what is added, of pixels from 0
-    to 1. What lies beyond the picture is its reflection.
+    to 1. pad: pixels of reflection added at each side, before a part of the old size is cut out. cutout: side of a
+    square that is made the picture's mean colour, as a share of the shorter side. mixup: the parameter of the Beta
+    distribution of the share by which pictures of a step, and their losses, are mixed with others of it; 0 does not.
+    What lies beyond the picture is its reflection.
     """
 
     scale: tuple[Annotated[float, Field(gt=0, le=4)], Annotated[float, Field(gt=0, le=4)]] = (1.0, 1.0)
@@ -30,6 +33,9 @@ class Augment(Options):
     brightness: Share = 0.0
     contrast: Share = 0.0
     noise: Share = 0.0
+    pad: int = Field(default=0, ge=0, le=256)
+    cutout: Share = 0.0
+    mixup: float = Field(default=0.0, ge=0, le=10)
 
     @property
     def moves(self) -> bool:
@@ -46,6 +52,8 @@ def augment(x: Any, how: Augment, generator: torch.Generator) -> Any:
 
     if how.moves:
         x = _moved(x, how, even)
+    if how.pad:
+        x = _shifted(x, how.pad, even)
     if how.flip:
         flipped = even(0, 1) < 0.5
         x = torch.where(flipped[:, None, None, None], x.flip(3), x)
@@ -56,7 +64,38 @@ def augment(x: Any, how: Augment, generator: torch.Generator) -> Any:
         x = x * even(1 - how.brightness, 1 + how.brightness)[:, None, None, None]
     if how.noise:
         x = x + how.noise * torch.randn(x.shape, generator=generator).to(x.device)
+    if how.cutout:
+        x = _cut_out(x, how.cutout, even)
     return x.clamp(0, 1)
+
+
+def mixing(n: int, how: Augment, generator: torch.Generator) -> tuple[Any, float]:
+    """With which other one each of ``n`` pictures is mixed, int64 ``(n,)``, and the share that it keeps."""
+    share = torch._sample_dirichlet(torch.full((2,), how.mixup), generator=generator)[0].item()
+    return torch.randperm(n, generator=generator), share
+
+
+def _shifted(x: Any, pixels: int, even: Any) -> Any:
+    """Whole pixels up or down, and left or right: nothing is resampled."""
+    n, _, h, w = x.shape
+    pixels = min(pixels, h - 1, w - 1)
+    padded = torch.nn.functional.pad(x, [pixels] * 4, mode="reflect")
+    top, left = (even(0, 2 * pixels + 1).long()[:, None] for _ in range(2))
+    rows, columns = top + torch.arange(h, device=x.device), left + torch.arange(w, device=x.device)
+    pictures = torch.arange(n, device=x.device)[:, None, None]
+    # Indices on both sides of the channels' slice: these come last.
+    return padded[pictures, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _cut_out(x: Any, side: float, even: Any) -> Any:
+    """A square, wherever its middle lies in the picture."""
+    h, w = x.shape[2:]
+    half = side * min(h, w) / 2
+    rows, columns = (
+        (torch.arange(size, device=x.device) + 0.5 - even(0, size)[:, None]).abs() < half for size in (h, w)
+    )
+    inside = rows[:, None, :, None] & columns[:, None, None, :]
+    return torch.where(inside, x.mean((2, 3), keepdim=True), x)
 
 
 def _moved(x: Any, how: Augment, even: Any) -> Any:

@@ -13,6 +13,7 @@ import torch
 from cbir_faiss._lib.files import sync, write_durably
 from cbir_faiss.errors import ConfigError, CorruptCollection, one_line
 from cbir_faiss.nets.card import WEIGHTS
+from cbir_faiss.training.config import EPOCHS
 
 RUN, LAST, HISTORY = "config.json", "last.pth", "history.json"
 
@@ -33,6 +34,8 @@ class Epoch:
 def claim(folder: Path, document: Mapping[str, Any]) -> None:
     """Make ``folder`` that of this training.
 
+    A training of the same config with more ``fit.epochs`` is the same one, to be gone on with.
+
     Raises:
         ConfigError: it is that of another, whose best model is not to be overwritten, or holds other things.
         CorruptCollection: it cannot be told whose it is.
@@ -46,7 +49,7 @@ def claim(folder: Path, document: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{folder} holds a training with another {', '.join(different)}: choose another --out, or delete it"
             )
-        if not different:
+        if not different and text.encode() == file.read_bytes():
             return
     elif folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty, and holds no training: choose another --out")
@@ -55,12 +58,19 @@ def claim(folder: Path, document: Mapping[str, Any]) -> None:
 
 
 def _different(file: Path, document: Mapping[str, Any]) -> list[str]:
-    """The sections that are not as in the stored config."""
+    """The sections that are not as in the stored config; more epochs are no difference."""
     try:
         before = dict(json.loads(file.read_bytes()))
     except (ValueError, TypeError) as error:
         raise CorruptCollection(f"{file}: altered ({one_line(error)}): choose another --out") from error
-    return sorted(key for key in {*before, *document} if before.get(key) != document.get(key))
+    both = [before, dict(document)]
+    if _epochs(document) > _epochs(before):
+        both = [{**some, "fit": {**(some.get("fit") or {}), "epochs": None}} for some in both]
+    return sorted(key for key in {*before, *document} if both[0].get(key) != both[1].get(key))
+
+
+def _epochs(document: Mapping[str, Any]) -> int:
+    return int((document.get("fit") or {}).get("epochs", EPOCHS))
 
 
 def save_state(folder: Path, state: Mapping[str, Any], history: list[Epoch]) -> None:

@@ -44,6 +44,8 @@ class Loss(base.Plugin):
     """A loss by its options. ``needs`` says which of the task's parts and of the model's heads it works on."""
 
     needs: ClassVar[frozenset[Need]]
+    of_pairs: ClassVar[bool] = False
+    """Whether it compares the pictures of a batch with each other, so that they may not be mixed."""
 
     class Options(base.Options):
         """weight: in the sum of losses."""

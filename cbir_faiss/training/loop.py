@@ -16,21 +16,25 @@ from torch import nn
 
 from cbir_faiss._lib import threads
 from cbir_faiss.config import located
-from cbir_faiss.errors import InputError, TrainingFailed
-from cbir_faiss.nets.model import new_card, save_model
+from cbir_faiss.errors import ConfigError, InputError, TrainingFailed
+from cbir_faiss.nets.model import finish_saving, new_card, save_model
 from cbir_faiss.nets.weights import device as device_of
 from cbir_faiss.nets.weights import fill
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.pipeline.extraction import Failure, Progress
-from cbir_faiss.training.augment import augment
+from cbir_faiss.storage.lock import writer_lock
+from cbir_faiss.training.augment import augment, mixing
+from cbir_faiss.training.calibration import best_temperature
 from cbir_faiss.training.checkpoint import Epoch, claim, load_state, save_state
 from cbir_faiss.training.config import Fit, TrainingConfig
 from cbir_faiss.training.contract import Batch, Task
 from cbir_faiss.training.curves import CURVES, draw_curves
 from cbir_faiss.training.data import Data, load_data
+from cbir_faiss.training.optimizer import Average, Optimizer
 from cbir_faiss.training.validation import retrieval_map
 
 Report = Callable[[Epoch], None]
+_FIRST = 1 << 21  # pixels that a network sees before it begins
 
 
 @dataclass(frozen=True)
@@ -79,21 +83,25 @@ def train(
         ConfigError: the network, losses and options do not go together, or ``out`` is of another training.
         InputError: labels are missing, of one class only, or there are too few pictures.
         TrainingFailed: the loss is no longer finite; the best model and the last good state stay.
+        CbirError: another process is training into ``out``.
     """
+    if config.seeds:
+        raise ConfigError("several seeds are several trainings: train_seeds", path="seeds")
     torch.manual_seed(config.fit.seed)
     torch.set_num_threads(threads.available())
     network = config.network.make()
     # Fails before the pictures are read; with the weights, because they say how pictures are prepared.
     _, preprocess = located(network.build, "network")
     claim(out, config.document)
-    data = load_data(config, preprocess, cache or default_cache(), progress)
-    run = _Run(config, network, data, out)
-    run.resume()
-    while not run.finished:
-        epoch = run.epoch(steps)
-        if report:
-            report(epoch)
-    return run.result()
+    with writer_lock(out):
+        data = load_data(config, preprocess, cache or default_cache(), progress, out)
+        run = _Run(config, network, data, out)
+        run.resume()
+        while not run.finished:
+            epoch = run.epoch(steps)
+            if report:
+                report(epoch)
+        return run.result()
 
 
 class _Run:
@@ -105,7 +113,7 @@ class _Run:
         losses = [choice.make() for choice in config.losses]
         classes = data.classes if any("logits" in loss.needs for loss in losses) else None
         torch.manual_seed(config.fit.seed)
-        self.card, model = new_card(network, config.bits, classes)
+        self.card, model = new_card(network, config.bits, classes, config.head)
         task = Task(model.dim, config.bits, data.classes, data.labels, data.teacher, config.fit.seed)
         modules = nn.ModuleList(loss.start(task) for loss in losses)
         self.model = model.to(self.device, memory_format=torch.channels_last)
@@ -115,17 +123,21 @@ class _Run:
         if len(self.trained_on) < config.fit.batch_size:
             raise InputError(f"{len(self.trained_on)} pictures to train on are fewer than one batch")
         self.per_epoch = len(self.trained_on) // config.fit.batch_size
-        self.optimizer, self.schedule = _optimizer(
-            [*self.model.parameters(), *self.losses.parameters()], config.fit, self.per_epoch
-        )
+        self.optimizer = Optimizer(self.model, self.losses, self.fit, self.fit.epochs * self.per_epoch)
+        self.average = Average(self.model, self.fit.ema) if self.fit.ema else None
+        self.half = _half(self.fit, self.device)
         self.mean, self.std = (
             torch.tensor(values, device=self.device).view(3, 1, 1)
             for values in (self.card.preprocess.mean, self.card.preprocess.std)
         )
         self.binary = config.bits is not None
-        # Without two held-out pictures of one class there is nothing to be found.
-        self.ranked = data.labels is not None and np.bincount(data.labels[data.held_out]).max() > 1
+        self.ranked = _can_be_ranked(data, any("labels" in loss.needs for loss in losses))
         self.history: list[Epoch] = []
+
+    @property
+    def stored(self) -> Any:
+        """The model that is validated and stored."""
+        return self.average.model if self.average else self.model
 
     @property
     def best(self) -> Epoch | None:
@@ -146,19 +158,32 @@ class _Run:
 
     def resume(self) -> None:
         """Go on from the last state in the folder, if there is one."""
+        finish_saving(self.out)
         found = load_state(self.out)
         if found is None:
+            self._begin()
             return
         state, self.history = found
         fill(self.model, state["model"], f"{self.out}: a checkpoint of another network than '{self.card.network}'")
         fill(self.losses, state["losses"], f"{self.out}: begun with other classes than there are now")
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        if self.average:
+            fill(self.average.model, state["average"], f"{self.out}: a checkpoint of another network")
+
+    def _begin(self) -> None:
+        """Let a network that asks for it see some of the pictures first."""
+        if hasattr(self.model.network, "begin"):
+            height, width = self.card.preprocess.size
+            some = np.unique(np.linspace(0, len(self.trained_on) - 1, max(2, _FIRST // (height * width))).astype(int))
+            with torch.no_grad():
+                self.model.network.begin(self._normalised(self._pixels(self.trained_on[some])))
+        if self.average:
+            self.average.model.load_state_dict(self.model.state_dict())
 
     def epoch(self, steps: Progress | None) -> Epoch:
         """Train for one epoch, validate where it is due, and store what came of it."""
         number = len(self.history) + 1
-        lr = float(self.optimizer.param_groups[0]["lr"])
+        lr = self.optimizer.rate((number - 1) * self.per_epoch)
         began = time.perf_counter()
         loss = self._train(number, steps)
         seconds = time.perf_counter() - began
@@ -169,7 +194,7 @@ class _Run:
         better = score is not None and (self.best is None or score > (self.best.score or 0.0))
         self.history.append(done)
         if better:
-            save_model(self.card, self.model, self.out)
+            save_model(self.card, self.stored, self.out)
         self._save()
         return done
 
@@ -181,44 +206,60 @@ class _Run:
         return Result(self.best, tuple(self.history), self.measure, parameters, len(self.data), self.data.failed)
 
     def _save(self) -> None:
-        parts = {"model": self.model, "losses": self.losses, "optimizer": self.optimizer, "schedule": self.schedule}
+        parts = {"model": self.model, "losses": self.losses, "optimizer": self.optimizer}
+        if self.average:
+            parts["average"] = self.average.model
         save_state(self.out, {name: part.state_dict() for name, part in parts.items()}, self.history)
 
     def _train(self, number: int, steps: Progress | None) -> float:
         # Of the epoch alone, so that a run that goes on draws what it would have drawn.
         generator = torch.Generator().manual_seed(self.fit.seed * 100_003 + number)
         torch.manual_seed(self.fit.seed * 100_003 + number)
-        self.model.train()
+        self.optimizer.train_mode()
         order = self.trained_on[torch.randperm(len(self.trained_on), generator=generator).numpy()]
         total = 0.0
         for step in range(self.per_epoch):
             rows = order[step * self.fit.batch_size : (step + 1) * self.fit.batch_size]
-            loss = self._sum(self._outputs(augment(self._pixels(rows), self._augment, generator)), rows)
+            loss = self._loss(rows, generator)
             value = loss.item()
             self._check(value, number, step)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.schedule.step()
+            done = (number - 1) * self.per_epoch + step
+            self.optimizer.step(done, loss)
+            if self.average:
+                self.average.update(self.model, done + 1)
             total += value
             if steps:
                 steps(step + 1, self.per_epoch)
         return total / self.per_epoch
 
+    def _loss(self, rows: NDArray[np.int64], generator: torch.Generator) -> Any:
+        """Of one batch, altered as the config has it."""
+        x = augment(self._pixels(rows), self._augment, generator)
+        if not self._augment.mixup:
+            return self._sum(self._outputs(self.model, x, self.half), rows)
+        other, share = mixing(len(rows), self._augment, generator)
+        outputs = self._outputs(self.model, share * x + (1 - share) * x[other.to(x.device)], self.half)
+        return share * self._sum(outputs, rows) + (1 - share) * self._sum(outputs, rows[other.numpy()])
+
     def _validate(self, number: int) -> tuple[float, float]:
-        """The score and the loss of the held-out pictures."""
-        self.model.eval()
-        embeddings, losses = [], []
+        """The score and the loss of the held-out pictures, of the model as it is stored and in its full precision."""
+        model, labels = self.stored.eval(), self.data.labels
+        found: list[dict[str, NDArray[np.float32]]] = []
+        losses = []
         with torch.no_grad():
             for rows in _parts(self.held_out, self.fit.batch_size):
-                outputs = self._outputs(self._pixels(rows))
+                outputs = self._outputs(model, self._pixels(rows), half=False)
                 losses.append(self._sum(outputs, rows).item() * len(rows))
-                embeddings.append(outputs["code" if self.binary else "features"].cpu().numpy())
+                found.append({name: values.cpu().numpy() for name, values in outputs.items()})
         loss = sum(losses) / len(self.held_out)
         self._check(loss, number, None)
-        if not self.ranked or self.data.labels is None:
+        if self.card.head.calibrate and labels is not None:
+            logits = np.concatenate([part["logits"] for part in found])
+            model.calibration.fill_(best_temperature(logits, labels[self.held_out]))
+        if not self.ranked or labels is None:
             return -loss, loss
-        return retrieval_map(np.concatenate(embeddings), self.data.labels[self.held_out], self.binary), loss
+        embedding = np.concatenate([part["code" if self.binary else "features"] for part in found])
+        return retrieval_map(embedding, labels[self.held_out], self.binary), loss
 
     def _pixels(self, rows: NDArray[np.int64]) -> Any:
         """Pixels from 0 to 1, float32 ``(n, 3, h, w)``, on the device."""
@@ -226,10 +267,13 @@ class _Run:
         # The pictures are stored channels last, and so they stay: convolutions are faster on them.
         return pixels.permute(0, 3, 1, 2).float() / 255
 
-    def _outputs(self, x: Any) -> dict[str, Any]:
-        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            outputs: dict[str, Any] = self.model(x)
+    def _normalised(self, x: Any) -> Any:
+        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def _outputs(self, model: Any, x: Any, half: bool) -> dict[str, Any]:
+        x = self._normalised(x)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            outputs: dict[str, Any] = model(x)
         return {name: value.float() for name, value in outputs.items()}
 
     def _sum(self, outputs: dict[str, Any], rows: NDArray[np.int64]) -> Any:
@@ -246,6 +290,23 @@ class _Run:
             raise TrainingFailed(f"epoch {number}, {where}: the loss is {loss}; lower fit.lr ({self.fit.lr}); {kept}")
 
 
+def _can_be_ranked(data: Data, by_labels: bool) -> bool:
+    """Whether held-out pictures can be searched for: two of a class, and more than one class.
+
+    Raises:
+        InputError: it is trained by labels, and they are of one class, among which every ranking is right.
+    """
+    if data.labels is None:
+        return False
+    counts = np.bincount(data.labels[data.held_out], minlength=len(data.classes))
+    if np.count_nonzero(counts) > 1:
+        return bool(counts.max() > 1)
+    if by_labels:
+        only = data.classes[int(counts.argmax())]
+        raise InputError(f"all pictures that are held out are of class '{only}': lower fit.held_out, so that more are")
+    return False
+
+
 def _device(fit: Fit) -> Any:
     chosen = fit.device
     if chosen == "auto":
@@ -253,27 +314,14 @@ def _device(fit: Fit) -> Any:
     return located(lambda: device_of(chosen), "fit")
 
 
-def _optimizer(parameters: list[Any], fit: Fit, per_epoch: int) -> tuple[Any, Any]:
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if fit.optimizer == "sgd":
-        optimizer: Any = torch.optim.SGD(trained, fit.lr, momentum=0.9, weight_decay=fit.weight_decay)
-    else:
-        kind = torch.optim.Adam if fit.optimizer == "adam" else torch.optim.AdamW
-        # One pass over the memory of all parameters instead of several over that of each.
-        optimizer = kind(trained, fit.lr, weight_decay=fit.weight_decay, fused=True)
-    steps, how = fit.epochs * per_epoch, fit.schedule
-    rising = how.warmup * steps
-
-    def factor(step: int) -> float:
-        if how.name == "constant":
-            return 1.0
-        if how.name == "step":
-            return float(how.factor ** (step // how.steps))
-        if step < rising:
-            return (step + 1) / (rising + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1.0, steps - rising)))
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+def _half(fit: Fit, device: Any) -> bool:
+    """Whether training computes in bfloat16."""
+    if fit.precision != "auto":
+        return fit.precision == "bfloat16"
+    if device.type == "cpu":
+        # Others have to emulate it, and are slower than in float32.
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(device.type == "cuda")
 
 
 def _parts(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:

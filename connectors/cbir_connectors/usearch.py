@@ -13,12 +13,13 @@ from pydantic import Field
 
 from cbir_faiss import base
 from cbir_faiss._lib.files import sha256_of, sync
-from cbir_faiss.backends.database import batches, engine_errors, need_version, present, search_filtered
+from cbir_faiss.backends.database import batches, engine_errors, need_version, one_line, present, search_filtered
 from cbir_faiss.base import Backend, Capabilities
 from cbir_faiss.base.checks import within
 from cbir_faiss.base.filters import Where
+from cbir_faiss.base.options import RelativePath
 from cbir_faiss.base.state import read_state, write_state
-from cbir_faiss.errors import CorruptCollection, UnknownId, Unsupported
+from cbir_faiss.errors import ConfigError, CorruptCollection, InputError, UnknownId, Unsupported
 from cbir_faiss.types import Batch, Codes, Hits, Ids, Kind, Metric, Payload, RangeHits, missing_hits
 
 _METRICS: dict[Metric, str] = {"l2": "L2sq", "ip": "IP", "cosine": "Cos", "hamming": "Hamming"}
@@ -39,6 +40,7 @@ class Usearch(Backend):
         connectivity: int = Field(16, ge=2, description="links a node keeps")
         expansion_add: int = Field(128, ge=1, description="candidates while building: quality against build time")
         threads: int = Field(0, ge=0, description="0: every core")
+        file: RelativePath | None = Field(None, description="an index that usearch wrote; read-only")
 
     class SearchOptions(base.Options):
         exact: bool = Field(False, description="compare with everything")
@@ -53,10 +55,30 @@ class Usearch(Backend):
         self._payloads: dict[int, str] = {}
         # The graph has a fixed number of thread contexts, and its search width is a property of the index.
         self._lock = threading.RLock()
+        if self.options.file is not None:
+            self._take_file(self.options.file)
 
     # -- life
 
+    def _take_file(self, file: Path) -> None:
+        """Take an index that is there, its vectors left in the file."""
+        try:
+            index = self._usearch.Index.restore(str(file), view=True)
+        except Exception as error:
+            raise InputError(f"{file}: usearch cannot read an index from it: {one_line(error)}") from error
+        metric = None if index is None else getattr(index.metric_kind, "name", "")
+        known = {theirs: ours for ours, theirs in _METRICS.items()}
+        if metric not in known or index.dtype.name not in ("F32", "F16", "B1"):
+            what = "no index" if index is None else f"{index.dtype.name} vectors by {metric}"
+            raise Unsupported(f"{file}: holds {what}; F32, F16 or B1 by {', '.join(known)} can be read")
+        if self.options.metric not in (None, known[metric]):
+            raise ConfigError(f"{file} is by '{known[metric]}': leave 'metric' out", path="metric")
+        self._index, self._read_only, self.metric = index, True, known[metric]
+        self.dim, self.kind = int(index.ndim), "binary" if index.dtype.name == "B1" else "float"
+
     def _create(self) -> None:
+        if self.options.file is not None:
+            raise InputError(f"backend 'usearch' was opened from {self.options.file}: it has its width already")
         kinds = self._usearch.ScalarKind
         dtype = kinds.B1 if self.kind == "binary" else {"float32": kinds.F32, "float16": kinds.F16}[self._float]
         with engine_errors("usearch: the index cannot be made"):

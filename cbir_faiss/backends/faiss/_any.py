@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cbir_faiss import base
-from cbir_faiss.backends.faiss._backend import FaissBackend, Raw
+from cbir_faiss.backends.faiss._backend import SEEN_EACH, FaissBackend, Raw, widened
 from cbir_faiss.backends.faiss._rows import Rows
 from cbir_faiss.backends.faiss._stored import code_bits, stored
 from cbir_faiss.base import Capabilities, Support
 from cbir_faiss.errors import ConfigError, InputError, Unsupported
 from cbir_faiss.types import Codes, Ids, Kind, Metric
+
+_NEARLY_ALL = 0.8  # of the rows: the others are deleted, and soon gone
+_EF_LISTS = 64  # candidates for the lists, where a graph finds them: at least so many, and twice as many as are wanted
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ _TRAITS = {
     "IndexFlat": _FLAT,
     "IndexFlatIP": _FLAT,
     "IndexFlatL2": _FLAT,
+    "IndexEDEN": _Traits(selects=True),
     "IndexHNSWFlat": _Traits(vectors="native"),
+    "IndexIVFEDEN": _Traits(selects=True),
     "IndexIVFFlat": _Traits(selects=True, ranges=True, vectors="native"),
     "IndexIVFPQ": _Traits(selects=True),
     "IndexIVFPQFastScan": _Traits(selects=True),
@@ -48,8 +53,10 @@ _TRAITS = {
     "IndexIVFScalarQuantizer": _Traits(selects=True),
     "IndexIVFSpectralHash": _Traits(hamming=True, vectors="refused"),
     "IndexLSH": _Traits(exact=True, hamming=True, vectors="refused"),
+    "IndexRaBitQ": _Traits(selects=True),
     "IndexScalarQuantizer": _Traits(selects=True),
 }
+_QUANTIZE_QUERIES = ("IndexIVFRaBitQ", "IndexIVFRaBitQFastScan", "IndexRaBitQ")  # by as many bits as a search says
 
 
 class AnySearchOptions(base.Options):
@@ -125,6 +132,9 @@ class AnyIndex(FaissBackend):
         """Make ``index`` ours, which is downcast and no IDMap, and declare what it can do."""
         faiss = self._faiss
         self._index, self._leaf, self._plain = index, _innermost(faiss, index), None
+        below = getattr(self._leaf, "storage", None)
+        self._below = None if below is None else _downcast(faiss, below)
+        self._lists_found_by = _coarse(faiss, self._leaf)
         traits = _TRAITS.get(type(self._leaf).__name__, _Traits())
         whole = self._leaf is index  # else a transform comes first, and distances are those of transformed vectors
         selects = traits.selects and self._labels is None
@@ -235,21 +245,65 @@ class AnyIndex(FaissBackend):
 
     def _leaf_parameters(self, options: Any, selector: Any) -> Any:
         faiss, leaf = self._faiss, self._leaf
-        selection = {} if selector is None else {"sel": selector}
-        ivf = isinstance(leaf, (faiss.IndexIVF, faiss.IndexBinaryIVF))
-        hnsw = isinstance(leaf, (faiss.IndexHNSW, faiss.IndexBinaryHNSW))
+        given: dict[str, Any] = {} if selector is None else {"sel": selector}
         nprobe, ef = getattr(options, "nprobe", None), getattr(options, "ef", None)
-        if (nprobe and not ivf) or (ef and not hnsw):
-            option = "nprobe" if nprobe and not ivf else "ef"
-            raise ConfigError(f"{type(leaf).__name__} has no such search option", path=option)
-        if isinstance(leaf, faiss.IndexIVFRaBitQ):
-            qb = getattr(options, "qb", leaf.qb)
-            return faiss.IVFRaBitQSearchParameters(nprobe=nprobe or leaf.nprobe, qb=qb, **selection)
-        if ivf and (nprobe or selection):
-            return faiss.SearchParametersIVF(nprobe=nprobe or leaf.nprobe, **selection)
-        if ef:
-            return faiss.SearchParametersHNSW(efSearch=ef)
-        return faiss.SearchParameters(**selection) if selection else None
+        for option, fits in (("nprobe", self._has_lists()), ("ef", self._has_graph())):
+            if option in getattr(options, "model_fields_set", ()) and getattr(options, option) and not fits:
+                raise ConfigError(f"{type(leaf).__name__} has no such search option", path=option)
+        if type(leaf).__name__ in _QUANTIZE_QUERIES:
+            given["qb"] = getattr(options, "qb", leaf.qb)
+        elif "qb" in getattr(options, "model_fields_set", ()):
+            raise ConfigError(f"{type(leaf).__name__} has no such search option", path="qb")
+        if self._has_lists() and (nprobe or given):
+            given["nprobe"] = nprobe or leaf.nprobe
+            if self._lists_found_by is not None:
+                given["quantizer_params"] = faiss.SearchParametersHNSW(efSearch=max(_EF_LISTS, 2 * given["nprobe"]))
+        if self._has_graph() and ef:
+            given["efSearch"] = ef
+        return self._kind_of_parameters()(**given) if given else None
+
+    def _kind_of_parameters(self) -> Any:
+        faiss, quantized = self._faiss, type(self._leaf).__name__ in _QUANTIZE_QUERIES
+        if self._has_graph():
+            return faiss.SearchParametersHNSW
+        if self._has_lists():
+            return faiss.IVFRaBitQSearchParameters if quantized else faiss.SearchParametersIVF
+        return faiss.RaBitQSearchParameters if quantized else faiss.SearchParameters
+
+    def _has_lists(self) -> bool:
+        return isinstance(self._leaf, (self._faiss.IndexIVF, self._faiss.IndexBinaryIVF))
+
+    def _has_graph(self) -> bool:
+        return isinstance(self._leaf, (self._faiss.IndexHNSW, self._faiss.IndexBinaryHNSW))
+
+    # -- rows that a filter allows
+
+    def _wider(self, options: Any, share: float) -> Any:
+        if self._has_lists():
+            option, now, most = "nprobe", options.nprobe or self._leaf.nprobe, self._leaf.nlist
+        elif self._has_graph():
+            option, now, most = "ef", options.ef or self._leaf.hnsw.efSearch, self._rows.n
+        else:
+            return options
+        return options.model_copy(update={option: widened(now, share, most)})
+
+    def _flat(self) -> Any:
+        return self._below
+
+    def _inside(self, vectors: Codes) -> Codes:
+        faiss, index = self._faiss, self._index
+        while isinstance(index, faiss.IndexPreTransform):
+            for number in range(index.chain.size()):
+                vectors = faiss.downcast_VectorTransform(index.chain.at(number)).apply(vectors)
+            index = faiss.downcast_index(index.index)
+        return vectors
+
+    def _walks(self, allowed: int, options: Any) -> bool:
+        n = self._rows.n
+        if not self._has_graph():  # buckets cannot be widened
+            return allowed > _NEARLY_ALL * n
+        seen: float = SEEN_EACH * (options.ef or self._leaf.hnsw.efSearch) * n / allowed
+        return seen < allowed
 
     # -- what is searched
 
@@ -279,6 +333,14 @@ def reason(error: RuntimeError) -> str:
 
 def _downcast(faiss: Any, index: Any) -> Any:
     return (faiss.downcast_IndexBinary if isinstance(index, faiss.IndexBinary) else faiss.downcast_index)(index)
+
+
+def _coarse(faiss: Any, leaf: Any) -> Any:
+    """The graph by which an index finds its lists; None where it compares with every centroid."""
+    if not isinstance(leaf, faiss.IndexIVF):
+        return None
+    quantizer = faiss.downcast_index(leaf.quantizer)
+    return quantizer if isinstance(quantizer, faiss.IndexHNSW) else None
 
 
 def _innermost(faiss: Any, index: Any) -> Any:

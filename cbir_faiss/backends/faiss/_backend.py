@@ -10,7 +10,7 @@ until their content is copied into a new index.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -27,16 +27,25 @@ from cbir_faiss.backends.faiss._rows import Mask, Rows
 from cbir_faiss.backends.faiss._saved import publish, read_head, write_head
 from cbir_faiss.backends.faiss._stored import stored
 from cbir_faiss.base.filters import Where
-from cbir_faiss.base.options import need
-from cbir_faiss.errors import BackendError, CorruptCollection, InputError, MissingDependency, Unsupported
+from cbir_faiss.base.options import need, parse_options
+from cbir_faiss.errors import (
+    BackendError,
+    ConfigError,
+    CorruptCollection,
+    InputError,
+    MissingDependency,
+    Unsupported,
+)
 from cbir_faiss.types import Batch, Codes, Hits, Ids, Kind, Metric, Payload, RangeHits, missing_hits
 
 Raw = tuple[NDArray[Any], Ids]
 """Distances as FAISS gives them, and rows, both ``(n, k)``; row -1 where there is none."""
 
+SEEN_EACH = 16
+"""Rows that a walk in a graph compares for each candidate that it keeps."""
 _WIDEST = 1 << 22  # distances held at once while more is fetched than is asked for
 _GPU_WIDEST = 2048  # neighbours that FAISS's GPU kernels can return
-_PARTS = {"index": "index.faiss", "payload": "payload.jsonl"}
+_PAYLOAD = "payload.jsonl"
 
 
 class DeviceOptions(base.Options):
@@ -52,6 +61,7 @@ class FaissBackend(base.Backend):
     selects: ClassVar[bool] = False
     ranges: ClassVar[bool] = False
     """Whether ``range_search`` of the index can be trusted; where not, it is emulated."""
+    index_file: ClassVar[str] = "index.faiss"
 
     def _setup(self) -> None:
         self._faiss = need("faiss", "cpu")
@@ -79,6 +89,25 @@ class FaissBackend(base.Backend):
 
     def _append(self, vectors: Codes, ids: Ids) -> None:
         self._index.add(vectors)
+
+    def _wider(self, options: Any, share: float) -> Any:
+        """Search options with which as many rows of a ``share`` of them are looked at as of all with ``options``.
+
+        ``options`` themselves where every row is looked at anyway; a share of 0 stands for looking at everything.
+        """
+        return options
+
+    def _flat(self) -> Any:
+        """The index below a graph or hash tables that holds every row and takes selectors; None where there is none."""
+        return None
+
+    def _inside(self, vectors: Codes) -> Codes:
+        """Queries as ``_flat`` takes them."""
+        return vectors
+
+    def _walks(self, allowed: int, options: Any) -> bool:
+        """Whether the graph above ``_flat`` finds the nearest of so many rows sooner than a look at each of them."""
+        return False
 
     def _metric_type(self) -> int:
         """FAISS's number for the metric: cosine is the inner product of normalised vectors."""
@@ -115,7 +144,8 @@ class FaissBackend(base.Backend):
 
     def _save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        index, payload = (folder / f"{name}.part" for name in _PARTS.values())
+        names = {"index": self.index_file, "payload": _PAYLOAD}
+        index, payload = (folder / f"{name}.part" for name in names.values())
         with self._lock.shared():
             self._trained()
             with self._engine():
@@ -124,22 +154,22 @@ class FaissBackend(base.Backend):
                 limits = self._rows.payloads.write(file, self._rows.n)
             arrays = self._rows.arrays() | self._extra_arrays() | ({"limits": limits} if limits[-1] else {})
             meta = {"n": self._rows.n, "dim": self.dim, "kind": self.kind, "metric": self.metric, **self._identity()}
-        files = {name: publish(folder / f"{name}.part", folder / name) for name in _PARTS.values()}
+        files = {name: publish(folder / f"{name}.part", folder / name) for name in names.values()}
         write_head(folder, {"files": files, **meta}, arrays)
 
     def _restore(self, folder: Path, mmap: bool) -> None:
         # Mapping is for files too large to read; their sizes are checked, and whoever stored them may verify digests.
         meta, arrays = read_head(folder, whole=not mmap)
-        theirs = {key: meta.get(key) for key in self._identity()}
+        theirs = {"plugin": meta.get("plugin"), "options": self._completed(meta.get("options", {}))}
         if theirs != self._identity():
             raise CorruptCollection(f"{folder}: written by {theirs}, but the backend here is {self._identity()}")
         limits = arrays.get("limits", np.zeros(meta["n"] + 1, np.int64))
-        payloads = Payloads.opened(folder / _PARTS["payload"], limits)
+        payloads = Payloads.opened(folder / _PAYLOAD, limits)
         with self._lock.exclusive():
             try:
-                self._index = self._read_index(str(folder / _PARTS["index"]), meta["kind"], mmap)
+                self._index = self._read_index(str(folder / self.index_file), meta["kind"], mmap)
             except RuntimeError as error:
-                raise CorruptCollection(f"{folder / _PARTS['index']}: FAISS cannot read it: {error}") from error
+                raise CorruptCollection(f"{folder / self.index_file}: it cannot be read: {error}") from error
             self.dim, self.kind, self.metric = meta["dim"], meta["kind"], meta["metric"]
             self._rows = Rows.from_arrays(meta["n"], arrays, payloads)
             self._read_only = mmap
@@ -148,7 +178,14 @@ class FaissBackend(base.Backend):
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for saved files to be restored here: the plugin and its options, wherever it runs."""
-        return {"plugin": self.name, "options": self.options.model_dump(mode="json", exclude={"device"})}
+        return {"plugin": self.name, "options": self._completed(self.options.model_dump(mode="json"))}
+
+    def _completed(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options that were saved, by their names of today and with those that did not exist yet."""
+        try:
+            return parse_options(self.Options, options).model_dump(mode="json", exclude={"device"})
+        except ConfigError:
+            return dict(options)
 
     def _extra_arrays(self) -> dict[str, NDArray[Any]]:
         """What else a subclass has to save."""
@@ -236,13 +273,43 @@ class FaissBackend(base.Backend):
         if not allowed or not len(vectors):
             return missing_hits(len(vectors), k)
         few = min(k, allowed)
-        if allowed == len(keep):
-            raw = self._nearest(vectors, few, options)
-        elif self.selects:
-            raw = self._nearest(vectors, few, options, self._selector_of(keep))
-        else:
-            raw = self._fetch_more(vectors, few, keep, options)
+        everything = allowed == len(keep)
+        raw = self._nearest(vectors, few, options) if everything else self._nearest_of(vectors, few, keep, options)
         return _padded(self._hits(*raw), k)
+
+    def _nearest_of(self, vectors: Codes, k: int, keep: Mask, options: Any) -> Raw:
+        """The nearest of the rows in ``keep``, which are k at least, as surely as ``options`` find the nearest of all.
+
+        The k nearest of a hundredth of the rows lie as far apart as 100 k of all: an index that looks only around the
+        query has to look as much farther, and everywhere for a query around which there are none of them.
+        """
+        allowed = int(np.count_nonzero(keep))
+        if self._flat() is not None and not self._walks(allowed, options):
+            return self._scan(vectors, k, keep, options)
+        wider = self._wider(options, allowed / len(keep))
+        scans = self._flat() is not None and wider is not options
+        most = allowed // SEEN_EACH if scans else len(keep)
+        distances, rows = self._nearest_around(vectors, k, keep, wider, most)
+        short = np.flatnonzero(rows[:, -1] < 0)
+        if len(short) and wider is not options:
+            some = vectors[short]
+            everywhere = self._scan if scans else self._nearest_everywhere
+            distances[short], rows[short] = everywhere(some, k, keep, options)
+        return distances, rows
+
+    def _nearest_around(self, vectors: Codes, k: int, keep: Mask, options: Any, most: int) -> Raw:
+        """The nearest of the rows in ``keep`` among those that a search with ``options`` looks at."""
+        if self.selects:
+            return self._nearest(vectors, k, options, self._selector_of(keep))
+        return self._fetch_more(vectors, k, keep, options, most)
+
+    def _nearest_everywhere(self, vectors: Codes, k: int, keep: Mask, options: Any) -> Raw:
+        return self._nearest_around(vectors, k, keep, self._wider(options, 0), len(keep))
+
+    def _scan(self, vectors: Codes, k: int, keep: Mask, options: Any) -> Raw:
+        """The nearest of the rows in ``keep``, each of them compared."""
+        params = self._faiss.SearchParameters(sel=self._selector_of(keep))
+        return cast("Raw", self._flat().search(self._inside(vectors), k, params=params))
 
     def _nearest(self, vectors: Codes, k: int, options: Any, selector: Any = None) -> Raw:
         """The index's own answer.
@@ -266,8 +333,11 @@ class FaissBackend(base.Backend):
             known = self._plain = options, self._parameters(options, None)
         return known[1]
 
-    def _fetch_more(self, vectors: Codes, k: int, keep: Mask, options: Any) -> Raw:
-        """The first k allowed rows of an index without selectors, a part of the queries at a time."""
+    def _fetch_more(self, vectors: Codes, k: int, keep: Mask, options: Any, most: int) -> Raw:
+        """The first k allowed rows of an index without selectors, a part of the queries at a time.
+
+        Where ``most`` rows that are fetched do not hold so many, there are fewer.
+        """
         n = len(keep)
         wide = min(n, int(1.2 * k * n / np.count_nonzero(keep)) + 16)
         parts, start = [], 0
@@ -276,8 +346,8 @@ class FaissBackend(base.Backend):
             distances, found = self._nearest(part, wide, options)
             allowed = (found >= 0) & keep[found]
             enough = (np.count_nonzero(allowed, axis=1) >= k) | (found[:, -1] < 0)
-            if wide < n and not enough.all():
-                wide = min(n, 4 * wide)  # and the same queries again
+            if wide < most and not enough.all():
+                wide = min(most, 4 * wide)  # and the same queries again
                 continue
             order = np.argsort(~allowed, axis=1, kind="stable")[:, :k]
             found[~allowed] = -1
@@ -357,6 +427,11 @@ class FaissBackend(base.Backend):
             yield
         except RuntimeError as error:
             raise BackendError(f"backend '{self.name}': {error}") from error
+
+
+def widened(now: int, share: float, most: int) -> int:
+    """How much is looked at for a ``share`` of the rows where ``now`` is for all: ``most``, or in proportion."""
+    return max(now, most if now >= share * most else math.ceil(now / share))
 
 
 def _as_distances(values: NDArray[Any], metric: Metric | None) -> NDArray[np.float32]:

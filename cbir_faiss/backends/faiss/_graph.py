@@ -8,8 +8,7 @@ from pydantic import Field
 
 from cbir_faiss import base
 from cbir_faiss.backends.faiss._any import AnyIndex
-
-_SEEN_EACH = 16  # codes that a walk compares for each candidate that it keeps
+from cbir_faiss.backends.faiss._backend import SEEN_EACH
 
 
 class GraphOptions(base.Options):
@@ -30,7 +29,7 @@ class Graph(AnyIndex):
 
     def _scanned(self, queries: int, options: Any) -> float:
         # A walk compares the query with some neighbours of each candidate, and not with everything.
-        seen: float = min(1.0, _SEEN_EACH * options.ef / max(1, self._rows.n))
+        seen: float = min(1.0, SEEN_EACH * options.ef / max(1, self._rows.n))
         return super()._scanned(queries, options) * seen
 
     def _adjust(self, leaf: Any) -> None:

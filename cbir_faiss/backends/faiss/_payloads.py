@@ -33,7 +33,7 @@ class Payloads:
     def opened(cls, path: Path, limits: NDArray[np.int64]) -> Payloads:
         """Of a file that ``write`` wrote, which is mapped, not read."""
         if not limits[-1]:
-            return cls(b"", limits)
+            return cls()
         with path.open("rb") as file:
             return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), limits)
 

@@ -15,6 +15,7 @@ from cbir_faiss.errors import InputError
 from cbir_faiss.types import Kind, Metric
 
 _BINARY = re.compile(r"(^|,)B(Flat|IVF|HNSW|Hash)")
+_LISTS = re.compile(r"IVF(\d+)")
 _HASHING = re.compile(r"(^|,)(LSH|SH)")
 
 
@@ -48,6 +49,16 @@ class FaissIndex(AnyIndex):
     def kinds(cls, options: Mapping[str, Any]) -> frozenset[Kind]:
         factory = options.get("factory")
         return super().kinds(options) if factory is None else frozenset({_kind_of(factory)})
+
+    @classmethod
+    def lists(cls, options: Mapping[str, Any], items: int) -> int:
+        found = _LISTS.search(options.get("factory") or "")
+        return int(found[1]) if found else 0
+
+    @classmethod
+    def with_lists(cls, options: Mapping[str, Any], count: int) -> dict[str, Any]:
+        factory = options.get("factory")
+        return dict(options) if factory is None else {**options, "factory": _LISTS.sub(f"IVF{count}", factory)}
 
     def _setup(self) -> None:
         super()._setup()

@@ -25,4 +25,4 @@ class FaissIVF(InvertedLists):
         metric: Literal["l2", "ip", "cosine"] = Field("l2", description="squared L2, inner product, or cosine distance")
 
     def _factory(self, n: int) -> str:
-        return f"IVF{self._nlist(n)},Flat"
+        return f"{self._lists(n)},Flat"

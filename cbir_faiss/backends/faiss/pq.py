@@ -31,4 +31,4 @@ class FaissPQ(InvertedLists):
         slices = self.options.bits // 4
         if (self.dim or 0) % slices:
             raise ConfigError(f"{slices} slices of 4 bits do not divide {self.dim} dimensions", path="bits")
-        return f"IVF{self._nlist(n)},PQ{slices}x4fs"
+        return f"{self._lists(n)},PQ{slices}x4fs"

@@ -22,10 +22,11 @@ class GreedyModule(nn.Module):  # type: ignore[misc]
         code = outputs["code"]
         signs = torch.where(code > 0, 1.0, -1.0)
         passed = code + (signs - code).detach()
-        similar = _cosines(passed) - _cosines(batch.teacher - self.mean)
+        similar = cosines(passed) - cosines(batch.teacher - self.mean)
         return similar.square().mean() + self.penalty * (code - signs).abs().pow(3).mean()
 
 
-def _cosines(x: Any) -> Any:
+def cosines(x: Any) -> Any:
+    """Of all pairs of rows, ``(n, n)``."""
     x = nn.functional.normalize(x)
     return x @ x.T

@@ -18,6 +18,7 @@ class Greedy(Loss):
 
     name: ClassVar[str] = "greedy"
     needs: ClassVar[frozenset[Need]] = frozenset({"teacher", "code"})
+    of_pairs: ClassVar[bool] = True
 
     class Options(Loss.Options):
         """penalty: weight of the mean of |x - sign(x)|³."""

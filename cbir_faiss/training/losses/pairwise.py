@@ -20,6 +20,7 @@ class Pairwise(Loss):
 
     name: ClassVar[str] = "pairwise"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels", "code"})
+    of_pairs: ClassVar[bool] = True
 
     class Options(Loss.Options):
         """alpha: weight of what draws the code to ±1. margin: m; twice the bits where left out."""

@@ -1,0 +1,134 @@
+"""Pictures decoded in processes of their own, so that a bomb or a crash takes nothing else with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbir_faiss.errors import BadImage
+from cbir_faiss.serve.decoder import LENGTHS, frame
+from cbir_faiss.serve.limits import Limits
+from cbir_faiss.serve.problems import Problem
+from cbir_faiss.storage.manifest import PluginEntry
+
+COMMAND = (sys.executable, "-m", "cbir_faiss.serve.decoder")
+_MOST_ANSWER = 1 << 30
+
+
+class Decoders:
+    """``count`` processes, started when they are first needed. Used from one event loop.
+
+    Thumbnails take all of them but one, so that who searches does not wait for who scrolls.
+    """
+
+    def __init__(self, count: int, limits: Limits, command: Sequence[str] = COMMAND) -> None:
+        self._limits, self._command, self.count = limits, command, count
+        self._idle: list[asyncio.subprocess.Process] = []
+        self._all: set[asyncio.subprocess.Process] = set()
+        self._places = asyncio.Semaphore(count)
+        self._patient = asyncio.Semaphore(max(1, count - 1))
+        self._waiting = 0
+
+    async def prepare(self, picture: bytes, entry: PluginEntry, folder: str) -> NDArray[Any]:
+        """An uploaded picture, prepared for an extractor. Raises BadImage."""
+        head, body = await self._run({"job": "prepare", "extractor": entry.model_dump(), "folder": folder}, picture)
+        return np.frombuffer(body, np.dtype(head["dtype"])).reshape(head["shape"])
+
+    async def check(self, picture: bytes) -> str:
+        """The format of an uploaded picture. Raises BadImage."""
+        head, _ = await self._run({"job": "check"}, picture)
+        return str(head["format"])
+
+    async def thumb(self, path: str, side: int) -> bytes:
+        """A small JPEG of a file. Raises BadImage."""
+        async with self._patient:
+            return (await self._run({"job": "thumb", "path": path, "side": side}))[1]
+
+    async def shown(self, path: str) -> tuple[str, bytes]:
+        """Media type and bytes of a file as a browser can show it; no bytes: as it is. Raises BadImage."""
+        async with self._patient:
+            head, body = await self._run({"job": "shown", "path": path})
+            return str(head["type"]), body
+
+    def processes(self) -> list[int]:
+        """Their process ids."""
+        return [process.pid for process in self._all]
+
+    async def close(self) -> None:
+        for process in list(self._all):
+            await self._end(process)
+
+    async def _run(self, job: dict[str, Any], body: bytes = b"") -> tuple[dict[str, Any], bytes]:
+        if self._waiting >= self._limits.waiting:
+            raise Problem(429, "too many pictures at once: try again in a moment", {"Retry-After": "1"})
+        message = frame({**job, "megapixels": self._limits.megapixels}, body)
+        self._waiting += 1
+        try:
+            async with self._places:
+                process = self._idle.pop() if self._idle else await self._start()
+                found = await self._ask(process, message)
+                if found is None:  # it died, which may have been for no fault of this picture
+                    found = await self._ask(await self._start(), message)
+        finally:
+            self._waiting -= 1
+        head, answer = found or ({"error": "ends the process that decodes it"}, b"")
+        if "error" in head:
+            raise BadImage(str(head["error"]))
+        return head, answer
+
+    async def _ask(self, process: asyncio.subprocess.Process, message: bytes) -> tuple[dict[str, Any], bytes] | None:
+        """The answer of a process, which is idle afterwards; None where it died."""
+        try:
+            answer = await asyncio.wait_for(_exchange(process, message), self._limits.decoding)
+        except asyncio.TimeoutError:
+            await self._end(process)
+            return {"error": f"takes more than {self._limits.decoding:g} s to decode"}, b""
+        except (OSError, EOFError, ValueError):  # it died, or does not say what an answer is
+            await self._end(process)
+            return None
+        except BaseException:  # nobody waits any more, and what it says belongs to nobody
+            await self._end(process)
+            raise
+        self._idle.append(process)
+        return answer
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the server, which lets it finish
+        )
+        self._all.add(process)
+        return process
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        self._all.discard(process)
+        if process in self._idle:
+            self._idle.remove(process)
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        process._transport.close()  # type: ignore[attr-defined]  # else its pipes are, when they are collected
+
+
+async def _exchange(process: asyncio.subprocess.Process, message: bytes) -> tuple[dict[str, Any], bytes]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(message)
+    await process.stdin.drain()
+    head, body = LENGTHS.unpack(await process.stdout.readexactly(LENGTHS.size))
+    if head + body > _MOST_ANSWER:
+        raise ValueError("an answer without end")
+    said = json.loads(await process.stdout.readexactly(head))
+    return said, await process.stdout.readexactly(body)

@@ -1,0 +1,61 @@
+"""A collection as points in a plane: along the two directions in which its items differ most."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cbir_faiss._lib import threads
+from cbir_faiss._lib.sampling import sample_rows
+from cbir_faiss.base.filters import In
+from cbir_faiss.collection.stages import float_column
+from cbir_faiss.errors import Unsupported
+from cbir_faiss.storage.facets import facets
+from cbir_faiss.storage.store import Store
+from cbir_faiss.types import Floats, Ids
+
+_LEARNT_FROM = 5_000
+_AT_ONCE = 8_192
+_LABELS = 10  # more colours cannot be told apart
+
+
+def plane(store: Store, points: int) -> dict[str, Any]:
+    """Ids of at most ``points`` live items, evenly chosen, with x and y between -1 and 1; see ``models.Map``."""
+    live = store.live_ids
+    ids = live if len(live) <= points else live[np.linspace(0, len(live) - 1, points).astype(np.int64)]
+    known = {"ids": ids.tolist(), "total": len(live), **_labels(store, ids)}
+    if len(ids) < 2:
+        return {**known, "x": [0.0] * len(ids), "y": [0.0] * len(ids)}
+    sample = _rows(store, ids[sample_rows(len(ids), _LEARNT_FROM)])
+    mean = sample.mean(axis=0)
+    with threads.phase("fit"):
+        _, axes = np.linalg.eigh(np.cov(sample - mean, rowvar=False, ddof=0).reshape(2 * [sample.shape[1]]))
+    two = axes[:, ::-1][:, :2].astype(np.float32)
+    parts = [(_rows(store, ids[start : start + _AT_ONCE]) - mean) @ two for start in range(0, len(ids), _AT_ONCE)]
+    xy = np.zeros((len(ids), 2), np.float32)
+    xy[:, : two.shape[1]] = np.concatenate(parts)
+    xy /= np.maximum(np.abs(xy).max(axis=0), np.float32(1e-30))
+    x, y = np.round(xy.astype(np.float64), 4).T
+    return {**known, "x": x.tolist(), "y": y.tolist()}
+
+
+def _labels(store: Store, ids: Ids) -> dict[str, Any]:
+    """The most frequent labels, and of each item the number of its own among them; -1: it has none of these."""
+    names = [value for value, _ in facets(store).get("label", [])[:_LABELS]]
+    numbers = np.full(len(ids), -1)
+    for number, name in enumerate(names):
+        numbers[np.isin(ids, store.select(In("label", (name,))))] = number
+    return {"labels": names, "label": numbers.tolist()}
+
+
+def _rows(store: Store, ids: NDArray[np.int64]) -> Floats:
+    """float32 ``(n, d)``: what is kept of the items' floats, else the bits of their codes."""
+    try:
+        column = float_column(store)
+    except Unsupported:
+        return np.unpackbits(store.fetch(ids, "code"), axis=1).astype(np.float32)
+    stored = store.fetch(ids, column)
+    rows = stored if column == "code" else store.fitted.rescorer.unpack({column: stored})[column]
+    return np.asarray(rows, np.float32)

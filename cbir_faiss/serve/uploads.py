@@ -1,0 +1,71 @@
+"""Pictures that are uploaded to stay: kept in a folder of the collection's own, and added from there.
+
+What is deleted is deleted from the collection. Of files, only those of this folder are ever removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from cbir_faiss._lib.files import write_durably
+from cbir_faiss.collection.collection import Collection
+from cbir_faiss.serve.asking import original
+from cbir_faiss.sources._paths import Paths
+from cbir_faiss.storage.files import writing_to
+
+_SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif"}
+
+
+class Uploads:
+    """``folder`` is beside the collection, unless it is told otherwise: photos.uploads for photos.cbir."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+
+    @classmethod
+    def beside(cls, collection: Path) -> Uploads:
+        return cls(collection.absolute().with_name(collection.absolute().name.removesuffix(".cbir") + ".uploads"))
+
+    def add(
+        self, collection: Path, pictures: Sequence[tuple[bytes, str]]
+    ) -> tuple[list[int], int, list[dict[str, str]]]:
+        """Store pictures (bytes, format) by their content and add them; ids in their order, how many are new, failures.
+
+        Raises CbirError; nothing that was not there before is kept then.
+        """
+        paths = [self._path(content, form) for content, form in pictures]
+        new = [path for path in dict.fromkeys(paths) if not path.exists()]
+        try:
+            with writing_to(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for path, (content, _) in zip(paths, pictures, strict=True):
+                    if path in new:
+                        write_durably(path, content)
+            with Collection.open(collection) as opened:
+                done = opened.add(paths)
+                source = Paths(paths=[*dict.fromkeys(paths)], below=opened.manifest.root)
+                names = dict(zip(source.files.paths, [item.path for item in source.items()], strict=True))
+                records = {record.path: item for item, record in opened.store.records([*names.values()])}
+        except BaseException:
+            for path in new:
+                path.unlink(missing_ok=True)
+            raise
+        ids = [records[names[path]] for path in paths if names[path] in records]
+        return ids, done.added, [failure.as_dict() for failure in done.failed]
+
+    def delete(self, collection: Path, item: int) -> tuple[int, int]:
+        """Delete an item, and its file if it was uploaded; how many were deleted, and are left. Raises CbirError."""
+        with Collection.open(collection) as opened:
+            file = original(opened.manifest, str(opened.documents([item])[0].get("path", "")))
+            deleted = opened.delete([item])
+            left = len(opened)
+        if file is not None and Path(file).parent == self.folder:
+            with suppress(OSError):
+                Path(file).unlink()
+        return deleted, left
+
+    def _path(self, content: bytes, form: str) -> Path:
+        return self.folder / (hashlib.sha256(content).hexdigest()[:32] + _SUFFIXES.get(form, f".{form.lower()}"))

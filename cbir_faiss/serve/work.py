@@ -1,0 +1,109 @@
+"""Threads for what would keep others waiting; questions of a kind that arrive together are answered together.
+
+Nobody waits for company: a question that finds its kind idle is answered at once, and what arrives meanwhile is the
+next batch. So a batch is as large as the load asks for, and a lone question pays nothing for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from cbir_faiss.serve.limits import Limits
+from cbir_faiss.serve.problems import Problem
+
+T = TypeVar("T")
+_BATCH = 64  # questions answered by one call
+
+
+class Work:
+    """Used from one event loop."""
+
+    def __init__(self, threads: int, limits: Limits) -> None:
+        self._pool = ThreadPoolExecutor(threads, "work")
+        self._limits = limits
+        self._waiting: dict[Hashable, list[tuple[Any, asyncio.Future[Any]]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def alone(self, call: Callable[[], T]) -> T:
+        """``call()`` in a thread."""
+        return await self.together(object(), lambda _: [call()], None)
+
+    async def together(self, kind: Hashable, call: Callable[[list[Any]], Sequence[T]], question: Any) -> T:
+        """The answer to ``question`` of ``call(questions)``, which has one for each of those that came together.
+
+        Raises:
+            Problem: 429 where too many wait, 503 where it takes too long; or what ``call`` raised for this one.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        if kind in self._waiting:
+            if len(self._waiting[kind]) >= self._limits.waiting:
+                raise Problem(429, "too many requests at once: try again in a moment", {"Retry-After": "1"})
+            self._waiting[kind].append((question, answer))
+        else:
+            self._waiting[kind] = []
+            task = loop.create_task(self._answer(kind, call, [(question, answer)]))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return await self._in_time(answer)
+
+    def close(self) -> None:
+        """Waits for what runs."""
+        self._pool.shutdown(cancel_futures=True)
+
+    async def _answer(
+        self, kind: Hashable, call: Callable[[list[Any]], Sequence[Any]], asked: list[tuple[Any, asyncio.Future[Any]]]
+    ) -> None:
+        """Batch after batch, until nobody waits."""
+        loop, waiting = asyncio.get_running_loop(), self._waiting[kind]
+        try:
+            while asked:
+                asked = [(question, answer) for question, answer in asked if not answer.done()]
+                found = await loop.run_in_executor(self._pool, _answers, call, [question for question, _ in asked])
+                for (_, answer), one in zip(asked, found, strict=True):
+                    _give(answer, one)
+                asked = waiting[:_BATCH]
+                del waiting[:_BATCH]
+        except BaseException as error:
+            for _, answer in [*asked, *waiting]:
+                _give(answer, error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            del self._waiting[kind]
+
+    async def _in_time(self, answer: asyncio.Future[T]) -> T:
+        timer = asyncio.get_running_loop().call_later(self._limits.seconds, _late, answer, self._limits.seconds)
+        try:
+            return await answer
+        finally:
+            timer.cancel()
+
+
+def _answers(call: Callable[[list[Any]], Sequence[Any]], questions: list[Any]) -> list[Any]:
+    """An answer or an error for each; one that cannot be answered does not spoil the others'."""
+    if not questions:
+        return []
+    try:
+        return list(call(questions))
+    except Exception as error:
+        if len(questions) == 1:
+            return [error]
+    return [_answers(call, [question])[0] for question in questions]
+
+
+def _give(answer: asyncio.Future[Any], found: Any) -> None:
+    if answer.done():
+        return
+    if isinstance(found, BaseException):
+        answer.set_exception(found if isinstance(found, Exception) else asyncio.CancelledError())
+    else:
+        answer.set_result(found)
+
+
+def _late(answer: asyncio.Future[Any], seconds: float) -> None:
+    if not answer.done():
+        answer.set_exception(Problem(503, f"took more than {seconds:g} s: ask for less, or later"))

@@ -1,0 +1,29 @@
+"""The module of ``likelihood``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from cbir_faiss.training.contract import Batch
+
+
+class LikelihoodModule(nn.Module):  # type: ignore[misc]
+    def __init__(self, scale: float, balanced: bool, quantization: float) -> None:
+        super().__init__()
+        self.scale, self.balanced, self.quantization = scale, balanced, quantization
+
+    def forward(self, outputs: dict[str, Any], batch: Batch) -> Any:
+        code = outputs["code"]
+        first, second = torch.triu_indices(len(code), len(code), 1, device=code.device)
+        theta = self.scale * (code @ code.T)[first, second]
+        same = (batch.labels[first] == batch.labels[second]).float()
+        pairs = nn.functional.softplus(theta) - same * theta
+        if self.balanced:
+            share = same.mean()
+            # Both kinds weigh a half, where there are both.
+            pairs = pairs * torch.where(same > 0, 0.5 / share.clamp(min=1e-6), 0.5 / (1 - share).clamp(min=1e-6))
+        signs = torch.where(code > 0, 1.0, -1.0)
+        return pairs.mean() + self.quantization * (code - signs).square().sum(1).mean() / code.shape[1]

@@ -1,0 +1,256 @@
+"""What an index will be among more items, from what grows: recall by the law of distances, bytes, time.
+
+Recall. An item is found if what the index makes of its distance, which is that and an error, is below what it makes of
+the last candidate's. So the normal quantile of the share of the neighbours of rank j that are among the first c is, in
+a small range, linear in the distance at rank j and in the index's own distance at rank c; both shares and distances are
+measured on a sample. Among s times as many items the neighbour of rank r is as far as one of rank r / s in the sample,
+and the first c are as far as the first c / s: the same plane, read at fractional ranks. There the curves of distance
+against log rank are carried on, as a - b sqrt(e - log rank): a straight line where e is large (the law of a manifold),
+and bent as the tail of a Gaussian cloud is where it is small. Of an item of rank r the logarithm of what the rank
+stands for is in the mean the digamma function of it.
+
+Bytes. A part grows with the items, the rest (rotations, codebooks, centroids) does not; both are measured.
+
+Time. A scan takes a fixed part and one that grows with the items; a walk in a graph grows with their logarithm.
+
+How wide an interval is comes from the queries drawn again, and from how far predictions of the sizes that were measured
+were off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Places = NDArray[np.int64]
+"""``(queries, j)``: at which place of a search's hits the exact neighbour of rank j is, counted from 0; else ABSENT."""
+Values = NDArray[np.float64]
+Curve = Callable[[Values], Values]
+ABSENT = int(np.iinfo(np.int32).max)
+RANKS = 12
+"""Neighbours whose shares are looked at: few, for it is only nearby that the plane is one."""
+_TAIL = 100  # ranks that a curve is carried on from
+_NORMAL = NormalDist()
+_RESAMPLES = 50
+_AROUND, _BEGINNING = (0.7, 0.85, 1.0, 1.2, 1.4), (1, 2, 3, 4, 6, 8)
+ERROR = 0.01
+"""Of a predicted recall, before it is known how far predictions were off; twice that of a walk in a graph."""
+TIME_ERROR = 0.15
+"""The same of a time, as a share of it."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_json(self) -> dict[str, object]:
+        return {"value": self.value, "ci95": [self.low, self.high]}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a search of a sample found: ``places`` of the exact neighbours; how far these are, ``apart``
+    ``(queries, j)``; and ``scores`` ``(queries, hits)``, how far the index, or who put them in order, makes its hits.
+    """
+
+    places: Places
+    apart: NDArray[Any]
+    scores: NDArray[Any]
+
+    @classmethod
+    def of(cls, ids: NDArray[np.int64], scores: NDArray[Any], nearest: NDArray[np.int64], apart: NDArray[Any]) -> Seen:
+        """Hits ``ids`` and ``scores`` ``(queries, hits)``; exact neighbours ``nearest`` and how far they are."""
+        return cls(places_of(ids, nearest), apart, scores)
+
+    def recall(self, depth: int, k: int, growth: float = 1.0) -> float:
+        """The share of the ``k`` nearest among the first ``depth`` hits, of ``growth`` times as many items.
+
+        Where hits are in the order of the exact distances, whatever is found at all counts.
+        """
+        if growth == 1 or self.places.shape[1] < 3:
+            return float((self.places[:, :k] < depth).mean())
+        ranks = min(RANKS, self.places.shape[1])
+        places, apart = self.places[:, :ranks], self._apart(_digamma(np.arange(1, ranks + 1)))
+        wanted = self._apart(_digamma(np.arange(1, k + 1)) - math.log(growth))
+        found = (places < ABSENT).mean(axis=0)
+        reached: Values = np.ones(k)
+        if self.ordered or self._partial:
+            plane = _plane(apart, np.zeros(1), found[:, None], len(places))
+            reached = _shares(plane[0] + plane[1] * wanted)
+        if self.ordered:
+            return float(reached.mean())
+        cuts = self._cuts(depth / growth)
+        shares = np.stack([(places < cut).mean(axis=0) for cut in cuts], axis=1)
+        if self._partial:  # of those that the search came by
+            shares = shares / np.maximum(found, 1e-9)[:, None]
+        plane = _plane(apart, self._scores(cuts), shares, len(places))
+        ahead = _shares(plane[0] + plane[1] * wanted + plane[2] * self._scores(np.array([depth / growth]))[0])
+        return float((reached * ahead).mean())
+
+    def predicted(self, depth: int, k: int, growth: float, off: float = 2 * ERROR) -> Interval:
+        """``recall`` with its interval; ``off``: how far predictions of such a growth may be off."""
+        rng, n = np.random.default_rng(0), len(self.places)
+        value, drawn = self.recall(depth, k, growth), []
+        for _ in range(_RESAMPLES):
+            rows = rng.integers(n, size=n)
+            again = Seen(self.places[rows], self.apart[rows], self.scores[rows])
+            drawn.append(again.recall(depth, k, growth))
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        down, up = math.hypot(max(0.0, value - low), off), math.hypot(max(0.0, high - value), off)
+        return Interval(value, max(0.0, value - down), min(1.0, value + up))
+
+    @cached_property
+    def ordered(self) -> bool:
+        """Whether nothing that is farther stands before a neighbour: the index compares by the distances themselves."""
+        known = self.places < ABSENT
+        before = np.cumsum(known, axis=1)
+        return bool(known.any()) and float((self.places < before)[known].mean()) > 0.999
+
+    @property
+    def _partial(self) -> bool:
+        """Whether all that was come by is among the hits: what is not was in a list that was not looked into."""
+        return bool(np.isinf(self.scores[:, -1]).mean() > 0.5)
+
+    @cached_property
+    def _apart(self) -> Curve:
+        return _carried_on(self.apart)
+
+    @cached_property
+    def _beyond(self) -> Curve:
+        return _carried_on(self.scores)
+
+    def _scores(self, ranks: NDArray[Any]) -> Values:
+        """The mean score at ranks, also fractional ones: as it is from the first on, carried on below."""
+        there = _digamma(np.arange(1, self.scores.shape[1] + 1))
+        wanted = np.log(np.asarray(ranks, np.float64))
+        found = np.isfinite(self.scores)
+        counts = found.sum(axis=0)
+        some = counts > 0  # where a search finds fewer than it was asked for, the last are of nobody
+        if not some.any():
+            return np.zeros(len(wanted))
+        mean = np.where(found, self.scores, 0).sum(axis=0)[some] / counts[some]
+        return np.where(wanted >= there[0], np.interp(wanted, there[some], mean), self._beyond(wanted))
+
+    def _cuts(self, depth: float) -> NDArray[np.int64]:
+        """Depths at which to look: around the one that is asked for, and no deeper than is known."""
+        cuts = depth * np.array(_AROUND) if depth >= 5 else np.unique([*_BEGINNING, max(1.0, depth), 1.4 * depth])
+        return np.unique(np.clip(np.round(cuts), 1, self.scores.shape[1])).astype(np.int64)
+
+
+def places_of(ids: NDArray[np.int64], neighbours: NDArray[np.int64]) -> Places:
+    """Where among hits ``ids`` ``(q, depth)`` the exact ``neighbours`` ``(q, j)`` are."""
+    lines = np.arange(len(ids))[:, None] * (int(max(ids.max(initial=0), neighbours.max(initial=0))) + 2)
+    keys = (ids + 1 + lines).reshape(-1)
+    order = np.argsort(keys, kind="stable")
+    wanted = (neighbours + 1 + lines).reshape(-1)
+    hit = order[np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)]
+    found = np.where(keys[hit] == wanted, hit % ids.shape[1], ABSENT)
+    return found.reshape(neighbours.shape)
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Bytes of an index: so many an item, and the rest, which does not grow."""
+
+    growing: float
+    fixed: float
+
+    def per_item(self, items: int) -> float:
+        return self.growing + self.fixed / items
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long a query takes, ``single`` milliseconds among so many items, and ``slope`` for each item more.
+
+    walks: it grows as the logarithm of the items does.
+    """
+
+    items: int
+    single: float
+    slope: float
+    walks: bool = False
+
+    def at(self, items: int) -> float:
+        if self.walks:
+            return self.single * max(1.0, math.log(max(2, items)) / math.log(max(2, self.items)))
+        return max(0.0, self.single + self.slope * (items - self.items))
+
+
+def off_by(errors: Sequence[float], least: float, growths: Sequence[float] = (), growth: float = 1.0) -> float:
+    """How far a prediction may be off, two deviations: of the ``errors`` at the sizes that were measured, carried on as
+    the logarithm of the growth, and no less than ``least``."""
+    if not errors:
+        return 2 * least
+    scaled = [
+        error * max(1.0, math.log(max(growth, 1.0)) / math.log(max(own, 1.01)))
+        for error, own in zip(errors, growths or [growth] * len(errors), strict=True)
+    ]
+    return max(2 * least, 2 * float(np.sqrt(np.mean(np.square(scaled)))))
+
+
+# ------------------------------------------------------------------------------------------------------------- the law
+
+
+def _carried_on(distances: NDArray[Any]) -> Curve:
+    """The mean of ``distances`` ``(queries, ranks)``, ascending, against the logarithm of the rank, carried on to lower
+    ones; as logarithms where all are positive."""
+    first = np.asarray(distances[:, :_TAIL], np.float64)
+    positive = bool((first[np.isfinite(first)] > 0).all())
+    with np.errstate(all="ignore"):
+        values = np.where(np.isfinite(first), np.log(first) if positive else first, np.nan)
+    known = np.isfinite(values).any(axis=0)
+    mean = np.nanmean(values[:, known], axis=0) if known.any() else np.zeros(0)
+    ranks = np.arange(1, first.shape[1] + 1)[known]
+    if len(ranks) < 3:
+        level = float(mean.mean()) if len(mean) else 0.0
+        return lambda u: np.full(np.shape(u), level)
+    some = np.unique(np.round(np.geomspace(1, len(ranks), 40)).astype(int)) - 1
+    u, mean = _digamma(ranks)[some], mean[some]
+    best: tuple[float, float, Values] | None = None
+    for end in u.max() + np.geomspace(0.3, 300, 60):
+        columns = np.stack([np.ones_like(u), -np.sqrt(end - u)], axis=1)
+        solved = np.linalg.lstsq(columns, mean, rcond=None)[0]
+        error = float(np.square(columns @ solved - mean).sum())
+        if best is None or error < best[0]:
+            best = error, float(end), solved
+    assert best is not None
+    _, end, (level, slope) = best
+    return lambda u: np.asarray(level - slope * np.sqrt(np.maximum(end - u, 0)))
+
+
+def _plane(u: Values, v: Values, shares: NDArray[Any], queries: int) -> Values:
+    """a, b, c of a + b u + c v for the normal quantiles of ``shares`` ``(u, v)``, weighed by how well each is known."""
+    least = 0.5 / queries
+    clipped = np.clip(shares, least, 1 - least)
+    z = np.vectorize(_NORMAL.inv_cdf)(clipped)
+    weights = np.exp(-0.5 * z**2) / np.sqrt(clipped * (1 - clipped))
+    uu, vv = np.meshgrid(u, v, indexing="ij")
+    columns = np.stack([np.ones(z.size), uu.reshape(-1), vv.reshape(-1)], axis=1)
+    # Centred, so that a column that does not vary, and says nothing, gets no part of the level.
+    centre = columns.mean(axis=0) * [0, 1, 1]
+    sides = (columns - centre) * weights.reshape(-1, 1)
+    solved = np.linalg.lstsq(sides, (z * weights).reshape(-1), rcond=1e-9)[0]
+    solved[0] -= solved[1:] @ centre[1:]
+    return np.asarray(solved)
+
+
+def _shares(z: Values) -> Values:
+    return np.array([_NORMAL.cdf(float(x)) for x in z])
+
+
+def _digamma(x: NDArray[np.int64]) -> Values:
+    """The digamma function of whole numbers from 1 on: harmonic numbers less Euler's constant."""
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, int(x.max()) + 1))])
+    return np.asarray(harmonic[x - 1] - np.euler_gamma)

@@ -1,0 +1,127 @@
+"""A filter costs no recall, whatever it keeps: every backend on FAISS finds as large a share of the nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+
+import cbir_faiss as cf
+from cbir_faiss.base import registry
+from cbir_faiss.types import Codes, Ids
+
+N, DIM, QUERIES, K = 3000, 32, 40, 10
+LITTLE = 0.03
+# What a backend has to be told, or is told so that it misses some of the nearest.
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "faiss": [{"factory": f} for f in ("SQ8", "PCA16,HNSW8", "IVF64,SQ8", "IVF64_HNSW8,Flat", "PQ16x4fs")],
+    "faiss-binary-hnsw": [{"m": 4}],
+    "faiss-binary-ivf": [{"nlist": 64}],
+    "faiss-eden": [{"nlist": 64}, {"nlist": 0}],
+    "faiss-hnsw": [{"m": 4}, {"m": 4, "storage": "sq8"}, {"m": 8, "storage": "rabitq4"}],
+    "faiss-ivf": [{"nlist": 64}],
+    "faiss-lsh": [{"bits": 256}],
+    "faiss-pq": [{"bits": 64, "nlist": 64}],
+    "faiss-rabitq": [{"nlist": 64, "bits": 1}, {"nlist": 64, "bits": 4, "fast_scan": True}, {"nlist": 0, "bits": 2}],
+    "rabitq": [{"nlist": 64, "bits": 7}],
+}
+SEARCH = {"nprobe": 2, "ef": 12}
+
+
+def _cases() -> list[Any]:
+    ours = [name for name in registry.names("backends") if name.startswith("faiss")] + ["rabitq"]
+    return [
+        pytest.param(name, options, id="-".join([name, *map(str, options.values())]))
+        for name in ours
+        for options in OPTIONS.get(name, [{}])
+    ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(before)
+
+
+@cache
+def data(kind: str) -> tuple[Codes, Codes]:
+    """Items and queries around 50 centres."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((50, DIM))
+    x = centres[rng.integers(0, 50, N + QUERIES)] + 0.6 * rng.standard_normal((N + QUERIES, DIM))
+    x = x.astype(np.float32)
+    if kind == "binary":
+        x = np.packbits(x @ rng.standard_normal((DIM, 128)) > 0, axis=1)
+    return x[:N], x[N:]
+
+
+def nearest(backend: Any, queries: Codes, allowed: Ids) -> list[set[int]]:
+    """The ids that an exact search finds, by the codes that a backend ranks by, where it tells them."""
+    x = data(backend.kind)[0]
+    own = backend.hamming_codes(queries)
+    if own is None:
+        apart = ((queries[:, None].astype(np.float64) - x[allowed][None]) ** 2).sum(axis=2)
+    else:
+        codes = backend.hamming_codes(x)[allowed]
+        apart = np.unpackbits(own[:, None] ^ codes[None], axis=2).sum(axis=2)
+    last = np.sort(apart, axis=1)[:, min(K, len(allowed)) - 1, None]
+    return [set(allowed[row].tolist()) for row in apart <= last]
+
+
+def recall(backend: Any, options: dict[str, Any], allowed: Ids | None) -> float:
+    queries = data(backend.kind)[1]
+    found = backend.search(queries, K, allowed, options).ids
+    truth = nearest(backend, queries, np.arange(N) if allowed is None else allowed)
+    right = [
+        len(set(ids[ids >= 0].tolist()) & near) / min(K, len(near)) for ids, near in zip(found, truth, strict=True)
+    ]
+    return float(np.mean(right))
+
+
+def filled(name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    if name == "rabitq" and find_spec("rabitqlib") is None:
+        pytest.skip("needs rabitqlib: Python 3.11 or newer")
+    backend = cf.load_backend(name, **options)
+    kind = "float" if "float" in backend.accepts else "binary"
+    x = data(kind)[0]
+    backend.create(x.shape[1] * (8 if kind == "binary" else 1), kind)
+    backend.train(x[::2])
+    backend.upsert(np.arange(N), x)
+    searches = {key: value for key, value in SEARCH.items() if key in backend.SearchOptions.model_fields}
+    if name == "faiss":
+        searches = {k: v for k, v in searches.items() if {"nprobe": "IVF", "ef": "HNSW"}[k] in options["factory"][:9]}
+        searches.pop("ef" if "IVF" in options["factory"] else "", None)
+    return backend, {} if options.get("nlist") == 0 else searches
+
+
+@pytest.mark.parametrize(("name", "options"), _cases())
+def test_a_filter_loses_nothing(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Neither one that has nothing to do with the query, nor one that keeps a corner of the space, for queries all over
+    it; and items that are deleted are left out like those of a filter."""
+    backend, search = filled(name, options)
+    unfiltered = recall(backend, search, None)
+    shuffled = np.random.default_rng(1).permutation(N)
+    for share in (0.001, 0.01, 0.1, 0.5):
+        allowed = np.sort(shuffled[: int(share * N)])
+        assert recall(backend, search, allowed) >= unfiltered - LITTLE, f"{share:.1%} of the items"
+
+    x, queries = data(backend.kind)
+    far = np.argsort(x[:, 0].astype(int) if backend.kind == "binary" else x[:, 0], kind="stable")[:400]
+    hits = backend.search(queries, K, np.sort(far), search)
+    assert set(hits.ids.ravel().tolist()) <= set(far.tolist())
+    assert (hits.ids >= 0).all()
+    backend.save(tmp_path / "saved")
+    mapped = cf.load_backend(name, **options)
+    mapped.restore(tmp_path / "saved", mmap=True)
+    for changed in (backend, mapped):
+        np.testing.assert_array_equal(changed.search(queries, K, np.sort(far), search).ids, hits.ids)
+        changed.delete(np.setdiff1d(np.arange(N), far))
+        np.testing.assert_array_equal(changed.search(queries, K, None, search).ids, hits.ids)

@@ -1,0 +1,160 @@
+"""Search by text: the text tower lies in the collection, and neither torch nor the model's library is asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import _models
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+_models.quietly_imported("torch", "torchvision", "onnxruntime", "open_clip", "tokenizers")
+
+import open_clip  # noqa: E402
+import torch  # noqa: E402
+
+from cbir_faiss.cli import main  # noqa: E402
+from cbir_faiss.collection import Collection  # noqa: E402
+from cbir_faiss.config import parse_config  # noqa: E402
+from cbir_faiss.errors import ConfigError, CorruptCollection, InputError, Unsupported  # noqa: E402
+from cbir_faiss.extractors import _text, _tokenizer  # noqa: E402
+from cbir_faiss.extractors.joined import Joined  # noqa: E402
+from cbir_faiss.extractors.onnx import Onnx  # noqa: E402
+from cbir_faiss.extractors.open_clip import OpenClip  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures, the model, and the collection of the one by the other."""
+    place = tmp_path_factory.mktemp("texts")
+    (place / "pictures").mkdir()
+    for number in range(12):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / "pictures" / f"{number:02}.png")
+    _models.open_clip_folder(place / "model")
+    document: dict[str, Any] = {
+        "source": {"name": "folder", "root": str(place / "pictures")},
+        "extractors": [{"name": "open_clip", "model": str(place / "model"), "embed": "image+text"}],
+        "codecs": [{"name": "raw"}],
+        "backends": [{"name": "faiss-flat", "metric": "cosine"}],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CBIR_CACHE", str(place / "cache"))
+        Collection.build(parse_config(document), place / "x.cbir").close()
+    return place
+
+
+@pytest.fixture(scope="module")
+def expected(place: Path) -> Any:
+    """Embeddings of the texts by open_clip itself."""
+    model = open_clip.create_model(f"local-dir:{place / 'model'}").eval()
+    with torch.inference_mode():
+        return model.encode_text(open_clip.get_tokenizer("ViT-B-32")(_models.TEXTS), normalize=True).numpy()
+
+
+def test_a_collection_is_searched_by_text(place: Path, expected: Any) -> None:
+    with Collection.open(place / "x.cbir") as collection:
+        found = collection.search_text(_models.TEXTS, k=12)
+        by_vector = collection.search(expected, k=12)
+        assert [[match.path for match in row] for row in found] == [[match.path for match in row] for row in by_vector]
+        for row, same in zip(found, by_vector, strict=True):
+            np.testing.assert_allclose([m.distance for m in row], [m.distance for m in same], atol=1e-5)
+        assert len(collection.search_text(["a red bus"], k=2, where="path != '03.png'")[0]) == 2
+
+
+def test_neither_torch_nor_the_library_is_loaded(place: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(place / "x.cbir", tmp_path / "moved.cbir")
+    code = (
+        "import sys\nfrom cbir_faiss import Collection\n"
+        f"with Collection.open({str(moved)!r}) as c: print(c.search_text(['a red bus'], 1)[0][0].path)\n"
+        "assert not {'torch', 'open_clip', 'transformers', 'PIL'} & set(sys.modules)\n"
+        "assert '_model' not in c._frozen.__dict__ and '_loaded' not in c._frozen.__dict__\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(".png")
+
+
+def test_the_command(place: Path) -> None:
+    done = CliRunner().invoke(main, ["search", str(place / "x.cbir"), "--text", "a red bus", "-k", "2", "--json"])
+    assert done.exit_code == 0, done.output
+    ((first, _),) = json.loads(done.stdout)
+    assert sorted(first) == ["distance", "id", "label", "path"]
+    said = CliRunner().invoke(main, ["search", str(place / "x.cbir"), "--text", "a red bus", "--text", "two dogs"])
+    assert [line for line in said.stdout.splitlines() if not line.startswith(" ")] == ["a red bus", "two dogs"]
+    both = CliRunner().invoke(main, ["search", str(place / "x.cbir"), "--text", "a red bus", "--id", "1"])
+    assert (both.exit_code, "give images, or --id, or --vector, or --text" in both.output) == (2, True)
+
+
+def test_a_collection_without_a_text_tower() -> None:
+    folder = Path(__file__).parent / "fixtures" / "pictures-0.1"
+    with Collection.open(folder) as collection, pytest.raises(Unsupported, match="has no text tower: a collection is"):
+        collection.search_text(["a red bus"])
+    vectors = Path(__file__).parent / "fixtures" / "vectors-0.1"
+    with Collection.open(vectors) as collection, pytest.raises(InputError, match="not pictures or texts"):
+        collection.search_text(["a red bus"])
+
+
+@pytest.mark.parametrize("wrong", ["a red bus", [], [""], [" \n"], [3], ["a \ud800 bus"]])
+def test_what_is_no_text(wrong: Any, place: Path) -> None:
+    with Collection.open(place / "x.cbir") as collection, pytest.raises(InputError, match="text"):
+        collection.search_text(wrong)
+
+
+def test_a_damaged_text_tower(place: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(place / "x.cbir", tmp_path / "x.cbir"))
+    content = bytearray((damaged / "extractor" / "text.onnx").read_bytes())
+    content[-100] ^= 0xFF
+    (damaged / "extractor" / "text.onnx").write_bytes(content)
+    with Collection.open(damaged) as collection, pytest.raises((CorruptCollection, ConfigError)):
+        collection.search_text(["a red bus"])
+    (damaged / "extractor" / "text.onnx").write_bytes((damaged / "extractor" / "model.onnx").read_bytes())
+    with pytest.raises(ConfigError, match=r"text: .*text\.onnx is no text tower that was exported here"):
+        _text.TextModel(damaged / "extractor" / "text.onnx")
+
+
+def test_a_frozen_copy_is_frozen_again(place: Path, expected: Any, tmp_path: Path) -> None:
+    kept = place / "x.cbir" / "extractor"
+    extractor = Onnx(
+        model=str(kept / "model.onnx"),
+        text=str(kept / "text.onnx"),
+        preprocess={"resize": 32, "crop": 32, "layout": "nhwc"},
+    )
+    parts = [{"name": "histogram"}, {"name": "onnx", **extractor.options.model_dump(mode="json")}]
+    joined = Joined(of=parts, embeddings=["onnx.embedding", "embedding"])
+    assert list(joined.embed_text(_models.TEXTS)) == ["onnx.embedding"]
+    name, options = joined.freeze(tmp_path)
+    assert (tmp_path / "1" / "text.onnx").is_file()
+    assert options["of"][1]["text"] == "1/text.onnx"
+    np.testing.assert_allclose(joined.embed_text(_models.TEXTS)["onnx.embedding"], expected, atol=1e-5)
+    first = Joined(of=parts)
+    with pytest.raises(Unsupported, match="'histogram' has no text tower"):
+        first.embed_text(["a red bus"])
+    assert name == "joined"
+
+
+def test_a_tokenizer_that_would_give_other_ids(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tokenizer, "_WORDS", r"\S+")
+    with pytest.raises(ConfigError, match="embed: its tokenizer has no form without its library"):
+        OpenClip(model=str(place / "model"), embed="image+text", runtime="torch").load()
+
+
+def test_the_tokenizer_is_open_clips() -> None:
+    theirs = open_clip.get_tokenizer("ViT-B-32")
+    ours = _text.tokenizer_of(_tokenizer.of_open_clip(theirs))
+    texts = [
+        "it’s “quoted”, don't I'LL we've",
+        "  lots   of\tspace\n",
+        "ÉCLAIR: naïve café, l’été à Paris",
+        "emoji 😀 red🚗car, —dash… –",
+        "3.14159 and 2,000 a_b-c/d\\e",
+        "日本の猫 кот γάτα",
+    ]
+    assert [ids for ids, _ in _text.tokens_of(ours, texts)] == theirs(texts).tolist()

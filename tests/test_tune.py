@@ -1,0 +1,410 @@
+"""`cbir tune`: the index that reaches a target, on real engines and files; what is said where none does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from numpy.typing import NDArray
+
+import cbir_faiss as cf
+from cbir_faiss.cli import main
+from cbir_faiss.config import load_config
+from cbir_faiss.errors import CbirError, ConfigError, InputError
+from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
+from cbir_faiss.tuning.tune import Tuned, tune
+from cbir_faiss.tuning.ways import Judge, Setting, Way
+
+RUNGS = (400,)
+CODES: dict[str, Any] = {
+    "codecs": [{"name": "itq", "bits": [8, 32]}],
+    "backends": [{"name": "faiss-binary-flat"}],
+    "rescore": [{"name": "float", "center": False}],
+}
+LISTS: dict[str, Any] = {
+    "codecs": [{"name": "raw"}],
+    "backends": [{"name": "faiss-ivf", "metric": "cosine", "nlist": 16}],
+    "rescore": [{"name": "none"}],
+}
+
+
+def clusters(n: int = 1_000, dim: int = 32, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    rng = np.random.default_rng(seed)
+    which = rng.integers(0, 10, n)
+    centres = 1.5 * np.random.default_rng(9).standard_normal((10, dim))
+    return (centres[which] + rng.standard_normal((n, dim))).astype(np.float32), which
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A config of 1,000 labelled vectors that narrows the space to two indexes."""
+    x, labels = clusters()
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "labels.npy", labels)
+    source = {"name": "vectors", "file": "x.npy", "labels": "labels.npy"}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"source": source, **CODES}))
+    return tmp_path / "data.yaml"
+
+
+def narrowed(config: Path, **sections: Any) -> Path:
+    document = {"source": yaml.safe_load(config.read_text())["source"], **sections}
+    config.write_text(yaml.safe_dump(document))
+    return config
+
+
+def cbir(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def test_what_is_tuned_is_built_and_searched_as_it_was_tuned(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "found" / "tuned.yaml"
+    out.parent.mkdir()
+    found = cbir("tune", config, "--target", "knn_recall@10 >= 0.9", "--items", 20_000, "--out", out, "--json")
+    assert found.exit_code == 0, found.output
+    told = json.loads(found.stdout)
+    assert told["met"] is True
+    assert set(told["chosen"]) == {"codec", "backend", "rescore", "search", "bits"}
+    measured = told["measured"]["knn_recall@10"]
+    assert 0.9 <= measured["ci95"][0] <= measured["value"] <= measured["ci95"][1]
+    assert {"bytes_per_item", "disk_bytes_per_item", "p50_ms"} <= set(told["measured"])
+    predicted = told["predicted"]
+    assert {"items", "knn_recall@10", "bytes_per_item", "p50_ms", "build_seconds"} <= set(predicted)
+    assert predicted["items"] == 20_000
+    assert predicted["knn_recall@10"]["value"] < measured["value"]
+    assert told["front"]
+    assert told["trials"] >= 2
+
+    built = load_config(out).single()
+    assert built.codecs[0].options["bits"] == told["chosen"]["bits"]
+    collection = tmp_path / "tuned.cbir"
+    assert cbir("build", out, "--out", collection).exit_code == 0
+    with cf.Collection.open(collection) as opened:
+        assert opened.manifest.rescore.options["candidates"] == told["chosen"]["rescore"]["candidates"]
+        x, _ = clusters()
+        fresh, _ = clusters(300, seed=5)
+        hits = opened.search_hits(fresh, 10)
+        recall = knn_recall(true_distances(x, fresh, hits.ids, "cosine"), exact_thresholds(x, fresh, 10, "cosine"), 10)
+        assert recall.mean() >= 0.89
+    page = (out.parent / "tuned.html").read_text()
+    assert "knn_recall@10 &gt;= 0.9" in page
+    assert "<svg" in page
+    assert not list((out.parent / "tuned.tuning").glob("*.np*")), "only the trials are left"
+
+
+def test_search_options_are_tuned_and_kept(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tuned.yaml"
+    found = tune(narrowed(config, **LISTS), "knn_recall@10 >= 0.8", minimise="latency", out=out, rungs=RUNGS)
+    assert found.met
+    assert found.chosen is not None
+    nprobe = found.chosen["search"]["nprobe"]
+    assert 1 <= nprobe < 16
+    assert load_config(out).single().backends[0].searches == ({"nprobe": nprobe},)
+    if Path("/proc/stat").exists():
+        assert found.environment["busy"] in (True, False)
+    again = tune(config, "knn_recall@10 >= 0.99", minimise="latency", rungs=RUNGS)
+    assert again.chosen is not None
+    assert again.chosen["search"]["nprobe"] > nprobe
+
+
+def test_a_config_that_gives_values_is_kept_to_them(config: Path) -> None:
+    backend = {**LISTS["backends"][0], "search": {"nprobe": [1, 5]}}
+    found = tune(narrowed(config, **{**LISTS, "backends": [backend]}), "knn_recall@10 >= 0.95", rungs=RUNGS)
+    assert found.chosen is not None
+    assert found.chosen["search"] == {"nprobe": 5}
+    given = [{"name": "float", "center": False, "candidates": 37}]
+    found = tune(narrowed(config, **{**CODES, "rescore": given}), "knn_recall@10 >= 0.5", rungs=RUNGS)
+    assert found.chosen is not None
+    assert found.chosen["rescore"]["candidates"] == 37
+
+
+def test_a_graph_walks_as_far_as_its_hits_go_on(config: Path) -> None:
+    graph: dict[str, Any] = {
+        "codecs": [{"name": "raw"}],
+        "backends": [{"name": "faiss", "factory": "HNSW8_SQ4", "metric": "cosine"}],
+        "rescore": [{"name": "float", "center": False}],
+    }
+    found = tune(narrowed(config, **graph), "knn_recall@10 >= 0.9", items=5_000, rungs=RUNGS)
+    assert found.met
+    assert found.chosen is not None
+    assert found.chosen["search"]["ef"] == found.chosen["rescore"]["candidates"]
+    kept = {**graph, "backends": [{**graph["backends"][0], "search": {"ef": 40}}]}
+    found = tune(narrowed(config, **kept), "knn_recall@10 >= 0.9", rungs=RUNGS)
+    assert found.chosen is not None
+    assert found.chosen["search"] == {"ef": 40}
+
+
+@pytest.mark.parametrize("name", ["lists", "graph"])
+def test_what_is_looked_at_more_of_next(config: Path, name: str) -> None:
+    """From the least setting to the widest, one option at a time, and no farther."""
+    backend = {"lists": "IVF4,SQ4", "graph": "HNSW8_SQ4"}[name]
+    backends = [{"name": "faiss", "factory": backend, "metric": "cosine"}]
+    sections = {"codecs": [{"name": "raw"}], "backends": backends, "rescore": [{"name": "float", "center": False}]}
+    seen: list[Setting] = []
+
+    class Unsure(Judge):
+        def ways(self) -> list[Way]:
+            setting: Setting | None = next(self.grid(0))
+            while setting is not None:
+                seen.append(setting)
+                setting = self.more(setting)
+            return super().ways()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cbir_faiss.tuning.race.Judge", Unsure)
+        assert tune(narrowed(config, **sections), "knn_recall@10 >= 0.5", rungs=()).met
+    assert len({str(setting) for setting in seen}) == len(seen) > 5
+    assert seen[-1].candidates == max(setting.candidates or 0 for setting in seen)
+
+
+def test_targets_by_labels_and_against_raw(config: Path) -> None:
+    found = tune(config, ["map@5 >= raw - 0.05", "knn_recall@5 >= 0.5"], rungs=RUNGS, items=50)
+    assert found.met
+    assert found.measured["map@5 - raw"]["ci95"][0] >= -0.05
+    assert 0 < found.measured["map@5"]["value"] <= 1
+    assert found.measured["knn_recall@5"]["value"] > 0.5
+    assert found.predicted is not None
+    assert found.predicted["knn_recall@5"]["value"] >= found.measured["knn_recall@5"]["value"] - 0.05, "fewer items"
+    assert "map@5" not in found.predicted
+
+
+def test_what_cannot_be_reached_is_said_with_what_comes_nearest(config: Path, tmp_path: Path) -> None:
+    narrowed(config, **{**CODES, "rescore": [{"name": "none"}]})
+    found = cbir("tune", config, "--target", "knn_recall@10 >= 0.95", "--out", tmp_path / "t.yaml", "--json")
+    assert found.exit_code == 1
+    told = json.loads(found.stdout)
+    assert told["met"] is False
+    assert told["chosen"]["codec"]["bits"] == 32, "the nearest"
+    assert 0 < told["measured"]["knn_recall@10"]["value"] < 0.95
+    assert "knn_recall@10 >= 0.95 cannot be met" in told["why"]
+    assert not (tmp_path / "t.yaml").exists()
+    plain = cbir("tune", config, "--target", "knn_recall@10 >= 0.95", "--out", tmp_path / "t.yaml")
+    assert plain.exit_code == 1
+    assert "nearest comes" in plain.stdout
+
+
+def test_limits_rule_out_what_exceeds_them(config: Path) -> None:
+    found = tune(config, "knn_recall@10 >= 0.9", max_bytes=1, rungs=RUNGS)
+    assert not found.met
+    assert all("bytes an item" in reason for _, reason in found.others)
+    found = tune(config, "knn_recall@10 >= 0.9", max_disk_bytes=50, rungs=RUNGS)
+    assert not found.met
+    found = tune(config, "knn_recall@10 >= 0.9", max_ms=1e-6, rungs=RUNGS)
+    assert not found.met
+    assert "limits" in found.why
+
+
+class Killed(BaseException):
+    """As if the process had died."""
+
+
+def looks(config: Path, out: Path, die_after: int | None = None) -> tuple[list[str], Tuned | None]:
+    """What was looked at, and what was found unless it died after so many looks."""
+    said: list[str] = []
+
+    def note(text: str) -> None:
+        if len(said) == die_after:
+            raise Killed
+        said.append(text)
+
+    try:
+        return said, tune(config, "knn_recall@10 >= 0.95", out=out, note=note, rungs=RUNGS, minimise="latency")
+    except Killed:
+        return said, None
+
+
+def test_an_interrupted_run_goes_on_and_looks_at_nothing_twice(config: Path, tmp_path: Path) -> None:
+    whole, expected = looks(config, tmp_path / "whole.yaml")
+    assert expected is not None
+    assert len(whole) == len(set(whole)) >= 3
+    first, none = looks(config, tmp_path / "t.yaml", die_after=2)
+    assert none is None
+    trials = tmp_path / "t.tuning" / "trials.jsonl"
+    with trials.open("a") as file:
+        file.write('{"run": "torn')
+    then, found = looks(config, tmp_path / "t.yaml")
+    assert found is not None
+    assert not set(first) & set(then)
+    assert found.met == expected.met
+    assert found.chosen is not None
+    again, same = looks(config, tmp_path / "t.yaml")
+    assert again == []
+    assert same is not None
+    assert same.chosen == found.chosen
+    # Other data are another run, also in the same place.
+    np.save(config.parent / "x.npy", clusters(seed=3)[0])
+    other, _ = looks(config, tmp_path / "t.yaml")
+    assert len(other) >= 3
+
+
+def test_a_run_that_died_while_an_index_was_judged_goes_on(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged, calls = Judge.ways, []
+
+    def dying(self: Judge) -> Any:
+        calls.append(self)
+        if len(calls) == 2:
+            raise Killed
+        return judged(self)
+
+    monkeypatch.setattr(Judge, "ways", dying)
+    with pytest.raises(Killed):
+        tune(config, "knn_recall@10 >= 0.9", out=tmp_path / "t.yaml", rungs=RUNGS, minimise="latency")
+    found = tune(config, "knn_recall@10 >= 0.9", out=tmp_path / "t.yaml", rungs=RUNGS, minimise="latency")
+    assert found.met
+
+
+def test_an_index_that_was_lost_meanwhile_is_built_again(config: Path, tmp_path: Path) -> None:
+    looks(config, tmp_path / "t.yaml", die_after=2)
+    for file in (tmp_path / "t.tuning").rglob("index.faiss"):
+        file.write_bytes(file.read_bytes()[:-7])
+    _, found = looks(config, tmp_path / "t.yaml")
+    assert found is not None
+    assert found.met
+
+
+def test_two_runs_at_one_place_are_one_line(config: Path, tmp_path: Path) -> None:
+    def second(_: str) -> None:
+        tune(config, "knn_recall@10 >= 0.5", out=tmp_path / "t.yaml", rungs=RUNGS)
+
+    with pytest.raises(CbirError, match=r"t\.tuning"):
+        tune(config, "knn_recall@10 >= 0.5", out=tmp_path / "t.yaml", rungs=RUNGS, note=second)
+
+
+def test_no_time_is_said_with_what_was_reached(config: Path) -> None:
+    found = tune(config, "knn_recall@10 >= 0.9", minutes=1e-9, rungs=RUNGS)
+    assert not found.met
+    assert "no time" in found.why
+    assert json.loads(json.dumps(found.as_json()))["met"] is False
+
+
+def test_a_collection_and_a_file_of_vectors_are_data_too(config: Path, tmp_path: Path) -> None:
+    document = yaml.safe_load(config.read_text())
+    document |= {"codecs": [{"name": "raw"}], "backends": [{"name": "faiss-flat"}], "rescore": [{"name": "none"}]}
+    (tmp_path / "raw.yaml").write_text(yaml.safe_dump(document))
+    collection = tmp_path / "raw.cbir"
+    assert cbir("build", tmp_path / "raw.yaml", "--out", collection).exit_code == 0
+    out = tmp_path / "t.yaml"
+    found = tune(collection, "knn_recall@10 >= 0.6", out=out, **CODES)
+    assert found.met
+    assert load_config(out).source.name == "collection"
+    assert cbir("build", out, "--out", tmp_path / "tuned.cbir").exit_code == 0
+    assert tune(tmp_path / "x.npy", "knn_recall@10 >= 0.6", **CODES).met
+
+
+@pytest.mark.slow
+def test_the_whole_space_can_be_built_and_compared() -> None:
+    x, _ = clusters(1_500, 64)
+    found = cf.tune(x, "knn_recall@10 >= 0.9", minimise="latency", rungs=RUNGS)
+    assert found.met
+    refused = [(title, reason) for title, reason in found.others if "FAISS" in reason or "Error" in reason]
+    assert not refused
+
+
+def test_vectors_in_memory_with_labels() -> None:
+    x, labels = clusters(600)
+    found = cf.tune(x, "hit@1 >= 0.5", labels=labels.tolist(), **CODES)
+    assert found.met
+    with pytest.raises(InputError, match="600 vectors"):
+        cf.tune(x, "hit@1 >= 0.5", labels=[1, 2])
+
+
+def test_metrics_other_than_cosine(config: Path) -> None:
+    flat = {"codecs": [{"name": "raw"}], "rescore": [{"name": "none"}]}
+    for metric in ("l2", "ip"):
+        backends = [{"name": "faiss-flat", "metric": metric}, {"name": "faiss-hnsw", "metric": metric, "m": 8}]
+        found = tune(narrowed(config, **flat, backends=backends), "knn_recall@10 >= 0.9", metric=metric, rungs=RUNGS)  # type: ignore[arg-type]
+        assert found.met
+        assert found.chosen is not None
+        assert found.chosen["backend"]["metric"] == metric
+
+
+@pytest.mark.parametrize(
+    ("change", "target", "message"),
+    [
+        ({}, "knn_recall@10 > 1", "cannot be read"),
+        ({"labels": None}, "map@5 >= 0.5", "have none"),
+        ({"rows": 11}, "knn_recall@10 >= 0.5", "at least 10 items"),
+        ({"rows": 2}, "knn_recall@1 >= 0.5", "tuning needs an item and two queries"),
+        ({"fill": np.nan}, "knn_recall@10 >= 0.5", "not one of"),
+        ({"fill": 0.0}, "knn_recall@10 >= 0.5", "items and 0 queries|two queries|direction"),
+    ],
+)
+def test_data_that_cannot_be_tuned_on_are_one_line(config: Path, change: Any, target: str, message: str) -> None:
+    x, _ = clusters(change.get("rows", 1_000))
+    if "fill" in change:
+        x[:] = change["fill"]
+    np.save(config.parent / "x.npy", x)
+    (config.parent / "labels.npy").unlink()
+    config.write_text(yaml.safe_dump({"source": {"name": "vectors", "file": "x.npy"}, **CODES}))
+    result = cbir("tune", config, "--target", target, "--out", config.parent / "t.yaml")
+    assert result.exit_code in (1, 2), result.output
+    assert len(result.stderr.strip().splitlines()) == 1
+    import re
+
+    assert re.search(message, result.stderr), result.stderr
+
+
+@pytest.mark.parametrize("kind", ["constant", "duplicates"])
+def test_vectors_that_say_nothing(config: Path, kind: str) -> None:
+    x, _ = clusters()
+    x[:] = x[0] if kind == "constant" else x[np.arange(len(x)) % 7]
+    np.save(config.parent / "x.npy", x)
+    sections = {
+        "backends": [{"name": "faiss-flat", "metric": "cosine"}, *CODES["backends"]],
+        "rescore": [{"name": "none"}],
+    }
+    codecs = [{"name": "raw"}, {"name": "itq", "bits": 8}]
+    found = tune(narrowed(config, **sections, codecs=codecs), "knn_recall@10 >= 0.9", items=10_000, rungs=RUNGS)
+    assert found.met, "equals are as near as each other"
+    assert found.predicted is not None
+    assert json.dumps(found.as_json(), allow_nan=False)
+
+
+def test_bad_usage_is_status_2(config: Path, tmp_path: Path) -> None:
+    assert cbir("tune", "--target", "knn_recall@10 >= 0.9").exit_code == 2
+    assert cbir("tune", config, "--vectors", tmp_path / "x.npy", "--target", "knn_recall@10 >= 0.9").exit_code == 2
+    assert cbir("tune", config).exit_code == 2
+    assert cbir("tune", config, "--target", "knn_recall@10 >= 0.9", "--minutes", 0).exit_code == 2
+    twice = cbir("tune", config, "--target", "map@5 >= 0.9", "--target", "map@5 >= 0.8")
+    assert twice.exit_code == 2
+    assert "contradict" in twice.stderr
+    page = cbir("tune", config, "--target", "knn_recall@10 >= 0.9", "--out", tmp_path / "t.html")
+    assert page.exit_code == 2
+    assert "config to write" in page.stderr
+    (tmp_path / "file").write_text("")
+    nowhere = cbir("tune", config, "--target", "knn_recall@10 >= 0.9", "--out", tmp_path / "file" / "t.yaml")
+    assert nowhere.exit_code == 1
+    assert "cannot be written" in nowhere.stderr
+    narrowed(config, backends=[{"name": "faiss-flat", "metrik": "l2"}])
+    wrong = cbir("tune", config, "--target", "knn_recall@10 >= 0.9")
+    assert wrong.exit_code == 2
+    assert "data.yaml:" in wrong.stderr
+    with pytest.raises(ConfigError, match="labels go with vectors"):
+        tune(config, "knn_recall@10 >= 0.9", labels=[1])
+
+
+def test_a_collection_reads_its_catalogue_once(config: Path, tmp_path: Path) -> None:
+    from cbir_faiss.sources.collection import CollectionSource
+
+    document = yaml.safe_load(config.read_text())
+    document |= {"codecs": [{"name": "raw"}], "backends": [{"name": "faiss-flat"}], "rescore": [{"name": "none"}]}
+    config.write_text(yaml.safe_dump(document))
+    assert cbir("build", config, "--out", tmp_path / "raw.cbir").exit_code == 0
+    source = CollectionSource(path=str(tmp_path / "raw.cbir"))
+    assert source.items() is source.items()
+
+
+def test_the_room_is_also_the_function() -> None:
+    """Importing a module of the room must not hide the function of its name."""
+    import cbir_faiss.tuning.target
+
+    assert callable(cf.tune)
+    assert cbir_faiss.tuning.target is not None
+    with pytest.raises(ConfigError, match="no target"):
+        cf.tune("nothing.yaml", [])
