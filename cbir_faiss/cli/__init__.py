@@ -73,6 +73,7 @@ def main(verbose: bool) -> None:
     cbir init photos/                       a first config for a folder of pictures: photos.yaml
     cbir build photos.yaml                  a collection of them: photos.cbir
     cbir search photos.cbir query.jpg       the pictures most like one
+    cbir serve photos/                      all of it at once, to look at in the browser
     \b
     cbir init photos/ --compare             and to see what each choice costs on them
     cbir compare photos-compare.yaml

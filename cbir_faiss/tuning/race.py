@@ -78,7 +78,7 @@ class Race:
         folder: Path,
         trials: Trials,
         until: float,
-        note: Note = lambda text: None,
+        note: Note | None = None,
         rungs: Sequence[int] = RUNGS,
     ) -> None:
         self.data, self.targets, self.trials = data, targets, trials
@@ -173,7 +173,8 @@ class Race:
         key = entrant.structure.key
         trial = self.trials.found.get((key, size))
         if trial is None:
-            self._note(f"{entrant.structure.title}: {size:,} items")
+            if self._note is not None:
+                self._note(f"{entrant.structure.title}: {size:,} items")
             began = time.monotonic()
             try:
                 trial = look(entrant, size)

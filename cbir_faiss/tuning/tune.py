@@ -101,7 +101,7 @@ def tune(
     out: str | Path | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
-    note: Note = lambda text: None,
+    note: Note | None = None,
     rungs: Sequence[int] = RUNGS,
     space: Space | None = None,
 ) -> Tuned:
