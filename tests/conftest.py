@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -56,6 +57,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def _name(item: pytest.Item) -> str:
     """``test_file.py::test_function``, whatever the parameters."""
     return item.nodeid.partition("[")[0].rpartition("/")[2]
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """A command that is run in this process says how it logs; the next test begins as if it had not."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture(autouse=True)
