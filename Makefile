@@ -29,10 +29,10 @@ demo: $(VENV)/.demo  ## set up, compare raw and binary indexing on built-in data
 # A process for each core, at most four: each may load torch.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-test: $(VENV)/.dev  ## set up and run the whole test suite (under 6 min)
+test: $(VENV)/.dev  ## set up and run the whole test suite (10 min)
 	$(PYTEST)
 
-test-fast: $(VENV)/.dev  ## the tests without the slow ones (under 1 min)
+test-fast: $(VENV)/.dev  ## the tests without the slow ones (3 min)
 	$(PYTEST) -m 'not slow'
 
 servers: $(VENV)/.dev  ## the contract kit against Qdrant and PostgreSQL in Docker (2 min)
@@ -44,7 +44,7 @@ lint: $(VENV)/.dev  ## format, lint and types (1 min)
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file tests/mypy.ini
 
-check: lint test-fast  ## what must be green before a commit: lint and test-fast (2 min)
+check: lint test-fast  ## what must be green before a commit: lint and test-fast (4 min)
 
 format: $(VENV)/.dev  ## format and sort imports (1 s)
 	$(BIN)/ruff format .
