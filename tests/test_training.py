@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from _colours import NETWORK, write_colours
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -46,15 +47,7 @@ from cbir_faiss.training.losses.csq import hash_centers  # noqa: E402
 from cbir_faiss.training.validation import retrieval_map  # noqa: E402
 from cbir_faiss.training.views import ViewedSource, Views  # noqa: E402
 
-CLASSES = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
 EACH = 24
-NETWORK = {
-    "name": "multipool",
-    "width": 2,
-    "joint": 8,
-    "features": 16,
-    "preprocess": {"resize": [16, 16], "crop": None},
-}
 FIT = {"epochs": 3, "batch_size": 16, "lr": 0.01, "held_out": 4, "device": "cpu"}
 TEACHER = {"name": "histogram"}
 
@@ -62,14 +55,7 @@ TEACHER = {"name": "histogram"}
 @pytest.fixture
 def colours(tmp_path: Path) -> Path:
     """Three classes of 24 pictures, 24 x 24 pixels of noise about a colour."""
-    root = tmp_path / "colours"
-    rng = np.random.default_rng(0)
-    for name, colour in CLASSES.items():
-        (root / name).mkdir(parents=True)
-        for i in range(EACH):
-            pixels = rng.normal(colour, 60, (24, 24, 3))
-            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / name / f"{i:02}.png")
-    return root
+    return write_colours(tmp_path / "colours", EACH, 24)
 
 
 def document(root: Path, **changed: Any) -> dict[str, Any]:

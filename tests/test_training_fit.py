@@ -14,6 +14,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
+from _colours import NETWORK, write_colours  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
 
 from cbir_faiss.base import registry  # noqa: E402
@@ -37,28 +38,14 @@ from cbir_faiss.training.optimizer import Average, Optimizer  # noqa: E402
 from cbir_faiss.training.schedule import Schedule  # noqa: E402
 from cbir_faiss.training.seeds import folder_of, train_seeds  # noqa: E402
 
-CLASSES = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
 EACH = 16
-NETWORK = {
-    "name": "multipool",
-    "width": 2,
-    "joint": 8,
-    "features": 16,
-    "preprocess": {"resize": [16, 16], "crop": None},
-}
 FIT = {"epochs": 2, "batch_size": 12, "lr": 0.01, "held_out": 4, "device": "cpu"}
 
 
 @pytest.fixture
 def colours(tmp_path: Path) -> Path:
     """Three classes of 16 pictures, 20 x 20 pixels of noise about a colour."""
-    root, rng = tmp_path / "colours", np.random.default_rng(0)
-    for name, colour in CLASSES.items():
-        (root / name).mkdir(parents=True)
-        for i in range(EACH):
-            pixels = rng.normal(colour, 60, (20, 20, 3))
-            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / name / f"{i:02}.png")
-    return root
+    return write_colours(tmp_path / "colours", EACH, 20)
 
 
 def document(root: Path, **changed: Any) -> dict[str, Any]:

@@ -85,9 +85,14 @@ def data_uri(image: Image.Image, side: int) -> str:
     if 0 < max(image.size) < side // 2:  # tiny pictures keep their pixels visible
         scale = side // max(image.size)
         image = image.resize((image.width * scale, image.height * scale), resample=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg_of(image)).decode()}"
+
+
+def jpeg_of(image: Image.Image, quality: int = 82) -> bytes:
+    """An RGB image as the bytes of a JPEG file."""
     jpeg = io.BytesIO()
-    image.save(jpeg, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
+    image.save(jpeg, "JPEG", quality=quality)
+    return jpeg.getvalue()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -92,29 +92,23 @@ def check(body: bytes, *, megapixels: float) -> Answer:
 
 def thumb(_: bytes, *, path: str, side: int, megapixels: float) -> Answer:
     """A small JPEG of a file."""
-    from cbir_faiss.images.reading import open_image
+    from cbir_faiss.images.reading import jpeg_of, open_image
 
     image = open_image(path, max_megapixels=megapixels, min_side=2 * side)
     image.thumbnail((side, side))
-    return {"type": "image/jpeg"}, _jpeg(image, 82)
+    return {"type": "image/jpeg"}, jpeg_of(image)
 
 
 def shown(_: bytes, *, path: str, megapixels: float) -> Answer:
     """A file as a browser can show it; empty where it can show it as it is."""
     from PIL import Image
 
-    from cbir_faiss.images.reading import open_image
+    from cbir_faiss.images.reading import jpeg_of, open_image
 
     image = open_image(path, max_megapixels=megapixels)
     with Image.open(path) as raw:
         media_type = _SHOWN.get(raw.format or "")
-    return ({"type": media_type}, b"") if media_type else ({"type": "image/jpeg"}, _jpeg(image, 90))
-
-
-def _jpeg(image: Any, quality: int) -> bytes:
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=quality)
-    return out.getvalue()
+    return ({"type": media_type}, b"") if media_type else ({"type": "image/jpeg"}, jpeg_of(image, 90))
 
 
 @cache
