@@ -52,7 +52,8 @@ class Cosine(nn.Module):  # type: ignore[misc]
 
     def __init__(self, dim: int, classes: int, temperature: float) -> None:
         super().__init__()
-        self.weight, self.temperature = nn.Parameter(torch.randn(classes, dim)), temperature
+        # Of length one: where they are long, an optimizer whose steps do not depend on it turns them slowly.
+        self.weight, self.temperature = nn.Parameter(torch.randn(classes, dim) / dim**0.5), temperature
 
     def forward(self, features: Any) -> Any:
         normalize = nn.functional.normalize
