@@ -387,7 +387,8 @@ class Rabitqlib(Peer):
 
 
 class Turbovec(Peer):
-    """It knows inner products alone: of (q, 1) and (x, -|x|²/2), which rank as L2 does."""
+    """It knows inner products alone: of (q, c) and (x, (m - |x|²) / 2c), which rank as L2 does. With m the mean of |x|²
+    and c its root, what is put beside x is not so long that its rounding would hide the rest."""
 
     name, package = "turbovec", "turbovec"
 
@@ -402,21 +403,23 @@ class Turbovec(Peer):
         import turbovec
 
         mean = np.mean(x, axis=0)
-        np.save(folder / "mean.npy", mean)
+        squared = float(np.mean([np.square(rows - mean).sum(axis=1).mean() for rows in blocks(x)]))
+        np.savez(folder / "state.npz", mean=mean, length=squared**0.5)
         index = turbovec.TurboQuantIndex(dim=x.shape[1] + 8, bit_width=build["bits"])
         for rows in blocks(x):
             centred = rows - mean
-            index.add(widened(centred, -np.einsum("ij,ij->i", centred, centred) / 2))
+            index.add(widened(centred, (squared - np.square(centred).sum(axis=1)) / (2 * squared**0.5)))
         index.write(str(folder / "index.tv"))
 
     def open(self, folder: Path, threads: int, build: Settings) -> Search:
         import numpy as np
         import turbovec
 
-        index, mean = turbovec.TurboQuantIndex.load(str(folder / "index.tv")), np.load(folder / "mean.npy")
+        index, state = turbovec.TurboQuantIndex.load(str(folder / "index.tv")), np.load(folder / "state.npz")
+        mean, length = state["mean"], state["length"]
 
         def search(k: int) -> Any:
-            return lambda some: index.search(widened(some - mean, np.ones(len(some))), k)[1]
+            return lambda some: index.search(widened(some - mean, np.full(len(some), length)), k)[1]
 
         return search
 
@@ -752,7 +755,6 @@ class Ours(Peer):
         codec.save(folder / "codec.npz")
 
     def open(self, folder: Path, threads: int, build: Settings) -> Search:
-        from cbir_faiss._lib.threads import phase
         from cbir_faiss.base import registry
         from cbir_faiss.collection import Collection
 
@@ -765,12 +767,7 @@ class Ours(Peer):
 
         def search(k: int, **settings: Any) -> Any:
             options = backend.SearchOptions(**settings)
-
-            def one(some: Any) -> Any:
-                with phase("search", threads):
-                    return backend.search(codec.encode(some), k, None, options).ids
-
-            return one
+            return lambda some: backend.search(codec.encode(some), k, None, options).ids
 
         return search
 

@@ -1,16 +1,17 @@
 """Other libraries on the same work: same vectors, same machine, each at a small sweep of its own settings.
 
-    python benchmarks/peers.py --data cifar10=ITEMS.npy,QUERIES.npy --data clustered-1m=ITEMS.npy,QUERIES.npy
+    python benchmarks/peers.py --data cifar10=configs/cifar10.yaml --data caltech101=configs/caltech101.yaml
+    python benchmarks/peers.py --data clustered-1m=ITEMS.npy,QUERIES.npy
     python benchmarks/peers.py --data … --only usearch,cbir         some peers
     python benchmarks/peers.py --data … --python diskannpy=OTHER/bin/python    one that wants a Python of its own
     python benchmarks/peers.py --data … --items 2000 --out FOLDER   the first items only, to see that it runs
     python benchmarks/tables.py                                     write docs/peers.md from the stored run
 
-Vectors are float32 ``(n, dim)``, compared by L2. Recall: the share of the ten exact nearest among the ten found, by
-distance, so that ties count. Latency: one query at a time in a process that has one core for itself, opened on the
-saved index. QPS: all queries in one call, with all cores. Total bytes: what that first process grows by over opening
-and searching, an item, after a smaller index of the same kind has paid for the libraries. Growing bytes: what an item
-of the last three quarters adds to the saved index, without what there is once.
+Vectors are float32 ``(n, dim)``, or what the first extractor of a config gives, compared by L2. Recall: the share of
+the ten exact nearest among the ten found, by distance, so that ties count. Latency: one query at a time in a process
+that has one core for itself, opened on the saved index. QPS: all queries in one call, with all cores. Total bytes: what
+that first process grows by over opening and searching, an item, after a smaller index of the same kind has paid for the
+libraries. Growing bytes: what an item of the last three quarters adds to the saved index, without what there is once.
 
 Rows that are stored already are not measured again, so a run that was stopped goes on; ``--again`` measures them. An
 index that takes longer to build than ``--limit`` minutes is tried with 200,000 items. What cannot run is stored with
@@ -23,6 +24,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,7 +40,10 @@ from _report import RESULTS
 
 from cbir_faiss._lib import threads
 from cbir_faiss.comparison.environment import environment
+from cbir_faiss.comparison.split import splits
+from cbir_faiss.config import load_config
 from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
+from cbir_faiss.pipeline.cache import default_cache
 
 K = 10
 FEWER = 200_000
@@ -49,7 +54,7 @@ Settings = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", action="append", required=True, metavar="NAME=ITEMS.npy,QUERIES.npy")
+    parser.add_argument("--data", action="append", required=True, metavar="NAME=CONFIG.yaml|ITEMS.npy,QUERIES.npy")
     parser.add_argument("--only", default=",".join(PEERS), help="peers, comma-separated (all)")
     parser.add_argument("--python", action="append", default=[], metavar="PEER=PYTHON", help="who runs a peer")
     parser.add_argument("--items", type=int, help="at most so many of each data set")
@@ -62,6 +67,7 @@ def main() -> None:
     if unknown := set(names) - set(PEERS):
         parser.error(f"unknown peer {unknown.pop()!r}; there are: {', '.join(PEERS)}")
     results = Results(chosen.out / "peers.json")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no worker is left behind
     pythons = dict(pair.split("=", 1) for pair in chosen.python)
     with tempfile.TemporaryDirectory(prefix="peers-") as scratch:
         for given in chosen.data:
@@ -112,10 +118,16 @@ class Data:
     @classmethod
     def read(cls, given: str, most: int | None, scratch: Path) -> Data:
         name, files = given.split("=", 1)
-        items, queries = map(Path, files.split(","))
-        n, dim = np.load(items, mmap_mode="r").shape
         kept = scratch / f"{name}-queries.npy"
-        np.save(kept, np.load(queries, mmap_mode="r")[:1000].astype(np.float32))
+        if files.endswith((".yaml", ".yml")):
+            split = next(splits(load_config(files), default_cache()))
+            items, queries = scratch / f"{name}.npy", split.queries.embedding
+            np.save(items, split.items.embedding)
+        else:
+            items, queries = Path(files.split(",")[0]), np.load(files.split(",")[1], mmap_mode="r")
+        n, dim = np.load(items, mmap_mode="r").shape
+        some = np.unique(np.linspace(0, len(queries) - 1, 1000).astype(int))  # of all classes, where they are sorted
+        np.save(kept, np.array(queries[some], np.float32))
         return cls(name, items, kept, min(n, most or n), dim)
 
     @cached_property

@@ -112,8 +112,9 @@ class _Index:
     def search(self, vectors: Floats, k: int, params: Any) -> Raw:
         threads = 1 if len(vectors) == 1 else self._faiss.omp_get_max_threads()
         found, distances = self.stored.search(_widened(vectors), k, params.nprobe, num_threads=threads)
-        rows = found.astype(np.int64) - 1
-        if len(rows) and int(rows[:, -1].max()) == _NONE:  # missing ones stand at the end
+        rows = found.astype(np.int64)
+        rows -= 1
+        if len(rows) and (rows.item(-1) if len(rows) == 1 else rows[:, -1].max()) == _NONE:  # it stands at the end
             rows[rows == _NONE] = -1
         # For inner products the library gives 1 - product, and FAISS the product.
         return (1 - distances if self._of_products else distances), rows
