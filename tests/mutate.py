@@ -1,11 +1,13 @@
 """How many small mistakes do the tests notice? Makes mutants of the package at random and runs each file's own tests.
 
     python tests/mutate.py [--count 200] [--seed 0] [--files 'cbir_faiss/measures/*.py' …] [--jobs 1] [--least 0.9]
+    python tests/mutate.py --again SURVIVORS        those that an earlier run printed
 
 A mutant differs in one comparison, operator, number or truth value; never in what only says or checks something:
 annotations, messages, asserts, ``__all__``. It lives in a copy of the tree that is imported in place of the installed
-package, and is killed where a test fails, or hangs. One that nobody can tell from the original is named in
-``mutants_equivalent.txt``, with the reason, and not drawn. Survivors are printed as that file would name them.
+package, and is killed where a test fails, or hangs: a quick one or, as the whole suite has both, a slow one. One that
+nobody can tell from the original is named in ``mutants_equivalent.txt``, with the reason, and not drawn. Survivors are
+printed as that file would name them.
 """
 
 from __future__ import annotations
@@ -32,11 +34,13 @@ ROOT = Path(__file__).parents[1]
 EQUIVALENT = Path(__file__).with_name("mutants_equivalent.txt")
 FILES = [f"cbir_faiss/{room}/*.py" for room in ("measures", "comparison", "codecs", "rescorers", "storage")]
 FILES += ["cbir_faiss/collection/duplicates.py", "cbir_faiss/base/checks.py"]
+NO_TESTS = 5  # pytest's exit status where it found none
 # The tests of a room (the folder of a file), where they do not have its name; those named as the file come too.
 TESTS = {
     "_lib": ["threads", "storage", "build"],
     "base": ["base", "options", "registry", "filters", "*_contract"],
     "collection": ["collection*", "build", "survivors"],
+    "comparison": ["comparison*", "report*", "row", "recommend"],
     "measures": ["metrics*"],
     "pipeline": ["pipeline", "extraction"],
     "report": ["report", "row", "recommend"],
@@ -136,10 +140,20 @@ def _operators(node: ast.AST) -> list[tuple[ast.expr, ast.expr, ast.AST]]:
     return []
 
 
-def equivalents(text: str) -> list[tuple[str, str, set[str]]]:
-    """(file, line, what may stand instead, "*" for anything): blocks of ``file: why``, ``- line`` and ``+ line`` …"""
-    blocks = [block.splitlines() for block in text.split("\n\n") if block.strip() and not block.startswith("#")]
+Listed = list[tuple[str, str, set[str]]]
+"""(file, line, what may stand instead, "*" for anything)."""
+
+
+def listed(text: str) -> Listed:
+    """Blocks of ``file: why`` or ``file:number``, ``- line`` and ``+ line`` …"""
+    blocks = [block.splitlines() for block in text.split("\n\n") if "\n- " in block and not block.startswith("#")]
     return [(b[0].split(":")[0], b[1][2:].strip(), {line[2:].strip() for line in b[2:]}) for b in blocks]
+
+
+def named(mutant: Mutant, among: Listed) -> bool:
+    """Whether a mutant stands in such a list."""
+    own = (after for file, line, after in among if (file, line) == (mutant.file, mutant.before))
+    return any(after & {"*", mutant.after} for after in own)
 
 
 def own_tests(file: str, folder: Path) -> list[str]:
@@ -172,18 +186,27 @@ class Copy:
             sys.exit(f"other files than those of {self.tree} are imported:\n{done.stdout}")
 
     def passes(self, tests: Sequence[str], timeout: float | None = None) -> bool:
+        """Whether there are tests and none fails; ``timeout`` seconds for the quick ones, and for the slow ones."""
+        ended = set()
+        for which in ("not slow", "slow"):
+            ended.add(self._run(tests, which, timeout))
+            if not ended <= {0, NO_TESTS}:
+                return False
+        return 0 in ended
+
+    def _run(self, tests: Sequence[str], which: str, timeout: float | None) -> int:
         # What killed the last mutant is tried first on the next one, which is often of the same file.
-        options = ["-x", "-q", "-m", "not slow", "--ff", "-o", f"cache_dir={self._scratch / 'cache'}"]
+        options = ["-x", "-q", "-m", which, "--ff", "-o", f"cache_dir={self._scratch / 'cache'}"]
         command = [sys.executable, "-m", "pytest", *options, f"--basetemp={self._scratch / 'tmp'}", *tests]
         with subprocess.Popen(
             command, cwd=self.tree, env=self._env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
         ) as running:  # fmt: skip
             try:
-                return running.wait(timeout) == 0
+                return running.wait(timeout)
             except subprocess.TimeoutExpired:
                 os.killpg(running.pid, signal.SIGKILL)
-                return False
+                return -signal.SIGKILL
 
     def kills(self, mutant: Mutant, tests: Sequence[str], timeout: float) -> bool:
         file = self.tree / mutant.file
@@ -234,13 +257,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--files", nargs="+", default=FILES, help="patterns, relative to the repository")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--again", type=Path, metavar="SURVIVORS", help="try those that an earlier run printed")
     parser.add_argument("--least", type=float, default=0.9, help="the share that must be killed")
     asked = parser.parse_args()
     files = sorted({str(path.relative_to(ROOT)) for pattern in asked.files for path in ROOT.glob(pattern)})
     every = [mutant for file in files for mutant in mutants(file, (ROOT / file).read_bytes())]
-    known = {(file, line, after) for file, line, some in equivalents(EQUIVALENT.read_text("utf-8")) for after in some}
-    every = [one for one in every if not known & {(one.file, one.before, after) for after in ("*", one.after)}]
-    chosen = sorted(random.Random(asked.seed).sample(every, min(asked.count, len(every))))
+    equivalent = listed(EQUIVALENT.read_text("utf-8"))
+    every = [one for one in every if not named(one, equivalent)]
+    if asked.again:
+        survivors = listed(asked.again.read_text("utf-8"))
+        chosen = [one for one in every if named(one, survivors)]
+    else:
+        chosen = sorted(random.Random(asked.seed).sample(every, min(asked.count, len(every))))
     alive = 0
     for number, (mutant, killed) in enumerate(tried(ROOT, chosen, asked.jobs), 1):
         if not killed:

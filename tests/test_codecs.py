@@ -13,7 +13,7 @@ from cbir_faiss.base import registry
 from cbir_faiss.codecs._hadamard import HadamardRotation, hadamard
 from cbir_faiss.codecs._itq import _halley_weights, itq_rotation, polar
 from cbir_faiss.codecs._training import principal_components
-from cbir_faiss.codecs.ksh import _whitener
+from cbir_faiss.codecs.ksh import _climb, _greedy, _supervision, _whitener
 from cbir_faiss.errors import ConfigError, InputError
 from cbir_faiss.testing import CodecContract
 
@@ -165,6 +165,12 @@ def test_polar_factor_is_that_of_the_svd(condition):
     u, _, vt = np.linalg.svd(rng.standard_normal((40, 64)), full_matrices=False)
     matrix = ((u * np.geomspace(1, 1 / condition, 40)) @ vt).astype(np.float32)
     np.testing.assert_allclose(polar(matrix), u @ vt, atol=1e-6 * condition + 2e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_polar_factor_does_not_depend_on_the_scale(scale):
+    matrix = np.random.default_rng(0).standard_normal((12, 16)).astype(np.float32)
+    np.testing.assert_allclose(polar(matrix * np.float32(scale)), polar(matrix), atol=5e-3)
 
 
 def test_polar_factor_of_a_singular_matrix_is_orthonormal():
@@ -539,6 +545,41 @@ def test_ksh_gets_nearer_to_the_labels_by_climbing_and_by_more_bits():
 
     assert error(8, 30) < 0.93 * error(8, 0)
     assert error(32, 30) < error(8, 30)
+
+
+@pytest.mark.parametrize("form", ["int", "bool"])
+def test_ksh_calls_items_similar_where_they_share_a_label(form):
+    labels = np.array([0, 1, -1, 1, 2, 0])
+    given = labels if form == "int" else labels[:, None] == np.arange(3)
+    x, similar = _supervision(np.arange(6, dtype=np.float32)[:, None], given)
+    known = labels[labels >= 0]
+    assert x.ravel().tolist() == [0, 1, 3, 4, 5]
+    np.testing.assert_array_equal(similar(np.eye(5)), np.where(known[:, None] == known, 1, -1))
+
+
+def test_ksh_begins_with_the_largest_eigenvector():
+    rng = np.random.default_rng(7)
+    kernel, matrix = rng.standard_normal((40, 6)), rng.standard_normal((40, 40))
+    matrix += matrix.T
+    found = _greedy(kernel, lambda v: matrix @ v, bits=1, steps=0)[:, 0]
+    values, vectors = np.linalg.eigh(kernel.T @ matrix @ kernel)
+    assert abs(found @ vectors[:, values.argmax()]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9])  # the objective's, which does not matter
+def test_ksh_climbs_along_the_gradient(scale):
+    rng = np.random.default_rng(8)
+    kernel, matrix, direction = rng.standard_normal((40, 6)), rng.standard_normal((40, 40)), rng.standard_normal(6)
+    matrix = scale * (matrix + matrix.T)
+
+    def objective(at):
+        soft = np.tanh(kernel @ at / 2)
+        return soft @ matrix @ soft
+
+    step = _climb(kernel, lambda v: matrix @ v, direction, steps=1) - direction
+    slope = [objective(direction + 1e-6 * axis) - objective(direction - 1e-6 * axis) for axis in np.eye(6)]
+    assert step @ slope == pytest.approx(np.linalg.norm(step) * np.linalg.norm(slope), rel=1e-4)
+    assert np.linalg.norm(step) > 0
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cbir_faiss.cli import main
 from cbir_faiss.collection import Collection
 from cbir_faiss.config import parse_config
 from cbir_faiss.errors import InputError
-from cbir_faiss.measures.cutoff import by_distances, by_labels
+from cbir_faiss.measures.cutoff import _halves, by_distances, by_labels
 from cbir_faiss.storage.lock import writer_lock
 from cbir_faiss.storage.manifest import read_manifest
 from cbir_faiss.types import Floats
@@ -56,6 +58,16 @@ def test_two_components_are_told_apart() -> None:
     assert 1.4 < found.distance < 2.0
     wrong = ((near > found.distance).sum() + (far <= found.distance).sum()) / 9000
     assert found.error == pytest.approx(wrong, abs=0.01)
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=12).filter(lambda x: len(set(x)) > 1))
+def test_halves_have_the_least_variance_within(values: list[int]) -> None:
+    x = np.sort(np.array(values, np.float64))
+
+    def within(top: float) -> float:
+        return sum(float(((part - part.mean()) ** 2).sum()) for part in (x[x <= top], x[x > top]))
+
+    assert within(_halves(x)) == pytest.approx(min(within(top) for top in set(values) - {x[-1]}))
 
 
 def test_distances_without_spread_say_nothing() -> None:

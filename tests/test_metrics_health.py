@@ -96,12 +96,15 @@ def test_one_code_and_equal_codes_have_no_correlation() -> None:
         health = code_health(np.full((n, 1), 0b10100000, np.uint8), 8)
         assert health["constant_bits"] == 8
         assert health["correlation_mean"] == health["effective_bits"] == health["entropy_bits"] == 0
+        assert str(health["entropy_bits"]) == "0.0"  # and not -0.0
         assert health["largest_share"] == 1
 
 
 def test_bad_input_is_refused() -> None:
     with pytest.raises(InputError, match="packed codes"):
         code_health(np.zeros((3, 2), np.float32), 16)
+    with pytest.raises(InputError, match="packed codes"):
+        code_health(np.zeros(3, np.uint8), 24)
     with pytest.raises(DimensionMismatch, match="cannot be of 24 bits"):
         code_health(np.zeros((3, 2), np.uint8), 24)
     with pytest.raises(InputError, match="no codes"):

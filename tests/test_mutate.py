@@ -92,7 +92,7 @@ def test_tests_that_fail_anyhow_or_test_something_else_say_nothing(tiny: Path, t
 
 
 def test_equivalent_mutants_are_of_lines_that_are_there() -> None:
-    for file, line, after in mutate.equivalents(mutate.EQUIVALENT.read_text(encoding="utf-8")):
+    for file, line, after in mutate.listed(mutate.EQUIVALENT.read_text(encoding="utf-8")):
         source = (mutate.ROOT / file).read_bytes()
         found = {one.after for one in mutate.mutants(file, source) if one.before == line}
         assert found, f"{file} has no mutant of: {line}"
