@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import uuid
 from collections.abc import Iterator
@@ -295,6 +296,60 @@ def test_pgvector_hnsw(postgres: Path) -> None:
     with pytest.raises(ConfigError, match="at most 64000"):
         long.create(65_536, "binary")
     long.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"index": "ivfflat", "lists": 8, "build_memory": 64}, "float"),
+        ({"index": "ivfflat", "lists": 8}, "binary"),
+        ({"index": "binary"}, "float"),
+        ({"index": "binary", "datatype": "float16", "metric": "ip"}, "float"),
+    ],
+)
+def test_pgvector_indexes(options: dict[str, Any], kind: str, postgres: Path) -> None:
+    """Lists, and signs that floats rank: most of what is nearest, all of it where all is looked at, and k of any."""
+    data = codes(600) if kind == "binary" else floats(600)
+    place = {"path": str(postgres), "table": f"indexed-{kind}-{'-'.join(map(str, options.values()))}"}
+    with contextlib.closing(Pgvector(**place, **options)) as backend:
+        backend.flush()  # nothing is there yet
+        backend.upsert(np.arange(600), data, [{"even": n % 2 == 0} for n in range(600)])
+        backend.flush()
+        backend.flush()
+        assert not backend.exact
+        exact = backend.search(data[:20], 10, options={"exact": True})
+        found = backend.search(data[:20], 10)
+        assert (found.distances[:, 1:] >= found.distances[:, :-1]).all()
+        assert (found.distances <= exact.distances[:, -1:] + 1e-4).mean() > 0.5
+        everything: dict[str, Any] = {"oversample": 60} if options["index"] == "binary" else {"probes": 8}
+        np.testing.assert_allclose(
+            backend.search(data[:20], 10, options=everything).distances, exact.distances, atol=1e-4
+        )
+        odd = backend.search(data[:5], 40, {"even": False})
+        assert (odd.ids % 2 == 1).all()
+        assert len(backend.range_search(data[:1], float(exact.distances[0, -1]))) == 1
+    with contextlib.closing(Pgvector(**place)) as again:  # it sees what there is
+        assert not again.exact
+        for _ in range(2):  # a plan of before is not used for what has to be exact
+            again.search(data[:20], 10)
+            np.testing.assert_array_equal(again.search(data[:20], 10, options={"exact": True}).ids, exact.ids)
+
+
+def test_signs_are_indexed_where_floats_are_too_long_and_codes_never(postgres: Path) -> None:
+    with contextlib.closing(Pgvector(path=str(postgres), table="wide", index="binary", metric="cosine")) as backend:
+        data = np.random.default_rng(0).standard_normal((30, 2048)).astype(np.float32)
+        backend.upsert(np.arange(30), data)
+        backend.flush()
+        assert backend.search(data[:5], 1).ids.ravel().tolist() == [0, 1, 2, 3, 4]
+    for index, dim, kind, message in [
+        ("binary", 64, "binary", "codes take 'hnsw'"),
+        ("ivfflat", 2048, "float", "at most 2000, not 2048; index 'binary' takes more"),
+    ]:
+        with (
+            contextlib.closing(Pgvector(path=str(postgres), table="refused", index=index)) as backend,
+            pytest.raises(ConfigError, match=message),
+        ):
+            backend.create(dim, kind)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["float", "binary"])

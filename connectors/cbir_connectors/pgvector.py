@@ -13,12 +13,14 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
+from cbir_connectors import _pgvector_index as indexes
 from cbir_connectors._keys import Keys
 from cbir_connectors._pgvector_rows import copy_rows, decode, encode, parse_payload
 from cbir_connectors._pgvector_sql import compile_where
@@ -45,10 +47,14 @@ from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits
 DSN = "CBIR_PG_DSN"
 _OPERATORS: dict[Metric, str] = {"l2": "<->", "ip": "<#>", "cosine": "<=>", "hamming": "<~>"}
 _OPCLASSES: dict[Metric, str] = {"l2": "l2_ops", "ip": "ip_ops", "cosine": "cosine_ops", "hamming": "hamming_ops"}
-_LONGEST_INDEXED = {"vector": 2000, "halfvec": 4000, "bit": 64_000}
 _LONGEST = {"vector": 16_000, "halfvec": 16_000, "bit": 83_886_080}
-_EF_SEARCH, _WIDEST = 40, 1000  # pgvector's default and limit of hnsw.ef_search
 _COLUMN = re.compile(r"(vector|halfvec|bit)\((\d+)\)")
+_NEAREST = "SELECT {id}, {vector} {operator} %b FROM {table} WHERE {filled} AND ({test}) ORDER BY 2 LIMIT {k}"
+# No index is of a sum. To forbid indexes by a setting does not do: plans that were made without it stay in use.
+_EXACT = "SELECT {id}, ({vector} {operator} %b) + 0 FROM {table} WHERE {filled} AND ({test}) ORDER BY 2 LIMIT {k}"
+_BY_SIGNS = """SELECT {id}, {vector} {operator} %b FROM (
+    SELECT {id}, {vector} FROM {table} WHERE {filled} AND ({test})
+    ORDER BY {signs} <~> binary_quantize(%b) LIMIT {candidates}) candidates ORDER BY 2 LIMIT {k}"""
 _OLDEST_PGVECTOR = (0, 8)
 _LONGEST_NAME, _STANDBY = 63, "standby"
 _AGAIN = {"40001", "40P01"}  # two writers met, and this one was to give way
@@ -66,7 +72,7 @@ Identifier = Annotated[str, AfterValidator(_identifier)]
 
 
 class Pgvector(Database):
-    """Exact search in SQL, or HNSW with ``index: hnsw``, which ``flush`` builds when it is not there.
+    """Exact search in SQL, or through an ``index``, which ``flush`` builds when it is not there.
 
     A table that somebody else made is read as it is: without a payload column, all its other columns are the payload.
     """
@@ -85,9 +91,13 @@ class Pgvector(Database):
         metric: Literal["l2", "ip", "cosine", "hamming"] | None = Field(None, description="None: hamming or cosine")
         overwrite: bool = Field(False, description="a table that is there is dropped when it is made")
         datatype: Literal["float32", "float16"] = Field("float32", description="how floats are stored")
-        index: Literal["none", "hnsw"] = Field("none", description="none: exact; hnsw: built by flush")
+        index: Literal["none", "hnsw", "ivfflat", "binary"] = Field(
+            "none", description="none: exact; binary: HNSW over the signs of floats, which then rank the candidates"
+        )
         hnsw_m: int = Field(16, ge=2, le=100, description="links a node keeps")
         hnsw_ef_construct: int = Field(64, ge=4, le=1000, description="candidates while building, at least 2 * hnsw_m")
+        lists: int | None = Field(None, ge=1, le=32_768, description="of ivfflat; None: a thousandth of the items")
+        build_memory: int | None = Field(None, ge=1, description="MB for building an index; None: the server's setting")
         timeout: float = Field(60, gt=0, description="seconds a statement may take")
         retries: int = Field(4, ge=0, description="times a statement is tried again when the connection was lost")
 
@@ -99,7 +109,9 @@ class Pgvector(Database):
 
     class SearchOptions(base.Options):
         exact: bool = Field(False, description="compare with everything although there is an index")
-        ef_search: int | None = Field(None, ge=1, le=1000, description="candidates that a search keeps; None: 40")
+        ef_search: int | None = Field(None, ge=1, le=1000, description="candidates that HNSW keeps; None: 40")
+        probes: int | None = Field(None, ge=1, le=32_768, description="lists of ivfflat looked into; None: their root")
+        oversample: float | None = Field(None, ge=1, description="candidates of binary, times k; None: 10")
 
     options: Options
 
@@ -111,7 +123,8 @@ class Pgvector(Database):
         self._keys, self._lock = Keys(), threading.RLock()
         self._server: Any = None
         self._connection: Any = None
-        self._column, self._id_type, self._has_payload, self._ours, self._indexed = "", "bigint", True, True, False
+        self._column, self._id_type, self._has_payload, self._ours = "", "bigint", True, True
+        self._index: indexes.Index | None = None
         self._dsn = self._address()
         known = self._psycopg.conninfo.conninfo_to_dict(self._dsn)
         self._host = self.options.path or f"{known.get('host', 'localhost')}/{known.get('dbname', '')}"
@@ -178,7 +191,7 @@ class Pgvector(Database):
             )
         self._has_payload = columns.get(chosen.payload_column, ("", ""))[1] == "jsonb"
         self._id_type = columns[chosen.id_column][0]
-        self._indexed = self._has_index()
+        self._index = self._found_index()
         self._use(found.group(1))
         return self._shape_of(int(found.group(2)))
 
@@ -221,8 +234,7 @@ class Pgvector(Database):
 
     def _check_shape(self, shape: Shape) -> None:
         column = self._column_for(shape)
-        if self.options.index == "hnsw" and shape.dim > _LONGEST_INDEXED[column]:
-            raise ConfigError(f"pgvector indexes a {column} of at most {_LONGEST_INDEXED[column]}, not {shape.dim}")
+        indexes.check(self.options.index, column, shape.dim)
         if shape.dim > _LONGEST[column]:
             raise ConfigError(f"pgvector stores a {column} of at most {_LONGEST[column]}, not {shape.dim}")
 
@@ -247,7 +259,7 @@ class Pgvector(Database):
                 connection.execute(self._format("COMMENT ON TABLE {table} IS {text}", text=comment))
 
         self._run("cannot be made", made)
-        self._has_payload, self._id_type, self._ours, self._indexed = True, "bigint", True, False
+        self._has_payload, self._id_type, self._ours, self._index = True, "bigint", True, None
         self._use(column)
 
     def _replace(self, shape: Shape) -> None:
@@ -334,28 +346,36 @@ class Pgvector(Database):
             copy.write(rows)
 
     def _flush(self) -> None:
-        if self.dim is None or self.options.index == "none" or self._indexed:
+        kind = self.options.index
+        if self.dim is None or kind == "none" or (self._index is not None and self._index.kind == kind):
             return
-        chosen = self.options
+        if kind == "ivfflat" and not self._count():
+            return  # it learns its lists from what is there
         self._execute(
-            "CREATE INDEX ON {table} USING hnsw ({vector} {ops}) WITH (m = {m}, ef_construction = {ef})",
+            f"CREATE INDEX ON {{table}} USING {'hnsw' if kind == 'binary' else kind} ({{of}} {{ops}}) WITH ({{how}})",
             doing="cannot be indexed",
-            ops=self._sql.Identifier(f"{self._column}_{_OPCLASSES[cast('Metric', self.metric)]}"),
-            m=self._sql.Literal(chosen.hnsw_m),
-            ef=self._sql.Literal(chosen.hnsw_ef_construct),
             patient=True,
+            **self._index_parts(kind),
         )
         self._execute("ANALYZE {table}", doing="cannot be analysed", patient=True)
-        self._indexed = True
+        self._index = self._found_index()
 
-    def _has_index(self) -> bool:
-        return bool(
-            self._rows(
-                """SELECT 1 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
-                WHERE i.indrelid = to_regclass(%s) AND i.indisvalid AND a.amname IN ('hnsw', 'ivfflat')""",
-                [self._quoted()],
-            )
-        )
+    def _index_parts(self, kind: str) -> dict[str, Any]:
+        chosen, sql = self.options, self._sql
+        ops = f"{self._column}_{_OPCLASSES[cast('Metric', self.metric)]}"
+        of, how = self._format("{vector}"), f"m = {chosen.hnsw_m}, ef_construction = {chosen.hnsw_ef_construct}"
+        if kind == "ivfflat":
+            how = f"lists = {indexes.lists_for(self._count(), chosen.lists)}"
+        if kind == "binary":
+            ops, of = "bit_hamming_ops", self._signs()
+        return {"of": of, "ops": sql.Identifier(ops), "how": sql.SQL(how)}
+
+    def _signs(self) -> Any:
+        return self._format(f"(binary_quantize({{vector}})::bit({int(cast('int', self.dim))}))")
+
+    def _found_index(self) -> indexes.Index | None:
+        rows: Any = self._rows(indexes.INDEXES, [self._quoted()])
+        return indexes.found(rows, self.options.vector_column, self.options.index)
 
     def _delete(self, ids: Ids) -> None:
         self._execute("DELETE FROM {table} WHERE {id} = ANY (%s)", [self._known(ids)], doing="deleting failed")
@@ -418,7 +438,7 @@ class Pgvector(Database):
         return to_hits(self._nearest(vectors, k, where, options), k)
 
     def _range(self, vectors: Codes, radius: float, where: Where | None) -> RangeHits:
-        rows = self._nearest(vectors, None, where, self._search_options({"exact": True}))
+        rows = self._nearest(vectors, None, where, self._search_options(None))
         return to_range([[hit for hit in row if hit[1] <= radius] for row in rows])
 
     def _nearest(
@@ -428,14 +448,18 @@ class Pgvector(Database):
         test, bound = (
             (self._sql.SQL("TRUE"), []) if where is None else compile_where(where, self._document(), self._sql)
         )
+        exact = k is None or options.exact
+        signs = not exact and self._index is not None and self._index.kind == "binary"
         query = self._format(
-            "SELECT {id}, {vector} {operator} %b FROM {table} WHERE {filled} AND ({test}) ORDER BY 2 LIMIT {k}",
+            _EXACT if exact else _BY_SIGNS if signs else _NEAREST,
             operator=self._sql.SQL(_OPERATORS[cast("Metric", self.metric)]),
             test=test,
             k=self._sql.Literal(k),
+            signs=self._signs(),
+            candidates=self._sql.Literal(indexes.candidates(k or 0, options.oversample)),
         )
         values = [_Value(value.tobytes()) for value in encode(vectors, self._column)]
-        settings = self._settings(options, k, where is not None)
+        settings = [] if k is None or exact else indexes.settings(self._index, options, k, where is not None)
 
         def asked(connection: Any) -> list[Any]:
             # Settings are local to a transaction; without any, the two more round trips are saved.
@@ -445,26 +469,17 @@ class Pgvector(Database):
                     cursor.execute("SELECT set_config(%s, %s, true)", setting)
                 answers = []
                 for value in values:
-                    cursor.execute(query, [value, *bound], prepare=True)
-                    answers.append(cursor.fetchall())
+                    cursor.execute(query, [value, *bound, value] if signs else [value, *bound], prepare=True)
+                    # What an index finds in a relaxed order is nearly in order.
+                    answers.append(sorted(cursor.fetchall(), key=itemgetter(1)))
                 return answers
 
         answers = self._run("searching failed", asked)
         square = self.metric == "l2"
         return [[(self._keys.id(key), d * d if square else d) for key, d in rows] for rows in answers]
 
-    def _settings(self, options: Any, k: int | None, filtered: bool) -> list[tuple[str, str]]:
-        if options.exact:
-            return [("enable_indexscan", "off")]
-        if not self._indexed:
-            return []
-        # An index scan ends after ef_search candidates, filtered ones among them, unless it may go on.
-        width = min(max(k or 0, options.ef_search or _EF_SEARCH), _WIDEST)
-        settings = [("hnsw.ef_search", str(width))]
-        return [*settings, ("hnsw.iterative_scan", "strict_order")] if filtered or (k or 0) > width else settings
-
     def _exact_by_default(self) -> bool:
-        return not self._indexed and self.options.index == "none"
+        return self._index is None and self.options.index == "none"
 
     def disk_bytes(self) -> int | None:
         return int(self._rows("SELECT pg_total_relation_size(to_regclass(%s))", [self._quoted()])[0][0] or 0)
@@ -502,6 +517,8 @@ class Pgvector(Database):
             with connection.transaction():
                 if patient:  # building an index takes as long as it takes
                     connection.execute("SELECT set_config('statement_timeout', '0', true)")
+                    if memory := self.options.build_memory:
+                        connection.execute("SELECT set_config('maintenance_work_mem', %s, true)", [f"{memory}MB"])
                 connection.execute(self._format(query, **parts), parameters)
 
         self._run(doing, execute)
