@@ -74,6 +74,9 @@ Identifier = Annotated[str, AfterValidator(_identifier)]
 class Pgvector(Database):
     """Exact search in SQL, or through an ``index``, which ``flush`` builds when it is not there.
 
+    The signs that ``index: binary`` keeps say something of vectors that are centred and rotated, as codec ``rotate``
+    gives them; features behind a ReLU have no negative values.
+
     A table that somebody else made is read as it is: without a payload column, all its other columns are the payload.
     """
 
