@@ -34,13 +34,16 @@ ROOT = Path(__file__).parents[1]
 EQUIVALENT = Path(__file__).with_name("mutants_equivalent.txt")
 FILES = [f"cbir_faiss/{room}/*.py" for room in ("measures", "comparison", "codecs", "rescorers", "storage")]
 FILES += ["cbir_faiss/collection/duplicates.py", "cbir_faiss/base/checks.py"]
+MARKS = ("not slow", "slow")
+Limits = dict[str, float]
+"""Seconds by mark."""
 NO_TESTS = 5  # pytest's exit status where it found none
 # The tests of a room (the folder of a file), where they do not have its name; those named as the file come too.
 TESTS = {
     "_lib": ["threads", "storage", "build"],
     "base": ["base", "options", "registry", "filters", "*_contract"],
     "collection": ["collection*", "build", "survivors"],
-    "comparison": ["comparison*", "report*", "row", "recommend"],
+    "comparison": ["comparison*", "report_export"],
     "measures": ["metrics*"],
     "pipeline": ["pipeline", "extraction"],
     "report": ["report", "row", "recommend"],
@@ -185,14 +188,18 @@ class Copy:
         if done.stdout.split() != [str(self.tree / file) for file in files]:
             sys.exit(f"other files than those of {self.tree} are imported:\n{done.stdout}")
 
-    def passes(self, tests: Sequence[str], timeout: float | None = None) -> bool:
-        """Whether there are tests and none fails; ``timeout`` seconds for the quick ones, and for the slow ones."""
-        ended = set()
-        for which in ("not slow", "slow"):
-            ended.add(self._run(tests, which, timeout))
-            if not ended <= {0, NO_TESTS}:
-                return False
-        return 0 in ended
+    def seconds(self, tests: Sequence[str]) -> Limits | None:
+        """What the quick and the slow ones take; None where one fails, or there are none at all."""
+        spent, ended = {}, set()
+        for which in MARKS:
+            began = time.monotonic()
+            ended.add(self._run(tests, which, None))
+            spent[which] = time.monotonic() - began
+        return spent if 0 in ended <= {0, NO_TESTS} else None
+
+    def passes(self, tests: Sequence[str], limits: Limits) -> bool:
+        """Whether none fails; ``limits``: seconds for the quick ones, and for the slow ones."""
+        return all(self._run(tests, which, limits[which]) in (0, NO_TESTS) for which in MARKS)
 
     def _run(self, tests: Sequence[str], which: str, timeout: float | None) -> int:
         # What killed the last mutant is tried first on the next one, which is often of the same file.
@@ -208,12 +215,12 @@ class Copy:
                 os.killpg(running.pid, signal.SIGKILL)
                 return -signal.SIGKILL
 
-    def kills(self, mutant: Mutant, tests: Sequence[str], timeout: float) -> bool:
+    def kills(self, mutant: Mutant, tests: Sequence[str], limits: Limits) -> bool:
         file = self.tree / mutant.file
         original = file.read_bytes()
         try:
             self._write(file, mutant.source)
-            return not self.passes(tests, timeout)
+            return not self.passes(tests, limits)
         finally:
             self._write(file, original)
 
@@ -235,10 +242,10 @@ def tried(root: Path, chosen: Sequence[Mutant], jobs: int = 1) -> Iterator[tuple
         tests = {file: own_tests(file, root / "tests") for file in files}
         limits = {}
         for modules in {tuple(sorted(some)) for some in tests.values()}:
-            began = time.monotonic()
-            if not first.passes(modules):
+            spent = first.seconds(modules)
+            if spent is None:
                 sys.exit(f"fails without any mutant, or has no tests: {' '.join(modules)}")
-            limits[modules] = 20 + 4 * (time.monotonic() - began)
+            limits[modules] = {which: 20 + 4 * seconds for which, seconds in spent.items()}
 
         def killed(mutant: Mutant) -> bool:
             copy, own = copies.get(), tests[mutant.file]

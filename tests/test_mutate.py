@@ -79,7 +79,7 @@ def test_what_the_tests_do_not_notice_survives(tiny: Path) -> None:
 
 
 def test_a_hang_is_noticed(tiny: Path, tmp_path: Path) -> None:
-    assert not mutate.Copy(tiny, tmp_path / "copy").passes(["tests/test_other.py"], timeout=2)
+    assert not mutate.Copy(tiny, tmp_path / "copy").passes(["tests/test_other.py"], {"not slow": 2, "slow": 2})
 
 
 def test_tests_that_fail_anyhow_or_test_something_else_say_nothing(tiny: Path, tmp_path: Path) -> None:
