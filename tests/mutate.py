@@ -35,8 +35,8 @@ EQUIVALENT = Path(__file__).with_name("mutants_equivalent.txt")
 FILES = [f"cbir_faiss/{room}/*.py" for room in ("measures", "comparison", "codecs", "rescorers", "storage")]
 FILES += ["cbir_faiss/collection/duplicates.py", "cbir_faiss/base/checks.py"]
 MARKS = ("not slow", "slow")
-Limits = dict[str, float]
-"""Seconds by mark."""
+Limits = dict[tuple[str, ...], float | None]
+"""What tests may take, by their modules and mark; asked of the tree without mutants when it is needed first."""
 NO_TESTS = 5  # pytest's exit status where it found none
 # The tests of a room (the folder of a file), where they do not have its name; those named as the file come too.
 TESTS = {
@@ -171,7 +171,8 @@ def own_tests(file: str, folder: Path) -> list[str]:
 class Copy:
     """A copy of the tree in which one mutant at a time is tested."""
 
-    def __init__(self, root: Path, folder: Path) -> None:
+    def __init__(self, root: Path, folder: Path, limits: Limits | None = None) -> None:
+        self._limits: Limits = {} if limits is None else limits
         self.tree, self._scratch = folder / "tree", folder / "scratch"
         self._scratch.mkdir(parents=True)
         left_out = shutil.ignore_patterns(".*", "__pycache__", "runs", "dist", "build", "*.cbir")
@@ -188,20 +189,19 @@ class Copy:
         if done.stdout.split() != [str(self.tree / file) for file in files]:
             sys.exit(f"other files than those of {self.tree} are imported:\n{done.stdout}")
 
-    def seconds(self, tests: Sequence[str]) -> Limits | None:
-        """What the quick and the slow ones take; None where one fails, or there are none at all."""
-        spent, ended = {}, set()
-        for which in MARKS:
+    def limit(self, tests: Sequence[str], which: str) -> float | None:
+        """Seconds after which those tests hang; None where there are none. Without any mutant, they must not fail."""
+        key = (*sorted(tests), which)
+        if key not in self._limits:
             began = time.monotonic()
-            ended.add(self._run(tests, which, None))
-            spent[which] = time.monotonic() - began
-        return spent if 0 in ended <= {0, NO_TESTS} else None
+            code = self.run(tests, which)
+            if code not in (0, NO_TESTS):
+                sys.exit(f"fails without any mutant: {' '.join(tests)}")
+            self._limits[key] = None if code == NO_TESTS else 20 + 4 * (time.monotonic() - began)
+        return self._limits[key]
 
-    def passes(self, tests: Sequence[str], limits: Limits) -> bool:
-        """Whether none fails; ``limits``: seconds for the quick ones, and for the slow ones."""
-        return all(self._run(tests, which, limits[which]) in (0, NO_TESTS) for which in MARKS)
-
-    def _run(self, tests: Sequence[str], which: str, timeout: float | None) -> int:
+    def run(self, tests: Sequence[str], which: str, timeout: float | None = None) -> int:
+        """Pytest's exit status; that of a killed process after ``timeout`` seconds."""
         # What killed the last mutant is tried first on the next one, which is often of the same file.
         options = ["-x", "-q", "-m", which, "--ff", "-o", f"cache_dir={self._scratch / 'cache'}"]
         command = [sys.executable, "-m", "pytest", *options, f"--basetemp={self._scratch / 'tmp'}", *tests]
@@ -215,14 +215,21 @@ class Copy:
                 os.killpg(running.pid, signal.SIGKILL)
                 return -signal.SIGKILL
 
-    def kills(self, mutant: Mutant, tests: Sequence[str], limits: Limits) -> bool:
+    def kills(self, mutant: Mutant, tests: Sequence[str]) -> bool:
+        """By the quick ones, or else by the slow ones."""
         file = self.tree / mutant.file
         original = file.read_bytes()
-        try:
-            self._write(file, mutant.source)
-            return not self.passes(tests, limits)
-        finally:
-            self._write(file, original)
+        for which in MARKS:
+            limit = self.limit(tests, which)
+            try:
+                self._write(file, mutant.source)
+                if limit is not None and self.run(tests, which, limit) != 0:
+                    return True
+            finally:
+                self._write(file, original)
+        if all(self.limit(tests, which) is None for which in MARKS):
+            sys.exit(f"has no tests: {mutant.file}")
+        return False
 
     @staticmethod
     def _write(file: Path, source: bytes) -> None:
@@ -235,22 +242,17 @@ def tried(root: Path, chosen: Sequence[Mutant], jobs: int = 1) -> Iterator[tuple
     """Each of ``chosen``, and whether the tests of its file kill it."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         copies: SimpleQueue[Copy] = SimpleQueue()
+        limits: Limits = {}
         for job in range(jobs):
-            copies.put(first := Copy(root, Path(scratch, str(job))))
+            copies.put(first := Copy(root, Path(scratch, str(job)), limits))
         files = sorted({mutant.file for mutant in chosen})
         first.check_imported(files)
         tests = {file: own_tests(file, root / "tests") for file in files}
-        limits = {}
-        for modules in {tuple(sorted(some)) for some in tests.values()}:
-            spent = first.seconds(modules)
-            if spent is None:
-                sys.exit(f"fails without any mutant, or has no tests: {' '.join(modules)}")
-            limits[modules] = {which: 20 + 4 * seconds for which, seconds in spent.items()}
 
         def killed(mutant: Mutant) -> bool:
-            copy, own = copies.get(), tests[mutant.file]
+            copy = copies.get()
             try:
-                return copy.kills(mutant, own, limits[tuple(sorted(own))])
+                return copy.kills(mutant, tests[mutant.file])
             finally:
                 copies.put(copy)
 

@@ -79,7 +79,18 @@ def test_what_the_tests_do_not_notice_survives(tiny: Path) -> None:
 
 
 def test_a_hang_is_noticed(tiny: Path, tmp_path: Path) -> None:
-    assert not mutate.Copy(tiny, tmp_path / "copy").passes(["tests/test_other.py"], {"not slow": 2, "slow": 2})
+    (mutant, *_) = mutate.mutants("tiny/cap.py", TINY.encode())
+    limits: mutate.Limits = {("tests/test_other.py", "not slow"): 2}
+    assert mutate.Copy(tiny, tmp_path / "copy", limits).kills(mutant, ["tests/test_other.py"])
+
+
+def test_slow_tests_have_a_say_where_the_quick_ones_pass(tiny: Path) -> None:
+    (tiny / "pyproject.toml").write_text('[tool.pytest.ini_options]\nmarkers = ["slow"]\n')
+    (tiny / "tests/test_cap_slow.py").write_text(
+        "import pytest\nfrom tiny.cap import capped\n\n@pytest.mark.slow\ndef test_none():\n    assert capped(0) == 0\n"
+    )
+    chosen = [one for one in mutate.mutants("tiny/cap.py", TINY.encode()) if one.line == 8]
+    assert [one.after for one, killed in mutate.tried(tiny, chosen) if not killed] == []
 
 
 def test_tests_that_fail_anyhow_or_test_something_else_say_nothing(tiny: Path, tmp_path: Path) -> None:
