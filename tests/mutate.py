@@ -90,11 +90,15 @@ def _acting(node: ast.AST) -> Iterator[ast.AST]:
     yield node
     for name, value in ast.iter_fields(node):
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST) and name not in ("annotation", "returns") and not _silent(child):
+            if isinstance(child, ast.AST) and name not in ("annotation", "returns") and not _silent(child, node):
                 yield from _acting(child)
 
 
-def _silent(node: ast.AST) -> bool:
+def _silent(node: ast.AST, parent: ast.AST) -> bool:
+    match parent, node:
+        # NumPy takes any negative size for the one that is left out.
+        case ast.Call(func=ast.Attribute(attr="reshape")), ast.UnaryOp(op=ast.USub()):
+            return True
     match node:
         case ast.Raise() | ast.Assert() | ast.JoinedStr() | ast.keyword(arg="strict"):
             return True

@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cbir_faiss.base.checks import check_codes, check_floats, check_ids, check_payload, check_rows, normalise, within
+from cbir_faiss.base.checks import (
+    check_codes,
+    check_floats,
+    check_ids,
+    check_payload,
+    check_rows,
+    directions,
+    normalise,
+    within,
+)
 from cbir_faiss.errors import DimensionMismatch, InputError
 from cbir_faiss.types import Hits
 
@@ -35,6 +44,11 @@ def test_ids_are_integers_that_may_come_in_any_order() -> None:
             check_ids(wrong)
     with pytest.raises(InputError, match="not negative, got -1"):
         check_ids([0, -1])
+
+
+def test_directions_are_of_length_one_but_zero_has_none() -> None:
+    x = np.array([[3, 4], [0, 0], [0, 1e-3]], np.float32)
+    np.testing.assert_allclose(directions(x), [[0.6, 0.8], [0, 0], [0, 1]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -503,6 +503,15 @@ def test_itq_rotation_of_a_seed_needs_few_iterations():
     np.testing.assert_allclose(wide @ wide.T, np.eye(20), atol=1e-9)
 
 
+def test_longer_steps_of_itq_get_further(monkeypatch):
+    x = decaying(2000) - decaying(2000).mean(axis=0)
+    z = (x @ principal_components(x)[1][:, :32]).astype(np.float32)
+    longer = [np.abs(z @ itq_rotation(z, 32, 5, seed)).sum() for seed in range(3)]
+    monkeypatch.setattr("cbir_faiss.codecs._itq._SHIFT", 0.0)
+    plain = [np.abs(z @ itq_rotation(z, 32, 5, seed)).sum() for seed in range(3)]
+    assert (np.array(longer) > 1.001 * np.array(plain)).all()
+
+
 def test_principal_components_are_ordered_and_point_where_their_largest_element_is_positive():
     x = decaying(300, 20) - 0.5
     x[:, 7] = x[:, 3]  # 19 that vary
@@ -557,13 +566,17 @@ def test_ksh_calls_items_similar_where_they_share_a_label(form):
     np.testing.assert_array_equal(similar(np.eye(5)), np.where(known[:, None] == known, 1, -1))
 
 
-def test_ksh_begins_with_the_largest_eigenvector():
+def test_ksh_begins_each_bit_with_the_largest_eigenvector():
     rng = np.random.default_rng(7)
     kernel, matrix = rng.standard_normal((40, 6)), rng.standard_normal((40, 40))
     matrix += matrix.T
-    found = _greedy(kernel, lambda v: matrix @ v, bits=1, steps=0)[:, 0]
-    values, vectors = np.linalg.eigh(kernel.T @ matrix @ kernel)
-    assert abs(found @ vectors[:, values.argmax()]) == pytest.approx(1)
+    found = _greedy(kernel, lambda v: matrix @ v, bits=2, steps=0)
+    left = 2 * matrix
+    for direction in found.T:  # each of what those before it have left over
+        values, vectors = np.linalg.eigh(kernel.T @ left @ kernel)
+        assert abs(direction @ vectors[:, values.argmax()]) == pytest.approx(1)
+        code = np.sign(kernel @ direction)
+        left = left - np.outer(code, code)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-9])  # the objective's, which does not matter
