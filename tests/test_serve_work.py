@@ -45,6 +45,48 @@ def test_what_arrives_while_one_is_answered_is_the_next_batch() -> None:
     run(test)
 
 
+def test_what_is_on_its_way_is_waited_for_but_not_for_long() -> None:
+    batches: list[list[int]] = []
+
+    def answer(questions: Sequence[int]) -> list[int]:
+        batches.append(list(questions))
+        return list(questions)
+
+    async def test(work: Work) -> None:
+        left = 3
+
+        async def later(number: int) -> int:
+            nonlocal left
+            left -= 1
+            return await work.together("kind", answer, number, lambda: left > 0)
+
+        first = asyncio.create_task(work.together("kind", answer, 0, lambda: left > 0))
+        await asyncio.sleep(0)
+        assert await asyncio.gather(first, *map(later, [1, 2, 3])) == [0, 1, 2, 3]
+        assert batches == [[0, 1, 2, 3]]
+        assert await work.together("kind", answer, 5, lambda: True) == 5, "and nobody came"
+
+    run(test)
+
+
+def test_a_batch_has_a_size_whoever_is_coming() -> None:
+    go, sizes = threading.Event(), []
+
+    def answer(questions: Sequence[int]) -> list[int]:
+        go.wait(20)
+        sizes.append(len(questions))
+        return list(questions)
+
+    async def test(work: Work) -> None:
+        asked = [asyncio.create_task(work.together("kind", answer, number, lambda: True)) for number in range(150)]
+        await asyncio.sleep(0)
+        go.set()
+        assert await asyncio.gather(*asked) == [*range(150)]
+        assert sizes == [64, 64, 22]
+
+    run(test)
+
+
 def test_kinds_do_not_wait_for_each_other() -> None:
     go = threading.Event()
 

@@ -132,7 +132,7 @@ class Api:
             )
         extractor, prepared = await self._prepared(live, generation, pictures)
         search = partial(asking.by_pictures, extractor)
-        return await self.work.together(("pictures", extractor, *kind), search, prepared)
+        return await self.work.together(("pictures", extractor, *kind), search, prepared, self.decoders.preparing)
 
     async def _combined(
         self,

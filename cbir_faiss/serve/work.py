@@ -1,12 +1,14 @@
 """Threads for what would keep others waiting; questions of a kind that arrive together are answered together.
 
-Nobody waits for company: a question that finds its kind idle is answered at once, and what arrives meanwhile is the
-next batch. So a batch is as large as the load asks for, and a lone question pays nothing for it.
+A question that finds its kind idle is answered at once, and what arrives meanwhile is the next batch; it waits for
+others only where they are known to be on their way, and then not for long. So a batch is as large as the load asks for,
+and a lone question pays nothing for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -16,6 +18,8 @@ from cbir_faiss.serve.problems import Problem
 
 T = TypeVar("T")
 _BATCH = 64  # questions answered by one call
+_COMPANY = 8  # questions that are worth a call while more are on their way
+_PATIENCE, _POLL = 0.005, 0.001  # seconds they are waited for
 
 
 class Work:
@@ -31,8 +35,16 @@ class Work:
         """``call()`` in a thread."""
         return await self.together(object(), lambda _: [call()], None)
 
-    async def together(self, kind: Hashable, call: Callable[[list[Any]], Sequence[T]], question: Any) -> T:
+    async def together(
+        self,
+        kind: Hashable,
+        call: Callable[[list[Any]], Sequence[T]],
+        question: Any,
+        coming: Callable[[], bool] = lambda: False,
+    ) -> T:
         """The answer to ``question`` of ``call(questions)``, which has one for each of those that came together.
+
+        coming: whether more of the kind are on their way; then they are waited for, a few milliseconds at most.
 
         Raises:
             Problem: 429 where too many wait, 503 where it takes too long; or what ``call`` raised for this one.
@@ -45,7 +57,7 @@ class Work:
             self._waiting[kind].append((question, answer))
         else:
             self._waiting[kind] = []
-            task = loop.create_task(self._answer(kind, call, [(question, answer)]))
+            task = loop.create_task(self._answer(kind, call, coming, [(question, answer)]))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return await self._in_time(answer)
@@ -55,12 +67,18 @@ class Work:
         self._pool.shutdown(cancel_futures=True)
 
     async def _answer(
-        self, kind: Hashable, call: Callable[[list[Any]], Sequence[Any]], asked: list[tuple[Any, asyncio.Future[Any]]]
+        self,
+        kind: Hashable,
+        call: Callable[[list[Any]], Sequence[Any]],
+        coming: Callable[[], bool],
+        asked: list[tuple[Any, asyncio.Future[Any]]],
     ) -> None:
         """Batch after batch, until nobody waits."""
         loop, waiting = asyncio.get_running_loop(), self._waiting[kind]
         try:
             while asked:
+                if coming():
+                    await _joined(asked, waiting, coming)
                 asked = [(question, answer) for question, answer in asked if not answer.done()]
                 found = await loop.run_in_executor(self._pool, _answers, call, [question for question, _ in asked])
                 for (_, answer), one in zip(asked, found, strict=True):
@@ -81,6 +99,16 @@ class Work:
             return await answer
         finally:
             timer.cancel()
+
+
+async def _joined(asked: list[Any], waiting: list[Any], coming: Callable[[], bool]) -> None:
+    """Have those that wait answered with those that are asked, once they are enough, or nobody comes any more."""
+    end = time.monotonic() + _PATIENCE
+    while len(asked) + len(waiting) < _COMPANY and coming() and time.monotonic() < end:
+        await asyncio.sleep(_POLL)
+    more = waiting[: max(0, _BATCH - len(asked))]
+    del waiting[: len(more)]
+    asked += more
 
 
 def _answers(call: Callable[[list[Any]], Sequence[Any]], questions: list[Any]) -> list[Any]:
