@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from click.testing import CliRunner, Result
 
 import cbir_faiss as cf
 from cbir_faiss.cli import main
-from cbir_faiss.collection import Collection
+from cbir_faiss.collection import Collection, recalled
 from cbir_faiss.collection.sync import Target
 from cbir_faiss.config import parse_config
 from cbir_faiss.errors import CbirError, DimensionMismatch, InputError
@@ -46,6 +49,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 Build = Callable[..., Path]
+NOW = {"generation": 1, "current": True}
+WHOLE: dict[str, Any] = {"recall": 0.5, "ci95": [0.4, 0.6], "k": 10, "queries": 50, "generation": 1}
+WRONG: list[dict[str, Any]] = [{"recall": 2}, {"recall": None}, {"ci95": [1]}, {"k": 0}, {"queries": "many"}]
 
 
 @pytest.fixture
@@ -222,6 +228,87 @@ def test_nothing_is_changed(build: Build) -> None:
     before = digests(folder)
     recall(folder, queries=50)
     assert digests(folder) == before
+
+
+# --------------------------------------------------------------------------------------------- what it said last
+
+
+def said(folder: Path) -> Any:
+    """What ``cbir info`` has of it, as JSON and as a line."""
+    told = json.loads(cbir("info", folder, "--json").stdout)["recall"]
+    line = next(line for line in cbir("info", folder).stdout.splitlines() if line.startswith("recall"))
+    return told, line.removeprefix("recall").strip()
+
+
+def test_the_last_answer_is_kept_and_changes_nothing_else(build: Build) -> None:
+    folder = build()
+    before = digests(folder)
+    assert said(folder) == (None, "not measured yet: cbir recall does")
+    found = json.loads(cbir("recall", folder, "--queries", 50, "--json").stdout)
+    assert said(folder)[0] == {**{name: found[name] for name in ("recall", "ci95", "k", "queries")}, **NOW}
+    assert said(folder)[1].startswith(f"{found['recall']:.4f} at 10 (")
+    assert cbir("recall", folder, "--queries", 60, "-k", 3).exit_code == 0
+    assert (said(folder)[0]["queries"], said(folder)[0]["k"]) == (60, 3), "the later one"
+    after = digests(folder)
+    assert after.pop(recalled.FILE)
+    assert after == before
+    assert cbir("verify", folder).exit_code == 0
+    folder = folder.rename(folder.with_name("moved.cbir"))
+    assert said(folder)[0]["current"]
+
+
+def test_an_answer_of_an_earlier_generation_says_so(build: Build) -> None:
+    folder = build()
+    cbir("recall", folder, "--queries", 50)
+    assert cbir("delete", folder, "--id", 3).exit_code == 0
+    told, line = said(folder)
+    assert (told["generation"], told["current"]) == (1, False)
+    assert line.endswith("50 queries, of generation 1: the collection has changed since)")
+    cbir("recall", folder, "--queries", 50)
+    assert said(folder)[0]["current"]
+    assert sorted(path.name for path in folder.glob("recall*")) == [recalled.FILE], "nothing is left beside it"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", '{"recall": 1}', "{" * 5000, *(json.dumps({**WHOLE, **bad}) for bad in WRONG)],
+)
+def test_what_is_no_answer_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / recalled.FILE).write_text(content)
+    assert recalled.last(tmp_path, 1) is None
+    recalled.keep(tmp_path, WHOLE, 1)
+    assert recalled.last(tmp_path, 1) == {**WHOLE, "current": True}
+
+
+def test_where_nothing_may_be_written_it_is_told_all_the_same(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = build()
+    wrote = Path.write_text
+
+    def refused(path: Path, *content: Any, **how: Any) -> int:
+        if path.parent == folder:
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return wrote(path, *content, **how)
+
+    monkeypatch.setattr(Path, "write_text", refused)
+    found = cbir("recall", folder, "--queries", 50)
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert said(folder)[0] is None
+    monkeypatch.undo()
+    (folder / recalled.FILE).mkdir()  # something is there that cannot be replaced
+    assert cbir("recall", folder, "--queries", 50).exit_code == 0
+    assert said(folder)[0] is None
+    assert [path.name for path in folder.glob("recall*")] == [recalled.FILE]
+
+
+def test_several_who_ask_at_once_keep_one_answer(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from cbir_faiss.collection import recalled\n"
+    code += f"for n in range(300): recalled.keep(Path(sys.argv[1]), {{**{WHOLE!r}, 'queries': 1 + n}}, 1)"
+    recalled.keep(tmp_path, WHOLE, 1)
+    asking = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
+    while any(one.poll() is None for one in asking):
+        assert recalled.last(tmp_path, 1) is not None, "half of one"
+    assert [one.returncode for one in asking] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == [recalled.FILE]
 
 
 def test_a_rescorer_ranks_by_its_own_metric(build: Build) -> None:

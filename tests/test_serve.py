@@ -16,7 +16,7 @@ from _rows import raw
 from _serving import Serving, problem, serving
 from PIL import Image
 
-from cbir_faiss.collection import Collection
+from cbir_faiss.collection import Collection, recalled
 from cbir_faiss.config import parse_config
 
 
@@ -269,6 +269,15 @@ def test_info_says_what_can_be_asked(served: Serving) -> None:
     assert (about["items"], about["floats"], about["images"], about["write"]) == (17, True, True, False)
     assert about["latency_ms"]["p50"] > 0
     assert served.get("collections/codes")["floats"] is False
+
+
+def test_info_says_what_recall_found_last(served: Serving, place: Path) -> None:
+    assert served.get("collections/floats")["recall"] is None
+    told = {"recall": 0.9, "ci95": [0.8, 1.0], "k": 10, "queries": 17}
+    recalled.keep(place / "floats.cbir", {**told, "settings": []}, 1)
+    assert served.get("collections/floats")["recall"] == {**told, "generation": 1, "current": True}
+    recalled.keep(place / "floats.cbir", told, 7)
+    assert served.get("collections/floats")["recall"]["current"] is False
 
 
 def test_runs_are_shown_with_their_report_apart(served: Serving, place: Path) -> None:

@@ -53,19 +53,22 @@ def recall(
     """How much of what is nearest a search finds, in a collection, an index file, or an engine that runs.
 
     Items are drawn as queries and left out of their own answers. What is lost is told apart: by the code, and by a
-    graph or lists that do not look at everything. Other search options are tried, too. Nothing is changed.
+    graph or lists that do not look at everything. Other search options are tried, too. Nothing is changed; the answer
+    about a collection is kept beside its data, for cbir info and the page.
 
     \b
     cbir recall photos.cbir --target 0.95
     cbir recall faiss file=photos.index
     cbir recall qdrant url=http://localhost:6333 collection=photos
     """
+    from cbir_faiss.collection import recalled
     from cbir_faiss.tuning.exact import read_vectors
     from cbir_faiss.tuning.recall import recall
 
+    asked = _place(place, options)
     with Bar("reading", unit="item") as bar:
         found = recall(
-            _place(place, options),
+            asked,
             k=k,
             queries=queries,
             vectors=None if vectors is None else read_vectors(vectors),
@@ -73,6 +76,8 @@ def recall(
             target=target,
             progress=bar.progress,
         )
+    if isinstance(asked, Path) and found.generation is not None:
+        recalled.keep(asked, found.as_dict(), found.generation)
     if as_json:
         say_json(found.as_dict())
     else:

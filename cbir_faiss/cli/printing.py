@@ -106,9 +106,17 @@ def fact(key: str, value: Any) -> str:
     if key == "labels":
         shown = ", ".join(f"{label} ({count})" for label, count in list(value.items())[:8])
         return f"{len(value)}: {shown}{', …' if len(value) > 8 else ''}"
+    if key == "recall":
+        return "not measured yet: cbir recall does" if value is None else _recall(value)
     if isinstance(value, dict):
         return " ".join([value["name"], *(f"{k}={v}" for k, v in value["options"].items())])
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _recall(last: dict[str, Any]) -> str:
+    low, high = last["ci95"]
+    of = "" if last["current"] else f", of generation {last['generation']:,}: the collection has changed since"
+    return f"{last['recall']:.4f} at {last['k']} ({low:.4f} to {high:.4f}, {last['queries']:,} queries{of})"
 
 
 def stages(seconds: dict[str, float], items: int) -> str:

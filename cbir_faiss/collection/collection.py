@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cbir_faiss._lib import threads
 from cbir_faiss.base import Extractor
 from cbir_faiss.base.checks import check_ids
+from cbir_faiss.collection import recalled
 from cbir_faiss.errors import CbirError, InputError
 from cbir_faiss.pipeline.search import Filter, Searcher
 from cbir_faiss.storage.manifest import Cutoff, Manifest, check_content, damaged_files, read_manifest
@@ -279,7 +280,7 @@ class Collection:
         return self._store.documents(_as_ids(ids))
 
     def info(self) -> dict[str, Any]:
-        """What ``cbir info`` prints: counts, plugins, labels, bytes by file."""
+        """What ``cbir info`` prints: counts, plugins, labels, bytes by file, and what ``cbir recall`` said last."""
         m = self.manifest
         return {
             "items": m.items,
@@ -296,6 +297,7 @@ class Collection:
             "bits": m.bits,
             "labels": self._store.labels(),
             "bytes": {name: entry.size for name, entry in m.files.items()},
+            "recall": recalled.last(self.folder, m.generation),
         }
 
     def verify(self) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from cbir_faiss.base import Extractor
+from cbir_faiss.collection import recalled
 from cbir_faiss.collection.duplicates import Duplicate, find_duplicates
 from cbir_faiss.collection.stages import float_column
 from cbir_faiss.errors import BadImage, CbirError, Unsupported
@@ -294,7 +295,8 @@ class Api:
                 about = generation.once("info", collection.info)
                 metric = collection.manifest.metric
                 images = collection.manifest.extractor is not None and collection.manifest.extractor.name != "vectors"
-            return {**about, "floats": floats, "images": images, "metric": metric}
+                recall = recalled.last(collection.folder, collection.manifest.generation)
+            return {**about, "recall": recall, "floats": floats, "images": images, "metric": metric}
 
         about = await self._of(request, facts)
         return {"name": live.name, **about, "write": self.writing is not None, "latency_ms": _percentiles(live.seconds)}

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cbir_faiss.collection.recalled import Answer
 from cbir_faiss.serve.limits import Limits
 
 LIMITS = Limits()
@@ -146,6 +147,12 @@ class Collections(BaseModel):
     collections: list[Named]
 
 
+class Recalled(Answer):
+    """What `cbir recall` said last of the collection."""
+
+    current: bool = Field(description="Whether it is of the generation that is served.")
+
+
 class Info(BaseModel):
     """What a collection is, and how it does."""
 
@@ -165,6 +172,7 @@ class Info(BaseModel):
     metric: str | None
     labels: dict[str, int]
     bytes: dict[str, int]
+    recall: Recalled | None = Field(description="null: it was not measured.")
     floats: bool = Field(description="Whether `rescore: exact` can be asked for.")
     images: bool = Field(description="Whether pictures can be searched for: it has an extractor of pictures.")
     write: bool = Field(description="Whether adding and deleting is allowed.")

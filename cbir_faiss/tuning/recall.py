@@ -56,7 +56,7 @@ class Recall:
     """The mean share of the k nearest that is found, with its 95 % interval, as the index is set.
 
     settings: what other search options give, this one first. chosen: the fastest that surely meets the target; None
-    where there is no target, or it is not met. notes: what else has to be known of it.
+    where there is no target, or it is not met. notes: what else has to be known of it. generation: of the collection.
     """
 
     recall: float
@@ -68,6 +68,7 @@ class Recall:
     target: float | None = None
     chosen: SettingRecall | None = None
     notes: tuple[str, ...] = ()
+    generation: int | None = None
 
     @property
     def met(self) -> bool:
@@ -139,7 +140,7 @@ def recall(
         chosen = None if target is None else bench.chosen(target)
         loss, tried = bench.loss(now), tuple(bench.tried.values())
         notes = tuple(_notes(subject, loss))
-        return Recall(now.recall, now.ci95, k, len(asked), loss, tried, target, chosen, notes)
+        return Recall(now.recall, now.ci95, k, len(asked), loss, tried, target, chosen, notes, subject.generation)
 
 
 def _notes(subject: Subject, loss: Loss) -> Iterator[str]:

@@ -140,7 +140,7 @@ class Subject:
     """What is examined. Nothing here changes it.
 
     ids: of all items, ascending. stored: what the index was given, in their order; None where it keeps less, or does
-    not give it back. exact: see ``Exact``. search: the search options that are in use.
+    not give it back. exact: see ``Exact``. search: the search options that are in use. generation: of a collection.
     """
 
     title: str
@@ -151,6 +151,7 @@ class Subject:
     stored: Codes | None
     exact: Exact | None
     search: Setting = field(default_factory=dict)
+    generation: int | None = None
 
     @cached_property
     def efforts(self) -> list[Effort]:
@@ -343,6 +344,7 @@ def _of_store(store: Store, truth: NDArray[Any] | None, scratch: Path) -> Subjec
         store.whole("code"),
         exact,
         manifest.search,
+        manifest.generation,
     )
 
 

@@ -5,7 +5,7 @@ import { button, el, fill, problem } from "./dom.js";
 import { session } from "./session.js";
 import { scored, TIES, truthOf } from "./truth.js";
 import { View } from "./view.js";
-import { count, milliseconds, share, size } from "./words.js";
+import { count, milliseconds, several, share, size } from "./words.js";
 
 const K = 10;
 const QUERIES = 20; // items that recall is measured with here
@@ -23,7 +23,7 @@ export class State extends View {
       const info = await api.info(route.name);
       if (signal.aborted) return;
       session.infos.set(route.name, info);
-      const recall = info.floats && info.items > 1 && this.recall(info, signal);
+      const recall = this.recall(info, signal);
       fill(this.element, el("h1", {}, route.name), figures(info), how(info), times(info), recall, files(info));
     } catch (error) {
       if (signal.aborted) return;
@@ -38,7 +38,7 @@ export class State extends View {
     const told = el(
       "div",
       { role: "status" },
-      `How many of the ${K} nearest by floats are found, with ${QUERIES} items.`,
+      info.floats && `How many of the ${K} nearest by floats are found, with ${QUERIES} items.`,
     );
     const measure = async () => {
       fill(told, "Searching…");
@@ -49,9 +49,28 @@ export class State extends View {
         if (!signal.aborted) fill(told, problem(error));
       }
     };
-    return el("section", {}, el("h2", {}, "Recall"), told, button(null, "Measure it", measure, { wide: true }));
+    const measured = info.floats && info.items > 1;
+    return (
+      (measured || info.recall) &&
+      el(
+        "section",
+        {},
+        el("h2", {}, "Recall"),
+        info.recall && el("p", {}, lastOf(info.recall)),
+        told,
+        measured && button(null, "Measure it", measure, { wide: true }),
+      )
+    );
   }
 }
+
+/** What `cbir recall` said last. */
+const lastOf = ({ recall, ci95: [low, high], k, queries, generation, current }) => [
+  el("b", {}, share(recall)),
+  ` (${share(low)} to ${share(high)}) of the ${k} nearest, over ${several(queries, "query", "queries")}, by `,
+  el("code", {}, "cbir recall"),
+  !current && el("span", { class: "soft" }, `, of generation ${count(generation)}: the collection has changed since`),
+];
 
 /** Mean recall of items that are evenly chosen, and half of its 95 % interval. */
 async function recallOf({ name, items }, signal) {
