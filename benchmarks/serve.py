@@ -15,7 +15,8 @@ nearest of an item. The library's own figures are `Collection.search_ids` of the
     uploads    photos of 640 x 480 as JPEG, extractor compact: photos a second of 16 clients against the pipeline's own
                rate over the same files; milliseconds of one client
     hostile    10,000 requests: broken forms, bombs, wrong hosts and origins, traversal, nonsense, slow clients; by
-               status, with what memory and open files they leave, and whether an answer has a file that is nobody's
+               status, with what memory and open files they leave, and whether an answer has a file that is nobody's,
+               or says where the server's files are
     page       bytes of the page with all that it loads
 
 Raw figures go to benchmarks/results/serve.json.
@@ -401,12 +402,13 @@ def hostile(bench: Bench) -> dict[str, Any]:
             _attack(server.port, rng)
         memory, files = server.anonymous(), server.files()
         statuses: Counter[str] = Counter()
-        leaked = 0
+        leaked = told = 0
         slow = [_slow(server.port) for _ in range(50)]
         for _ in range(bench.hostile):
             kind, answer = _attack(server.port, rng)
             statuses[f"{kind} {answer[9:12].decode() or 'closed'}"] += 1
             leaked += CANARY in answer or b"root:x:" in answer
+            told += str(bench.place).encode() in answer
         for one in slow:
             one.close()
         time.sleep(1)
@@ -416,6 +418,7 @@ def hostile(bench: Bench) -> dict[str, Any]:
             "faults": sum(count for name, count in statuses.items() if name.endswith(" 500")),
             "accepted": sum(count for name, count in statuses.items() if name.endswith(" 200")),
             "files_of_nobody": leaked,
+            "paths_told": told,
             "memory_over_before": server.anonymous() / memory,
             "open_files_more": server.files() - files,
             "alive": int(server.process.poll() is None),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import _models
 import numpy as np
 import pytest
+from _serving import TOKEN, Serving, serving
 from click.testing import CliRunner
 from PIL import Image
 
@@ -28,6 +31,7 @@ from cbir_faiss.extractors import _text, _tokenizer  # noqa: E402
 from cbir_faiss.extractors.joined import Joined  # noqa: E402
 from cbir_faiss.extractors.onnx import Onnx  # noqa: E402
 from cbir_faiss.extractors.open_clip import OpenClip  # noqa: E402
+from cbir_faiss.serve.client import connect  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,79 @@ def test_the_command(place: Path) -> None:
     assert [line for line in said.stdout.splitlines() if not line.startswith(" ")] == ["a red bus", "two dogs"]
     both = CliRunner().invoke(main, ["search", str(place / "x.cbir"), "--text", "a red bus", "--id", "1"])
     assert (both.exit_code, "give images, or --id, or --vector, or --text" in both.output) == (2, True)
+
+
+@pytest.fixture(scope="module")
+def served(place: Path) -> Iterator[Serving]:
+    """The collection, and two that take no texts: one of pictures, one of vectors."""
+    for name in ("pictures", "vectors"):
+        shutil.copytree(Path(__file__).parent / "fixtures" / f"{name}-0.1", place / f"{name}.cbir")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CBIR_CACHE", str(place / "cache"))
+        with serving(place / "x.cbir", place / "pictures.cbir", place / "vectors.cbir", write=True) as server:
+            yield server
+
+
+def test_a_served_collection_is_searched_by_text(served: Serving, place: Path) -> None:
+    with Collection.open(place / "x.cbir") as here:
+        expected = here.search_text(_models.TEXTS, k=12)
+        few = here.search_text(["a red bus"], 2, "path != '03.png'")
+    paths = [[match.path for match in row] for row in expected]
+    assert [[hit["path"] for hit in row] for row in served.search("x", text=_models.TEXTS, k=12)] == paths
+    assert [[hit["path"] for hit in row] for row in served.search("x", text=_models.TEXTS[0], k=12)] == paths[:1]
+    form = served.client.post(
+        "/api/v1/collections/x/search", files=[("k", (None, "12"))], data={"text": _models.TEXTS[0]}
+    )
+    assert [hit["path"] for hit in form.json()["results"][0]] == paths[0]
+    with connect(f"{served.url}/x", token=TOKEN) as there:
+        found = there.search_text(["a red bus"], 2, "path != '03.png'")
+        assert [m.path for m in found[0]] == [m.path for m in few[0]]
+        assert len(there.search_text(["a red bus"] * 70, 1)) == 70
+        for wrong in ("a red bus", [], [""], [3]):
+            with pytest.raises(InputError, match="text"):
+                there.search_text(wrong)  # type: ignore[arg-type]
+    both = served.search("x", text="a red bus", ids=[3], combine=True, k=5)
+    assert len(both) == 1
+    assert 3 not in [hit["id"] for hit in both[0]]
+    assert "with 'combine'" in served.problem("POST", "collections/x/search", 422, json={"text": "a", "ids": [1]})
+
+
+def test_the_text_tower_is_loaded_once_for_all_generations(served: Serving) -> None:
+    served.search("x", text="a red bus")
+    live = served.server.api.collections["x"]
+    assert live._current is not None
+    before = live.loaded(live._current.collection, "texts")
+    picture = served.client.get("/api/v1/collections/x/items/1/image").content
+    other = Image.open(io.BytesIO(picture)).rotate(90)
+    out = io.BytesIO()
+    other.save(out, "PNG")
+    added = served.client.post("/api/v1/collections/x/items", files=[("image", ("new.png", out.getvalue()))])
+    assert added.json()["added"] == 1
+    served.search("x", text="a red bus")
+    assert live.loaded(live._current.collection, "texts") is before
+    assert served.client.delete(f"/api/v1/collections/x/items/{added.json()['ids'][0]}").status_code == 200
+
+
+def test_who_serves_says_which_take_texts(served: Serving) -> None:
+    can = {name: served.get(f"collections/{name}")["texts"] for name in ("x", "pictures", "vectors")}
+    assert can == {"x": True, "pictures": False, "vectors": False}
+    asked = {"json": {"text": "a red bus"}}
+    assert "has no text tower" in served.problem("POST", "collections/pictures/search", 422, **asked)
+    assert "not pictures or texts" in served.problem("POST", "collections/vectors/search", 422, **asked)
+    for wrong in ("", " ", ["a", ""], ["x" * 10_001], ["x"] * 101, 5, [5], None):
+        assert "text" in served.problem("POST", "collections/x/search", 422, json={"text": wrong})
+    surrogate = b'{"text": "a \\ud800 bus"}'
+    headers = {"Content-Type": "application/json"}
+    served.problem("POST", "collections/x/search", 422, content=surrogate, headers=headers)
+
+
+def test_the_command_asks_a_server(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CBIR_TOKEN", TOKEN)
+    done = CliRunner().invoke(main, ["search", f"{served.url}/x", "--text", "a red bus", "-k", "2", "--json"])
+    assert done.exit_code == 0, done.output
+    assert len(json.loads(done.stdout)[0]) == 2
+    done = CliRunner().invoke(main, ["search", f"{served.url}/pictures", "--text", "a red bus"])
+    assert (done.exit_code, "has no text tower" in done.stderr) == (1, True)
 
 
 def test_a_collection_without_a_text_tower() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import platform
+import shutil
 import signal
 import socket
 import struct
@@ -26,6 +27,7 @@ from cbir_faiss.config import parse_config
 from cbir_faiss.errors import CbirError, ConfigError
 from cbir_faiss.serve.decoding import Decoders
 from cbir_faiss.serve.limits import Limits
+from cbir_faiss.serve.problems import Problem
 from cbir_faiss.serve.safety import Guard
 from cbir_faiss.serve.server import Server, Settings
 
@@ -253,6 +255,49 @@ def test_what_a_document_says_of_its_path_leads_nowhere_else(place: Path, small:
         for item in (1, 2, 3):
             answer = server.client.get(f"/api/v1/collections/strange/items/{item}/thumb")
             assert answer.headers["content-type"].startswith("image/svg"), "a placeholder"
+
+
+def test_no_problem_says_where_anything_lies(small: Path, tmp_path: Path) -> None:
+    """Whatever is wrong, wherever it is noticed; ``problem`` looks for more than is looked for here."""
+    place = tmp_path / "my own things"
+    place.mkdir()
+    for name in ("small", "gone", "cut"):
+        shutil.copytree(small, place / f"{name}.cbir")
+    shutil.copytree(Path(__file__).parent / "fixtures" / "vectors-0.1", place / "vectors.cbir")
+    for name in ("bad", "none"):
+        (place / name).mkdir()
+    (place / "bad" / "results.json").write_text("{")
+    runs = (place / "bad", place / "none")
+    told = []
+    with serving(*place.glob("*.cbir"), runs=runs, limits=LIMITS, write=True) as server:
+        shutil.rmtree(place / "gone.cbir")
+        (place / "cut.cbir" / "codec.npz").write_bytes(b"")
+        for name in ("gone", "cut"):
+            until(lambda name=name: server.client.get(f"/api/v1/collections/{name}").status_code == 503)
+            told.append(server.problem("GET", f"collections/{name}/items", 503))
+        picture = {"files": [("image", ("x", saved("PNG")))]}
+        for place_of, asked in (("search", picture), ("items", picture), ("search", {"json": {"text": "a red bus"}})):
+            told.append(server.problem("POST", f"collections/vectors/{place_of}", 422, **asked))
+        told.append(server.problem("POST", "collections/small/search", 404, json={"ids": [10**6]}))
+        told += [server.problem("GET", f"runs/{name}", 503) for name in ("bad", "none")]
+        told.append(server.problem("GET", "runs/bad/report", 404))
+        told += [str(one["problem"]) for one in server.get("collections")["collections"]]
+    assert not [detail for detail in told if "my own things" in detail or str(tmp_path) in detail]
+    assert any("gone.cbir" in detail for detail in told), "but what it is called"
+
+
+@pytest.mark.parametrize(
+    ("told", "left"),
+    [
+        ("/srv/my own/c.cbir holds vectors", "c.cbir holds vectors"),
+        ("/srv/my own/c.cbir/extractor/model.onnx: cut short", "c.cbir/extractor/model.onnx: cut short"),
+        ("cannot write '/usr/lib/x.npy'", "cannot write 'x.npy'"),
+        ("filter '/nobodys/label = 1': a / b", "filter '/nobodys/label = 1': a / b"),
+        ("ask http://localhost/usr/lib or a/usr/lib", "ask http://localhost/usr/lib or a/usr/lib"),
+    ],
+)
+def test_of_paths_the_names_are_left(told: str, left: str) -> None:
+    assert Problem(503, told).without_paths({"/srv": "srv", "/srv/my own/c.cbir": "c.cbir"}).detail == left
 
 
 # -- bodies

@@ -39,6 +39,11 @@ class Extractor(Plugin):
         """Pixels of a picture's shorter side beyond which it need not be decoded; None: all of them count."""
         return getattr(self, "enough", None)  # its name in 0.1, which extractors of others may define
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether ``embed_text`` has a tower that texts go to; said without loading it."""
+        return type(self)._embed_text is not Extractor._embed_text
+
     def load(self) -> None:
         """Load the model and its libraries now; otherwise the first use does."""
         self._load()

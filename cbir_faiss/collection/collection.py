@@ -160,7 +160,7 @@ class Collection:
             Unsupported: the extractor has no text tower. InputError: no texts, or one that says nothing.
         """
         with threads.phase("extract"):
-            columns = self._reader_of_texts.embed_text(texts)
+            columns = self.reader_of_texts.embed_text(texts)
         return self.search_columns(columns, k, where, relevant=relevant)
 
     def search_ids(
@@ -344,9 +344,21 @@ class Collection:
         check_content(self.folder, self.manifest, "extractor")  # after loading: it is these that were loaded
         return extractor
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether it can be searched by text; nothing is loaded to say so."""
+        try:
+            return self._frozen.reads_text
+        except CbirError:
+            return False
+
     @cached_property
-    def _reader_of_texts(self) -> Extractor:
-        """The frozen extractor with its text tower loaded, but not that of pictures."""
+    def reader_of_texts(self) -> Extractor:
+        """The frozen extractor with its text tower loaded, but not that of pictures.
+
+        Raises:
+            Unsupported: it has no text tower. InputError, CorruptCollection: as ``extractor``.
+        """
         self._frozen.embed_text(["a picture"])
         check_content(self.folder, self.manifest, "extractor")  # after loading, as above
         return self._frozen

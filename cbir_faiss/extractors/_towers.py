@@ -87,6 +87,10 @@ class TwoTowerExtractor(ModelExtractor):
         if self._has_text:  # what cannot be frozen is said now, not after hours
             _ = self._text
 
+    @property
+    def reads_text(self) -> bool:
+        return self._has_text
+
     def _embed_text(self, texts: Sequence[str]) -> Columns:
         return {"embedding": self._text(texts)} if self._has_text else super()._embed_text(texts)
 

@@ -153,14 +153,19 @@ class Joined(base.Extractor):
     def _weights_digest(self) -> str:
         return json.dumps([part.fingerprint() for part in self._parts])
 
+    @property
+    def reads_text(self) -> bool:
+        return self._first()[0].reads_text
+
     def _embed_text(self, texts: Sequence[str]) -> Columns:
-        """By the part that gives the first embedding."""
-        first = self.embeddings[0]
-        for part, names in zip(self._parts, self._names, strict=True):
-            if first in names.values():
-                found = part.embed_text(texts)
-                return {names[column]: x for column, x in found.items() if names.get(column) == first}
-        raise AssertionError  # an embedding is a column of some part
+        part, names = self._first()
+        found = part.embed_text(texts)
+        return {names[column]: x for column, x in found.items() if names.get(column) == self.embeddings[0]}
+
+    def _first(self) -> tuple[base.Extractor, dict[str, str]]:
+        """The part that gives the first embedding, and the names of its columns here."""
+        pairs = zip(self._parts, self._names, strict=True)
+        return next((part, names) for part, names in pairs if self.embeddings[0] in names.values())
 
     def _prepare(self, item: Any) -> NDArray[Any]:
         """A 0-d structured array with a field for each part, so that a stack of items is one array."""

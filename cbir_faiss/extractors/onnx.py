@@ -91,6 +91,10 @@ class Onnx(base.Extractor):
     def min_side(self) -> int | None:
         return self.options.preprocess.min_side
 
+    @property
+    def reads_text(self) -> bool:
+        return self.options.text is not None
+
     def freeze(self, folder: Path) -> tuple[str, dict[str, Any]]:
         for file in _files(self.options.model):
             shutil.copyfile(file, folder / file.name)

@@ -27,6 +27,7 @@ from cbir_faiss.serve.asking import (
     Asking,
     Prepared,
     combined,
+    embedded,
     embeddings_given,
     extracted,
     known,
@@ -36,13 +37,14 @@ from cbir_faiss.serve.asking import (
 from cbir_faiss.serve.decoding import Decoders
 from cbir_faiss.serve.forms import FORM, JSON, Receiver, media_type, read_fields, read_form, read_json, read_query
 from cbir_faiss.serve.limits import Limits
-from cbir_faiss.serve.live import Generation, Live
+from cbir_faiss.serve.live import Generation, Live, Reading
 from cbir_faiss.serve.pictures import Picture, Pictures
 from cbir_faiss.serve.plane import plane
 from cbir_faiss.serve.problems import Problem
 from cbir_faiss.serve.uploads import Uploads
 from cbir_faiss.serve.work import Work
 from cbir_faiss.storage.facets import facets
+from cbir_faiss.types import Columns, Floats
 
 T = TypeVar("T")
 _PARSED_AT_ONCE = 1 << 16  # a body of more bytes is parsed in a thread
@@ -92,10 +94,16 @@ class Api:
         for live in self.collections.values():
             await live.close()
 
+    def told(self, problem: Problem) -> Problem:
+        """A problem as it is answered: no path of this machine is in it."""
+        known = [live.folders for live in self.collections.values()]
+        known += [{str(folder): name, str(folder.absolute()): name} for name, folder in self.runs.items()]
+        return problem.without_paths({folder: name for some in known for folder, name in some.items()})
+
     # -- search
 
     async def search(self, request: Request) -> Any:
-        """The items most like each query: items by id, vectors, or pictures that are uploaded."""
+        """The items most like each query: items by id, vectors, texts, or pictures that are uploaded."""
         live = self._live(request)
         if media_type(request) != FORM:
             return await self._answer(live, await self._json(request, models.Search), [])
@@ -113,11 +121,11 @@ class Api:
     async def _found(
         self, live: Live, generation: Generation, asked: models.Search, pictures: Sequence[tuple[str, bytes]]
     ) -> list[list[Any]]:
-        kinds = [bool(pictures), bool(asked.vectors), bool(asked.ids)]
+        kinds = [bool(pictures), bool(asked.vectors), bool(asked.ids), bool(asked.texts)]
         if not any(kinds):
-            raise Problem(422, "give ids, vectors, or pictures as parts 'image' of a form")
+            raise Problem(422, "give ids, vectors, or pictures as parts 'image' of a form, or text")
         if sum(kinds) > 1 and not asked.combine:
-            raise Problem(422, "give pictures, ids or vectors: one kind at a time, or with 'combine'")
+            raise Problem(422, "give pictures, ids, vectors or text: one kind at a time, or with 'combine'")
         where = await self._filter(asked.where)
         if asked.combine:
             return await self._combined(live, generation, asked, where, pictures)
@@ -131,6 +139,9 @@ class Api:
             return await self.work.together(
                 ("vectors", vectors.shape[1], *kind), asking.by_columns, {"embedding": vectors}
             )
+        if asked.texts:
+            reader = await self._extractor(live, generation, "texts")
+            return await self.work.together(("texts", reader, *kind), partial(asking.by_texts, reader), asked.texts)
         extractor, prepared = await self._prepared(live, generation, pictures)
         search = partial(asking.by_pictures, extractor)
         return await self.work.together(("pictures", extractor, *kind), search, prepared, self.decoders.preparing)
@@ -149,8 +160,11 @@ class Api:
         if pictures:
             extractor, prepared = await self._prepared(live, generation, pictures)
             columns = await self.work.together(("extract", extractor), partial(extracted, extractor), prepared)
-            name = generation.collection.manifest.embedding
-            given.append(columns[name if name in columns else "embedding"])
+            given.append(_embedding(generation, columns))
+        if asked.texts:
+            reader = await self._extractor(live, generation, "texts")
+            columns = await self.work.together(("embed", reader), partial(embedded, reader), asked.texts)
+            given.append(_embedding(generation, columns))
 
         def search() -> list[list[Any]]:
             with generation.held() as collection:
@@ -168,12 +182,15 @@ class Api:
         if len(pictures) > self.limits.queries:
             raise Problem(422, f"{len(pictures)} pictures: at most {self.limits.queries} in one search")
         collection = generation.collection
-        extractor = live.loaded(collection)
-        if extractor is None:
-            extractor = await self.work.alone(partial(live.extractor, collection))
+        extractor = await self._extractor(live, generation, "pictures")
         entry, folder = collection.manifest.extractor, str((collection.folder / "extractor").absolute())
         assert entry is not None  # there is an extractor
         return extractor, await self._each(pictures, lambda picture: self.decoders.prepare(picture, entry, folder))
+
+    async def _extractor(self, live: Live, generation: Generation, reading: Reading) -> Extractor:
+        """The collection's own, loaded in a thread where it is not yet."""
+        found = live.loaded(generation.collection, reading)
+        return found or await self.work.alone(partial(live.extractor, generation.collection, reading))
 
     async def _each(self, pictures: Sequence[tuple[str, bytes]], job: Callable[[bytes], Awaitable[T]]) -> Sequence[T]:
         """The job's answers, side by side; a picture that cannot be used is named by its number."""
@@ -279,7 +296,7 @@ class Api:
                 with live.generation() as generation:
                     found.append({"name": live.name, "items": len(generation.collection), "problem": None})
             except Problem as problem:
-                found.append({"name": live.name, "items": None, "problem": problem.detail})
+                found.append({"name": live.name, "items": None, "problem": self.told(problem).detail})
         return {"collections": found}
 
     async def info(self, request: Request) -> Any:
@@ -293,10 +310,11 @@ class Api:
                 except Unsupported:
                     floats = False
                 about = generation.once("info", collection.info)
+                texts = generation.once("texts", lambda: (collection.reads_text,))[0]
                 metric = collection.manifest.metric
                 images = collection.manifest.extractor is not None and collection.manifest.extractor.name != "vectors"
                 recall = recalled.last(collection.folder, collection.manifest.generation)
-            return {**about, "recall": recall, "floats": floats, "images": images, "metric": metric}
+            return {**about, "recall": recall, "floats": floats, "images": images, "texts": texts, "metric": metric}
 
         about = await self._of(request, facts)
         return {"name": live.name, **about, "write": self.writing is not None, "latency_ms": _percentiles(live.seconds)}
@@ -388,6 +406,11 @@ class Api:
         """Pictures and fields of a form, counted as held within the block."""
         async with self.receiver.body(request) as body:
             yield await read_form(request, body, self.limits)
+
+
+def _embedding(generation: Generation, columns: Columns) -> Floats:
+    name = generation.collection.manifest.embedding
+    return columns[name if name in columns else "embedding"]
 
 
 def _id(request: Request) -> int:

@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cbir_faiss.errors import CbirError
 from cbir_faiss.serve.api import Api
 from cbir_faiss.serve.metrics import Metrics
-from cbir_faiss.serve.openapi import BASE, ENDPOINTS, description
+from cbir_faiss.serve.openapi import BASE, ENDPOINTS, Endpoint, description
 from cbir_faiss.serve.problems import MEDIA_TYPE, Problem
 from cbir_faiss.serve.safety import HEADERS, Guard
 
@@ -43,7 +43,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 def make_app(api: Api, guard: Guard) -> ASGIApp:
     """The application over ``api``, open to whom ``guard`` lets in."""
     metrics = Metrics()
-    routes = [Route(BASE + e.path, _answering(getattr(api, e.handler), e.path), methods=[e.method]) for e in ENDPOINTS]
+    routes = [Route(BASE + e.path, _answering(api, e), methods=[e.method]) for e in ENDPOINTS]
     problems: dict[Any, Any] = {HTTPException: _of_routing, Exception: _of_fault}
     app = Starlette(
         routes=[*routes, *_about(api, metrics), *_page()],
@@ -107,17 +107,18 @@ class Guarded:
         return None
 
 
-def _answering(handler: Callable[[Request], Awaitable[Any]], path: str) -> Handler:
+def _answering(api: Api, endpoint: Endpoint) -> Handler:
     """An endpoint: what its handler gives as JSON, and what it raises as a problem."""
+    handler = getattr(api, endpoint.handler)
 
     async def answer(request: Request) -> Response:
-        request.scope[_ROUTE] = path
+        request.scope[_ROUTE] = endpoint.path
         try:
             found = await handler(request)
         except Problem as problem:
-            return _problem(problem)
+            return _problem(api.told(problem))
         except CbirError as error:
-            return _problem(Problem.of(error))
+            return _problem(api.told(Problem.of(error)))
         return found if isinstance(found, Response) else Response(as_json(found), media_type="application/json")
 
     return answer

@@ -46,6 +46,10 @@ class Asking:
         """Hits of prepared pictures, for each question a list for each of its pictures."""
         return self.by_columns(extracted(extractor, questions))
 
+    def by_texts(self, extractor: Extractor, questions: Sequence[Sequence[str]]) -> list[list[list[Hit]]]:
+        """Hits of what texts say, for each question a list for each of its texts."""
+        return self.by_columns(embedded(extractor, questions))
+
     def by_columns(self, questions: Sequence[Columns]) -> list[list[list[Hit]]]:
         """Hits of what was extracted, for each question a list for each of its rows."""
         counts = [len(next(iter(columns.values()))) for columns in questions]
@@ -119,6 +123,12 @@ def extracted(extractor: Extractor, questions: Sequence[Prepared]) -> list[Colum
             rows[number] = {name: column[place] for name, column in columns.items()}
     each = iter(rows)
     return [_stacked([next(each) for _ in question]) for question in questions]
+
+
+def embedded(extractor: Extractor, questions: Sequence[Sequence[str]]) -> list[Columns]:
+    """Columns of texts, for each question a row for each of its texts."""
+    with threads.phase("extract"):
+        return [extractor.embed_text(texts) for texts in questions]
 
 
 def _stacked(rows: Sequence[dict[str, NDArray[Any]]]) -> Columns:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cbir_faiss.base import Extractor
 from cbir_faiss.collection.collection import Collection
@@ -22,6 +22,7 @@ _LOOK_SECONDS = 0.02
 """How old the last look at the files may be: to read a mapped file that was cut short ends the process."""
 _LATENCIES = 2000
 _KEPT = 16
+Reading = Literal["pictures", "texts"]
 
 
 class Generation:
@@ -96,7 +97,7 @@ class Live:
         self._looked = 0.0
         self._opening = asyncio.Lock()
         self._opening_soon: asyncio.Task[None] | None = None
-        self._extractor: tuple[tuple[PluginEntry | None, str], Extractor] | None = None
+        self._extractors: dict[Reading, tuple[tuple[PluginEntry | None, str], Extractor]] = {}
         self._extractor_lock = threading.Lock()
 
     def open(self) -> None:
@@ -137,19 +138,28 @@ class Live:
             if before is not None:
                 before.retire()
 
-    def extractor(self, collection: Collection) -> Extractor:
-        """The frozen extractor, loaded once for all generations that have the same. Raises CbirError."""
-        same = collection.manifest.extractor, collection.manifest.fingerprint
+    def extractor(self, collection: Collection, reading: Reading) -> Extractor:
+        """The frozen extractor, with what it needs to read those loaded once for all generations that have the same.
+        Raises CbirError."""
         with self._extractor_lock:
-            if self._extractor is None or self._extractor[0] != same:
-                self._extractor = same, collection.extractor
-            return self._extractor[1]
+            found = self.loaded(collection, reading)
+            if found is None:
+                found = collection.extractor if reading == "pictures" else collection.reader_of_texts
+                self._extractors[reading] = _same(collection), found
+            return found
 
-    def loaded(self, collection: Collection) -> Extractor | None:
+    def loaded(self, collection: Collection, reading: Reading) -> Extractor | None:
         """The same, if it is loaded."""
-        same = collection.manifest.extractor, collection.manifest.fingerprint
-        known = self._extractor
-        return known[1] if known is not None and known[0] == same else None
+        known = self._extractors.get(reading)
+        return known[1] if known is not None and known[0] == _same(collection) else None
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """What errors may name of this machine: the collection's folder and the photos', and what to call them."""
+        root = self._current.collection.manifest.root if self._current is not None else None
+        places = [self.folder, self.folder.absolute(), self.folder.resolve()]
+        named = {str(place): f"{self.name}.cbir" for place in places if place.is_absolute()}
+        return named if root is None else {root: Path(root).name, **named}
 
     def look(self) -> None:
         """Notice what has changed, though nobody asks."""
@@ -199,3 +209,8 @@ class Live:
         else:
             error = self._current.damage()
             self._trouble = self._cannot(error) if error is not None and self._mark() == mark else ""
+
+
+def _same(collection: Collection) -> tuple[PluginEntry | None, str]:
+    """What two generations with one extractor have in common."""
+    return collection.manifest.extractor, collection.manifest.fingerprint

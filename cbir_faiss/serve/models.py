@@ -28,6 +28,10 @@ class Search(_Request):
         list[Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1)]],
         Field(max_length=LIMITS.queries, description="Embeddings as the collection's extractor makes them."),
     ] = []
+    text: Annotated[
+        Text | Annotated[list[Text], Field(max_length=LIMITS.queries)],
+        Field(description="What is to be seen: `a red bus`, or several; where the collection's `texts` is true."),
+    ] = []
     k: Annotated[int, Field(ge=1, le=LIMITS.k, description="How many items for each query.")] = 5
     where: Where | None = None
     rescore: Annotated[
@@ -38,6 +42,10 @@ class Search(_Request):
     unlike: Annotated[
         list[Id], Field(max_length=LIMITS.queries, description="Items to lead away from; with `combine`.")
     ] = []
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.text] if isinstance(self.text, str) else self.text
 
     @model_validator(mode="after")
     def _unlike_with_combine(self) -> Search:
@@ -175,6 +183,7 @@ class Info(BaseModel):
     recall: Recalled | None = Field(description="null: it was not measured.")
     floats: bool = Field(description="Whether `rescore: exact` can be asked for.")
     images: bool = Field(description="Whether pictures can be searched for: it has an extractor of pictures.")
+    texts: bool = Field(description="Whether `text` can be searched for: its extractor has a text tower.")
     write: bool = Field(description="Whether adding and deleting is allowed.")
     latency_ms: dict[str, float | None]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -22,6 +24,9 @@ _STATUS: tuple[tuple[type[CbirError], int], ...] = (
 )
 
 
+_PATH = re.compile(r"(?<![\w./:-])/[^\s'\",;:()]+")
+
+
 class Problem(Exception):
     """An answer that is no result."""
 
@@ -35,6 +40,14 @@ class Problem(Exception):
         status = next(status for kind, status in _STATUS if isinstance(error, kind))
         return cls(status, str(error))
 
+    def without_paths(self, folders: Mapping[str, str]) -> Problem:
+        """The same without a path of this machine: what is known as a folder is called by its name, of any other path
+        the last part is left."""
+        detail = self.detail
+        for folder in sorted(folders, key=len, reverse=True):
+            detail = detail.replace(folder, folders[folder])
+        return Problem(self.status, _PATH.sub(_last_part, detail), self.headers)
+
     def as_dict(self) -> dict[str, object]:
         return {
             "type": "about:blank",
@@ -42,3 +55,9 @@ class Problem(Exception):
             "status": self.status,
             "detail": self.detail,
         }
+
+
+def _last_part(found: re.Match[str]) -> str:
+    """What somebody has written themselves begins with no folder that there is, and stays."""
+    parts = found[0].split("/")
+    return next((part for part in reversed(parts) if part), "") if os.path.lexists(f"/{parts[1]}") else found[0]
