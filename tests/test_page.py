@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import _models
 import numpy as np
 import pytest
 from _page import CHROMIUM, Server, chromium, drop, enter, served, settled
@@ -168,6 +169,62 @@ def test_filters_have_counts_and_back_undoes_them(page: Any, server: Server) -> 
     page.go_back()
     expect(page.locator(".told")).to_have_text("50 items")
     expect(page.locator("label.value input:checked")).to_have_count(0)
+
+
+def test_words_are_asked_for_only_where_they_can_be(page: Any, server: Server) -> None:
+    """The field, with what it sends; what is found is of the test below."""
+
+    def can(route: Any) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json={**answer.json(), "texts": True})
+
+    def found(route: Any) -> None:
+        sent.append(json.loads(route.request.post_data))
+        route.fulfill(json={"results": [[]], "took_ms": 1.0})
+
+    sent: list[dict[str, Any]] = []
+    enter(page, server)
+    settled(page)
+    expect(page.get_by_role("search")).to_have_count(0)
+    page.route("**/collections/scenes", can)
+    page.route("**/collections/scenes/search", found)
+    enter(page, server)
+    settled(page)
+    page.keyboard.press("t")
+    page.keyboard.type("a red bus")
+    page.keyboard.press("Enter")
+    expect(page.locator(".told")).to_contain_text("0 results")
+    assert page.evaluate("document.activeElement.name") == "text", "the focus stays"
+    assert (sent[-1]["text"], sent[-1]["ids"], sent[-1]["combine"]) == (["a red bus"], [], False)
+    enter(page, server, "#/c/scenes?text=a+red+bus&like=3")
+    settled(page)
+    assert (sent[-1]["text"], sent[-1]["ids"], sent[-1]["combine"]) == (["a red bus"], [3], True)
+    page.get_by_role("link", name="Side by side").click()
+    expect(page.get_by_label("Say what is to be seen")).to_have_value("a red bus")
+    page.get_by_label("Say what is to be seen").fill("")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(r"compare\?like=3$"))
+
+
+@pytest.mark.slow
+def test_words_find_photos(page: Any, shelf: Path) -> None:
+    _models.quietly_imported("torch", "onnxruntime", "open_clip", "tokenizers")
+    _models.open_clip_folder(shelf / "model")
+    words = {"name": "open_clip", "model": str(shelf / "model"), "embed": "image+text"}
+    parts = {
+        "extractors": [words],
+        "codecs": [{"name": "raw"}],
+        "backends": [{"name": "faiss-flat", "metric": "cosine"}],
+    }
+    config = parse_config({"source": {"name": "folder", "root": str(shelf / "photos")}, **parts})
+    with Collection.build(config, shelf / "words.cbir", cache=shelf / "cache") as collection:
+        nearest = [match.path for match in collection.search_text(["a red bus"], 12)[0]]
+    with served(shelf / "words.cbir", cache=shelf / "cache") as server:
+        enter(page, server)
+        page.get_by_label("Say what is to be seen").fill("a red bus")
+        page.get_by_role("search").get_by_role("button", name="Search").click()
+        expect(page.locator(".told")).to_contain_text("results, nearest first")
+        assert names(page)[:12] == nearest
 
 
 def test_what_is_beyond_the_cut_off_is_dimmed(page: Any, server: Server) -> None:

@@ -190,7 +190,9 @@ class Api:
     async def _extractor(self, live: Live, generation: Generation, reading: Reading) -> Extractor:
         """The collection's own, loaded in a thread where it is not yet."""
         found = live.loaded(generation.collection, reading)
-        return found or await self.work.alone(partial(live.extractor, generation.collection, reading))
+        if found is None:
+            found = await self.work.alone(partial(live.extractor, generation.collection, reading))
+        return found
 
     async def _each(self, pictures: Sequence[tuple[str, bytes]], job: Callable[[bytes], Awaitable[T]]) -> Sequence[T]:
         """The job's answers, side by side; a picture that cannot be used is named by its number."""

@@ -104,10 +104,11 @@ export const imageOf = (name, id) => `${BASE}${of(name)}/items/${id}/image`;
 
 export const remove = (name, id) => request(`${of(name)}/items/${id}`, { method: "DELETE" });
 
-/** The hits of one query made of items (`like`), photos of this session and what it is not like. */
-export function search(name, { like, photo, unlike = [] }, { k, where = "", rescore = null }, signal) {
-  const combine = like.length + photo.length > 1 || unlike.length > 0; // one alone is searched by its code, which needs no floats
-  const asked = { ids: like, k, where: where || null, rescore, unlike, combine };
+/** The hits of one query made of items (`like`), photos of this session, words and what it is not like. */
+export function search(name, { like, photo, unlike = [], text = "" }, { k, where = "", rescore = null }, signal) {
+  const parts = like.length + photo.length + (text ? 1 : 0);
+  const combine = parts > 1 || unlike.length > 0; // one alone is searched by its code, which needs no floats
+  const asked = { ids: like, text: text ? [text] : [], k, where: where || null, rescore, unlike, combine };
   const key = JSON.stringify([name, photo, asked]);
   return remembered(key, async () => {
     const answer = await request(`${of(name)}/search`, {

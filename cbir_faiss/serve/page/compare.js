@@ -102,7 +102,7 @@ async function ways(info, route, signal) {
 async function collections(route, signal) {
   const copies = await Promise.all(route.like.map((id) => api.photoOf(route.name, id, signal)));
   const own = await Promise.all(route.like.map((id) => api.item(route.name, id, signal)));
-  const there = { ...asked(route, { photo: [...copies, ...route.photo] }), name: route.beside };
+  const there = { ...asked(route, { photo: [...copies, ...route.photo], text: route.text }), name: route.beside };
   const itself = new Set(own.map(({ path }) => path)); // an item is not found by itself, here or there
   const both = await Promise.all([route, there].map((one) => inCollection(one, itself, signal)));
   const paths = both.map(({ hits }) => new Set((hits ?? []).map((hit) => hit.path)));

@@ -2,11 +2,12 @@
 
 import { dialog, el } from "./dom.js";
 import { choose } from "./querybar.js";
-import { alsoLike, go, moreLike, notLike, read, VIEWS } from "./route.js";
+import { alsoLike, go, moreLike, notLike, queryOf, read, VIEWS } from "./route.js";
 
 /** `of` the item in the focus (or open) where a key is about one. */
 const KEYS = [
   { keys: ["u"], words: "Choose a photo to search with", does: () => choose() },
+  { keys: ["t"], words: "Say what is to be seen", does: () => document.querySelector(".say input")?.focus() },
   { keys: ["f"], words: "To the filters", does: () => focusFilters() },
   {
     keys: ["g"],
@@ -40,9 +41,7 @@ export function listen(current) {
           : {
               kind: "c",
               name: route.kind === "c" ? route.name : "",
-              like: route.like,
-              photo: route.photo,
-              unlike: route.unlike,
+              ...queryOf(route),
               view: VIEWS[event.key - 1],
             },
       );

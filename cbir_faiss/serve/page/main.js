@@ -9,7 +9,7 @@ import { Lightbox } from "./lightbox.js";
 import { Plane } from "./map.js";
 import { Photos } from "./photos.js";
 import { searchWith } from "./querybar.js";
-import { go, link, read } from "./route.js";
+import { go, link, queryOf, read } from "./route.js";
 import { Run, Runs } from "./runs.js";
 import { begin, infoOf, session } from "./session.js";
 import { State } from "./state.js";
@@ -86,7 +86,7 @@ function header(route) {
   const name = route.kind === "c" ? route.name : (collections[0]?.name ?? "");
   const query =
     route.kind === "c"
-      ? { like: route.like, photo: route.photo, unlike: route.unlike, filter: route.filter, where: route.where }
+      ? { ...queryOf(route), filter: route.filter, where: route.where }
       : {};
   const tab = (view, words) => {
     const target =
@@ -138,6 +138,7 @@ const collectionOf = (collections, name) =>
           name: event.target.value,
           view: read().kind === "c" ? read().view : "photos",
           photo: read().photo ?? [],
+          text: read().text,
         }),
     },
     collections.map((one) => el("option", { value: one.name, selected: one.name === name }, one.name)),

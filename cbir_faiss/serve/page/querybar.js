@@ -16,7 +16,7 @@ export class QueryBar {
 
   update(route) {
     this.element.classList.toggle("empty", !isQuery(route));
-    fill(this.element, isQuery(route) ? this.chips(route) : invitation(this.info));
+    fill(this.element, isQuery(route) ? this.chips(route) : invitation(this.info), this.info.texts && words(route));
   }
 
   chips(route) {
@@ -72,6 +72,24 @@ export class QueryBar {
       options.map((k) => el("option", { value: k, selected: k === chosen }, k)),
     );
   }
+}
+
+/** What is to be seen, written down: alone, or with the photos that are searched for. */
+function words(route) {
+  const input = el("input", {
+    type: "search",
+    name: "text",
+    value: route.text,
+    placeholder: "Say what is to be seen: a red bus",
+    "data-key": "text",
+    "aria-label": "Say what is to be seen",
+  });
+  const search = (event) => {
+    event.preventDefault();
+    go(asked(route, { ...route, text: input.value.trim() }));
+  };
+  const send = button("like", "Search", null, { type: "submit", "data-key": "search" });
+  return el("form", { class: "say", role: "search", onsubmit: search }, input, send);
 }
 
 const invitation = ({ images, items }) =>

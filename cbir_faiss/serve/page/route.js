@@ -20,6 +20,7 @@ const PARAMS = {
   like: [numbers, []], // items that the results are to be like
   photo: [words, []], // the same, photos of this session
   unlike: [numbers, []],
+  text: [text, ""], // what is to be seen
   k: [number, null],
   filter: [mapping, {}], // {field: [values]}
   where: [text, ""], // a filter in words
@@ -70,10 +71,13 @@ export function go(route, { replace = false } = {}) {
   dispatchEvent(new Event("moved"));
 }
 
-export const isQuery = (route) => route.like.length + route.photo.length > 0;
+export const isQuery = (route) => route.like.length + route.photo.length > 0 || route.text !== "";
+
+/** What is searched for. */
+export const queryOf = ({ like, photo, unlike, text }) => ({ like, photo, unlike, text });
 
 /** `route` with other items as its query, from the top of the results. */
-export const asked = (route, { like = [], photo = [], unlike = [] }) => ({
+export const asked = (route, { like = [], photo = [], unlike = [], text = "" }) => ({
   ...route,
   kind: "c",
   name: route.kind === "c" ? route.name : "",
@@ -81,6 +85,7 @@ export const asked = (route, { like = [], photo = [], unlike = [] }) => ({
   like,
   photo,
   unlike,
+  text,
   item: null,
   lasso: "",
 });
