@@ -58,6 +58,13 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made_up(bits=256, values=0.83, memory=33.0),
         made_up("lsh", bits=64),
     ]
+    rows[2].worst = [
+        ("sea/001.jpg", ["sea"], 0.125),
+        (f"{STRANGE}/später & schön?.jpg", [STRANGE], 0.25),
+        ("city/003.jpg", ["another's"], 0.5),
+        ("nowhere/x.jpg", ["nowhere"], 0.5),
+    ]
+    rows[2].classes = {"sea": (3, 0.75), "city": (2, 0.5)}
     results = {
         "environment": {},
         "recommendation": {"row": 2, "sentence": "Use the third."},
@@ -562,6 +569,27 @@ def test_what_is_removed_leaves_its_file(page: Any, shelf: Path, tmp_path: Path)
         expect(page.locator(".told")).to_have_text("48 items")
         expect(page.get_by_role("dialog")).to_have_count(0)
     assert len(list((shelf / "photos").rglob("*.jpg"))) == len(KINDS) * EACH + 1
+
+
+def test_the_worst_queries_of_a_row_lead_to_what_is_found(page: Any, server: Server) -> None:
+    enter(page, server, "#/runs/demo")
+    settled(page)
+    worst = page.get_by_role("region", name="Worst queries")
+    expect(worst.locator("h3")).to_contain_text("itq 256 bits")
+    tiles = worst.locator(".tile .photo")
+    said = [[one.get_attribute("title"), one.evaluate("one => one.tagName")] for one in tiles.all()]
+    strange = f"{STRANGE}/später & schön?.jpg"
+    assert said == [["sea/001.jpg", "A"], [strange, "A"], ["city/003.jpg", "SPAN"], ["nowhere/x.jpg", "SPAN"]]
+    worst.locator("summary").click()
+    classes = worst.locator("details li").all_inner_texts()
+    assert classes == ["city 0.5000 2 queries", "sea 0.7500 3 queries"], "the worst first"
+    tiles.first.click()
+    expect(page.locator(".side")).to_have_count(3)
+    chip = page.locator(".chip a").get_attribute("aria-label")
+    assert fetched(page, f"collections/scenes/items/{chip.removeprefix('Item ')}")["path"] == "sea/001.jpg"
+    enter(page, server, "#/runs/demo?rows=0,1")
+    settled(page)
+    expect(worst).to_have_count(0)
 
 
 # -- for everybody

@@ -6,6 +6,7 @@ import { go, link, read } from "./route.js";
 import { session } from "./session.js";
 import { View } from "./view.js";
 import { count, several, size } from "./words.js";
+import { worstOf } from "./worst.js";
 
 const MISSING = "–";
 const fixed = (digits) => (value) =>
@@ -54,7 +55,8 @@ export class Run extends View {
     this.head = el("div");
     this.table = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Rows" });
     this.pair = el("div");
-    this.element.append(this.head, this.pair, this.table);
+    this.worst = el("div");
+    this.element.append(this.head, this.pair, this.table, this.worst);
   }
 
   async update(route) {
@@ -72,6 +74,8 @@ export class Run extends View {
       fill(this.head, headOf(route, results, rows.length, shown.length));
       fill(this.pair, route.rows.length > 0 && beside(route, columns, rows));
       fill(this.table, tableOf(route, columns, shown, results.recommendation?.row));
+      const looked = await worstOf(lookedAt(route, rows, results.recommendation?.row), results.measure, signal);
+      if (!signal.aborted) fill(this.worst, looked);
     } catch (error) {
       if (!signal.aborted)
         fill(
@@ -80,6 +84,12 @@ export class Run extends View {
         );
     }
   }
+}
+
+/** The rows that were chosen, else the recommended one, else the first. */
+function lookedAt(route, rows, best) {
+  const chosen = route.rows.map((place) => rows[place]).filter(Boolean);
+  return chosen.length ? chosen : [rows[best] ?? rows[0]].filter(Boolean);
 }
 
 function headOf(route, results, all, shown) {
