@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -18,6 +20,7 @@ from PIL import Image
 
 from cbir_faiss.collection import Collection, recalled
 from cbir_faiss.config import parse_config
+from cbir_faiss.types import Floats
 
 
 def build(pictures: Path, out: Path, codec: dict[str, object], backend: str, rescore: str) -> Path:
@@ -261,6 +264,47 @@ def test_the_map_has_a_place_for_each_item(served: Serving, name: str) -> None:
     assert (len(few["ids"]), len(few["x"]), few["total"]) == (5, 5, 17)
     labels = {one["id"]: one["label"] for one in served.get(f"collections/{name}/items")["items"]}
     assert [found["labels"][number] for number in found["label"]] == [labels[item] for item in found["ids"]]
+
+
+def test_the_map_is_by_umap_where_that_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of that name, in place of the real one where there is none: what it is given, and that it is said."""
+    x = np.random.default_rng(0).standard_normal((150, 6), dtype=np.float32)
+    np.save(tmp_path / "x.npy", x)
+    document = {
+        "source": {"name": "vectors", "file": str(tmp_path / "x.npy")},
+        "codecs": [{"name": "raw"}],
+        "backends": [{"name": "faiss-flat"}],
+    }
+    Collection.build(parse_config(document), tmp_path / "x.cbir").close()
+    asked: list[dict[str, object]] = []
+
+    class UMAP:
+        def __init__(self, **options: object) -> None:
+            asked.append(options)
+
+        def fit(self, rows: Floats) -> UMAP:
+            self.embedding_ = self.transform(rows)
+            return self
+
+        def transform(self, rows: Floats) -> Floats:
+            return rows[:, 2:4] + np.float32(7)
+
+    def places() -> tuple[str, Floats]:
+        with serving(tmp_path / "x.cbir") as server:
+            found = server.get("collections/x/map")
+            assert len(server.get("collections/x/map", params={"points": 20})["x"]) == 20
+        return found["how"], np.column_stack([found["x"], found["y"]])
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
+    how, xy = places()
+    assert (how, asked) == ("umap", [{"n_components": 2, "random_state": 0, "n_jobs": 1}]), (
+        "too few have neighbourhoods"
+    )
+    middle = x[:, 2:4] - (x[:, 2:4].max(axis=0) + x[:, 2:4].min(axis=0)) / 2
+    np.testing.assert_allclose(xy, middle / np.abs(middle).max(axis=0), atol=1e-3)
+    monkeypatch.setitem(sys.modules, "umap", None)  # not installed, or not to be imported
+    how, axes = places()
+    assert (how, np.abs(axes).max()) == ("axes", 1.0)
 
 
 def test_info_says_what_can_be_asked(served: Serving) -> None:

@@ -135,8 +135,9 @@ class Points(_Request):
 
 
 class Map(BaseModel):
-    """Items along the two principal axes of the collection, each between -1 and 1."""
+    """Items in a plane, each coordinate between -1 and 1."""
 
+    how: Literal["axes", "umap"] = Field(description="Along the two principal axes, or by UMAP where it is installed.")
     ids: list[int]
     x: list[float]
     y: list[float]

@@ -1,8 +1,11 @@
-"""A collection as points in a plane: along the two directions in which its items differ most."""
+"""A collection as points in a plane: along the two directions in which its items differ most, or by UMAP."""
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +21,7 @@ from cbir_faiss.types import Floats, Ids
 
 _LEARNT_FROM = 5_000
 _AT_ONCE = 8_192
+_NEIGHBOURHOODS = 100  # rows from which UMAP has something to go by
 _LABELS = 10  # more colours cannot be told apart
 
 
@@ -27,18 +31,29 @@ def plane(store: Store, points: int) -> dict[str, Any]:
     ids = live if len(live) <= points else live[np.linspace(0, len(live) - 1, points).astype(np.int64)]
     known = {"ids": ids.tolist(), "total": len(live), **_labels(store, ids)}
     if len(ids) < 2:
-        return {**known, "x": [0.0] * len(ids), "y": [0.0] * len(ids)}
-    sample = _rows(store, ids[sample_rows(len(ids), _LEARNT_FROM)])
+        return {**known, "how": "axes", "x": [0.0] * len(ids), "y": [0.0] * len(ids)}
+    how, place = _learnt(_rows(store, ids[sample_rows(len(ids), _LEARNT_FROM)]))
+    xy = np.concatenate([place(_rows(store, ids[start : start + _AT_ONCE])) for start in range(0, len(ids), _AT_ONCE)])
+    xy /= np.maximum(np.abs(xy).max(axis=0), np.float32(1e-30))
+    x, y = np.round(xy.astype(np.float64), 4).T
+    return {**known, "how": how, "x": x.tolist(), "y": y.tolist()}
+
+
+def _learnt(sample: Floats) -> tuple[Literal["axes", "umap"], Callable[[Floats], Floats]]:
+    """How rows ``(n, d)`` come to places float32 ``(n, 2)``, learnt from some of them: by UMAP where that is installed
+    (and there are enough to have neighbourhoods), else along the two directions in which they differ most."""
+    if len(sample) >= _NEIGHBOURHOODS:
+        with suppress(ImportError):
+            umap = importlib.import_module("umap")
+            fitted = umap.UMAP(n_components=2, random_state=0, n_jobs=1).fit(sample)
+            middle = (fitted.embedding_.max(axis=0) + fitted.embedding_.min(axis=0)) / 2
+            return "umap", lambda rows: np.asarray(fitted.transform(rows) - middle, np.float32)
     mean = sample.mean(axis=0)
     with threads.phase("fit"):
         _, axes = np.linalg.eigh(np.cov(sample - mean, rowvar=False, ddof=0).reshape(2 * [sample.shape[1]]))
-    two = axes[:, ::-1][:, :2].astype(np.float32)
-    parts = [(_rows(store, ids[start : start + _AT_ONCE]) - mean) @ two for start in range(0, len(ids), _AT_ONCE)]
-    xy = np.zeros((len(ids), 2), np.float32)
-    xy[:, : two.shape[1]] = np.concatenate(parts)
-    xy /= np.maximum(np.abs(xy).max(axis=0), np.float32(1e-30))
-    x, y = np.round(xy.astype(np.float64), 4).T
-    return {**known, "x": x.tolist(), "y": y.tolist()}
+    two = np.zeros((sample.shape[1], 2), np.float32)
+    two[:, : axes.shape[1]] = axes[:, ::-1][:, :2]
+    return "axes", lambda rows: (rows - mean) @ two
 
 
 def _labels(store: Store, ids: Ids) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-/* All items on a plane of two principal axes; those inside a line drawn by hand are shown below it. */
+/* All items on a plane, of two principal axes or by UMAP; those inside a line drawn by hand are shown below it. */
 
 import * as api from "./api.js";
 import { button, el, fill, problem, say } from "./dom.js";
@@ -48,7 +48,9 @@ export class Plane extends View {
         { class: "soft" },
         "Draw around points to see their photos. The arrows move, + and - zoom, Enter takes what is in sight.",
       ),
+      this.how,
     );
+    this.how = el("span", { class: "soft" });
     this.grid = new Grid((item) => tile(item, this.route, { pixels: this.grid.side, far: "" }), {
       label: "Photos inside the lasso",
     });
@@ -94,7 +96,7 @@ export class Plane extends View {
     }
   }
 
-  load({ ids, x, y, labels, label }) {
+  load({ ids, x, y, labels, label, how }) {
     const order = [...ids.keys()].sort((a, b) => label[a] - label[b]); // so that a colour is taken up once
     this.points = { ids, x: Float32Array.from(x), y: Float32Array.from(y), label, order };
     fill(
@@ -102,7 +104,9 @@ export class Plane extends View {
       labels.map((name, i) => el("li", {}, swatch(COLOURS[i]), labelOf(name) || "none")),
       labels.length > 0 && label.includes(-1) && el("li", {}, swatch(""), "others"),
     );
-    this.canvas.setAttribute("aria-label", `Map of ${several(ids.length, "item")} by two principal axes`);
+    const by = how === "umap" ? "UMAP" : "two principal axes";
+    this.canvas.setAttribute("aria-label", `Map of ${several(ids.length, "item")} by ${by}`);
+    fill(this.how, `By ${by}.`);
     this.fit();
   }
 
