@@ -291,8 +291,9 @@ def test_no_problem_says_where_anything_lies(small: Path, tmp_path: Path) -> Non
     [
         ("/srv/my own/c.cbir holds vectors", "c.cbir holds vectors"),
         ("/srv/my own/c.cbir/extractor/model.onnx: cut short", "c.cbir/extractor/model.onnx: cut short"),
+        ("/srv/my own/c.cbir.old/x: missing", "srv/my own/c.cbir.old/x: missing"),
         ("cannot write '/usr/lib/x.npy'", "cannot write 'x.npy'"),
-        ("filter '/nobodys/label = 1': a / b", "filter '/nobodys/label = 1': a / b"),
+        ("no 'photos/sea/1.jpg', 1 / 2, /openapi.json", "no 'photos/sea/1.jpg', 1 / 2, /openapi.json"),
         ("ask http://localhost/usr/lib or a/usr/lib", "ask http://localhost/usr/lib or a/usr/lib"),
     ],
 )

@@ -91,6 +91,7 @@ class Live:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, name_of(folder)
+        self._places = {folder.absolute(), folder.resolve()}
         self.seconds: deque[float] = deque(maxlen=_LATENCIES)  # what the last searches took
         self._current: Generation | None = None
         self._trouble = ""
@@ -157,9 +158,8 @@ class Live:
     def folders(self) -> dict[str, str]:
         """What errors may name of this machine: the collection's folder and the photos', and what to call them."""
         root = self._current.collection.manifest.root if self._current is not None else None
-        places = [self.folder, self.folder.absolute(), self.folder.resolve()]
-        named = {str(place): f"{self.name}.cbir" for place in places if place.is_absolute()}
-        return named if root is None else {root: Path(root).name, **named}
+        named = {str(place): self.folder.name for place in self._places}
+        return {**({root: name} if root is not None and (name := Path(root).name) else {}), **named}
 
     def look(self) -> None:
         """Notice what has changed, though nobody asks."""

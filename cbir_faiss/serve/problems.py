@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -24,7 +23,7 @@ _STATUS: tuple[tuple[type[CbirError], int], ...] = (
 )
 
 
-_PATH = re.compile(r"(?<![\w./:-])/[^\s'\",;:()]+")
+_FOLDERS = re.compile(r"(?<![\w./:-])/(?:[^\s/'\",;:()]+/)+")  # of an absolute path; not of an address
 
 
 class Problem(Exception):
@@ -43,10 +42,10 @@ class Problem(Exception):
     def without_paths(self, folders: Mapping[str, str]) -> Problem:
         """The same without a path of this machine: what is known as a folder is called by its name, of any other path
         the last part is left."""
-        detail = self.detail
-        for folder in sorted(folders, key=len, reverse=True):
-            detail = detail.replace(folder, folders[folder])
-        return Problem(self.status, _PATH.sub(_last_part, detail), self.headers)
+        longest_first = sorted(map(re.escape, folders), key=len, reverse=True)
+        known = re.compile(rf"({'|'.join(longest_first) or '(?!)'})(?![\w.-])")
+        detail = known.sub(lambda found: folders[found[0]], self.detail)
+        return Problem(self.status, _FOLDERS.sub("", detail), self.headers)
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -55,9 +54,3 @@ class Problem(Exception):
             "status": self.status,
             "detail": self.detail,
         }
-
-
-def _last_part(found: re.Match[str]) -> str:
-    """What somebody has written themselves begins with no folder that there is, and stays."""
-    parts = found[0].split("/")
-    return next((part for part in reversed(parts) if part), "") if os.path.lexists(f"/{parts[1]}") else found[0]
