@@ -17,7 +17,7 @@ from _page import CHROMIUM, Server, chromium, drop, enter, served, settled
 from _rows import made_up, raw
 from _scenes import KINDS, album
 
-from cbir_faiss.collection import Collection
+from cbir_faiss.collection import Collection, recalled
 from cbir_faiss.config import parse_config
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
@@ -481,6 +481,7 @@ def test_state_tells_what_it_takes(page: Any, server: Server) -> None:
 def test_a_lasso_on_the_map_shows_what_is_inside(page: Any, server: Server) -> None:
     enter(page, server, "#/c/scenes/map")
     expect(page.locator(".told")).to_have_text("50 items")
+    expect(page.locator(".map")).to_contain_text("By two principal axes.")
     box = page.locator("canvas").bounding_box()
     corners = [(0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98)]
     points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
@@ -494,6 +495,17 @@ def test_a_lasso_on_the_map_shows_what_is_inside(page: Any, server: Server) -> N
     assert "lasso=" in page.url
     page.get_by_role("button", name="Search with the first 20 together").click()
     expect(page.locator(".chip")).to_have_count(20)
+
+
+def test_the_state_has_what_recall_said_last(page: Any, server: Server, shelf: Path) -> None:
+    told = {"recall": 0.9, "ci95": [0.8, 1.0], "k": 10, "queries": 20}
+    recalled.keep(shelf / "colours.cbir", told, 1)
+    enter(page, server, "#/c/colours/state")
+    said = "0.90 (0.80 to 1) of the 10 nearest, over 20 queries, by cbir recall"
+    expect(page.get_by_text(said, exact=True)).to_be_visible()
+    recalled.keep(shelf / "colours.cbir", told, 1234)
+    enter(page, server, "#/c/colours/state")
+    expect(page.get_by_text(said)).to_contain_text("of generation 1,234: the collection has changed since")
 
 
 # -- bad weather

@@ -36,6 +36,7 @@ export class Plane extends View {
     this.notice = el("div");
     this.lassoing = button(null, "Lasso", () => this.mode(!this.lasso), { wide: true, "aria-pressed": "true" });
     this.lasso = true;
+    this.how = el("span", { class: "soft" });
     const tools = el(
       "div",
       { class: "controls" },
@@ -50,7 +51,6 @@ export class Plane extends View {
       ),
       this.how,
     );
-    this.how = el("span", { class: "soft" });
     this.grid = new Grid((item) => tile(item, this.route, { pixels: this.grid.side, far: "" }), {
       label: "Photos inside the lasso",
     });
