@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import _models
 import numpy as np
 import pytest
 from _page import CHROMIUM, Server, chromium, drop, enter, served, settled
@@ -179,7 +178,7 @@ def test_filters_have_counts_and_back_undoes_them(page: Any, server: Server) -> 
 
 
 def test_words_are_asked_for_only_where_they_can_be(page: Any, server: Server) -> None:
-    """The field, with what it sends; what is found is of the test below."""
+    """The field, with what it sends; what is found is tested where the text towers are."""
 
     def can(route: Any) -> None:
         answer = route.fetch()
@@ -211,27 +210,6 @@ def test_words_are_asked_for_only_where_they_can_be(page: Any, server: Server) -
     page.get_by_label("Say what is to be seen").fill("")
     page.keyboard.press("Enter")
     page.wait_for_url(re.compile(r"compare\?like=3$"))
-
-
-@pytest.mark.slow
-def test_words_find_photos(page: Any, shelf: Path) -> None:
-    _models.quietly_imported("torch", "onnxruntime", "open_clip", "tokenizers")
-    _models.open_clip_folder(shelf / "model")
-    words = {"name": "open_clip", "model": str(shelf / "model"), "embed": "image+text"}
-    parts = {
-        "extractors": [words],
-        "codecs": [{"name": "raw"}],
-        "backends": [{"name": "faiss-flat", "metric": "cosine"}],
-    }
-    config = parse_config({"source": {"name": "folder", "root": str(shelf / "photos")}, **parts})
-    with Collection.build(config, shelf / "words.cbir", cache=shelf / "cache") as collection:
-        nearest = [match.path for match in collection.search_text(["a red bus"], 12)[0]]
-    with served(shelf / "words.cbir", cache=shelf / "cache") as server:
-        enter(page, server)
-        page.get_by_label("Say what is to be seen").fill("a red bus")
-        page.get_by_role("search").get_by_role("button", name="Search").click()
-        expect(page.locator(".told")).to_contain_text("results, nearest first")
-        assert names(page)[:12] == nearest
 
 
 def test_what_is_beyond_the_cut_off_is_dimmed(page: Any, server: Server) -> None:

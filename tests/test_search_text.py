@@ -10,10 +10,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import _models
 import numpy as np
 import pytest
+from _page import CHROMIUM, chromium, settled
 from _serving import TOKEN, Serving, serving
 from click.testing import CliRunner
 from PIL import Image
@@ -159,6 +161,25 @@ def test_who_serves_says_which_take_texts(served: Serving) -> None:
     surrogate = b'{"text": "a \\ud800 bus"}'
     headers = {"Content-Type": "application/json"}
     served.problem("POST", "collections/x/search", 422, content=surrogate, headers=headers)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_the_page_finds_what_the_words_say(served: Serving, place: Path) -> None:
+    pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    with Collection.open(place / "x.cbir") as here:
+        nearest = [match.path for match in here.search_text(["a red bus"], 12)[0]]
+    with chromium() as browser, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(f"{served.url}/?token={quote(TOKEN)}#/c/x")
+        page.get_by_label("Say what is to be seen").fill("a red bus")
+        page.get_by_role("search").get_by_role("button", name="Search").click()
+        page.locator(".told", has_text="results, nearest first").wait_for()
+        settled(page)
+        assert page.locator(".grid .photo").evaluate_all("all => all.map((one) => one.title)") == nearest
+        page.goto(f"{served.url}/#/c/pictures")
+        page.locator(".told", has_text="items").wait_for()
+        assert page.get_by_role("search").count() == 0
 
 
 def test_the_command_asks_a_server(served: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
