@@ -593,7 +593,7 @@ STATES = {
     "map": "#/c/scenes/map",
     "state": "#/c/scenes/state",
     "runs": "#/runs",
-    "run": "#/runs/demo?rows=0,2",
+    "run": "#/runs/demo?rows=0,1,2,3",
 }
 
 

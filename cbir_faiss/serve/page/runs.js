@@ -248,7 +248,7 @@ function beside(route, columns, rows) {
     chosen.length < 2 && el("p", { class: "soft" }, "Choose another row below."),
     el(
       "div",
-      { class: "scroll" },
+      { class: "scroll", tabindex: 0, role: "region", "aria-label": "Figures of the chosen rows" },
       el(
         "table",
         {},
