@@ -74,6 +74,7 @@ def test_an_hdf5_file_of_ann_benchmarks(metric: str, tmp_path: Path) -> None:
     split = Split(Side(x, [()] * 200), Side(q, [()] * 5), title="a / b")
     file = write_ann(split, tmp_path, metric)
     assert file.parent == tmp_path / "hdf5"
+    assert file.name.startswith("a-b-")
     with h5py.File(file) as content:
         assert content.attrs["distance"] == {"l2": "euclidean", "cosine": "angular"}[metric]
         assert np.array_equal(content["train"], x)
@@ -89,6 +90,11 @@ def test_an_hdf5_file_of_ann_benchmarks(metric: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(distances, np.sort(exact, axis=1)[:, :100], atol=1e-6)
     with pytest.raises(Unsupported, match="ann-benchmarks knows l2 and cosine, not 'ip'"):
         write_ann(split, tmp_path, "ip")
+
+
+def test_a_split_without_a_title_is_called_vectors() -> None:
+    split = Split(Side(np.eye(2, dtype=np.float32), [()] * 2), Side(np.eye(2, dtype=np.float32), [()] * 2))
+    assert export.name_of(split).startswith("vectors-")
 
 
 def test_few_items_have_fewer_neighbours() -> None:
