@@ -198,6 +198,26 @@ def test_limits_rule_out_what_exceeds_them(config: Path) -> None:
     assert "limits" in found.why
 
 
+def test_bytes_are_known_before_an_index_is_filled(config: Path) -> None:
+    """Lists that are not full yet, in blocks of 32, take more of an item than they will."""
+    np.save(config.parent / "x.npy", clusters(8_000)[0])
+    config.write_text(yaml.safe_dump({"source": {"name": "vectors", "file": "x.npy"}}))
+    backends = [{"name": "faiss-pq", "metric": "cosine", "bits": [32, 64], "nlist": 100}]
+    sections = {"codecs": [{"name": "raw"}], "backends": backends, "rescore": [{"name": "float", "center": False}]}
+    found = tune(narrowed(config, **sections), "knn_recall@10 >= 0.8", rungs=(4_001,))
+    assert found.met
+    sizes = [check for check in found.checks if check.what == "bytes"]
+    assert sizes
+    for check in sizes:
+        assert check.predicted == pytest.approx(check.measured, rel=0.05)
+    said: list[str] = []
+    found = tune(config, "knn_recall@10 >= 0.8", rungs=(4_001,), max_bytes=5, minimise="latency", note=said.append)
+    assert not found.met
+    assert found.chosen is not None
+    assert found.chosen["backend"]["bits"] == 32, "the nearest to the limit"
+    assert not any("64" in text for text in said[2:]), "of the other its bytes were enough"
+
+
 class Killed(BaseException):
     """As if the process had died."""
 
@@ -299,7 +319,7 @@ def test_a_collection_and_a_file_of_vectors_are_data_too(config: Path, tmp_path:
 
 @pytest.mark.slow
 def test_the_whole_space_can_be_built_and_compared() -> None:
-    x, _ = clusters(1_500, 64)
+    x, _ = clusters(1_500, 160)
     found = cf.tune(x, "knn_recall@10 >= 0.9", minimise="latency", rungs=RUNGS)
     assert found.met
     refused = [(title, reason) for title, reason in found.others if "FAISS" in reason or "Error" in reason]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cbir_faiss.backends.faiss._backend import FaissBackend, Raw, widened
-from cbir_faiss.backends.faiss._lists import ListOptions, ProbeOptions, lists_for
+from cbir_faiss.backends.faiss._lists import Listed, ListOptions, ProbeOptions, lists_for
 from cbir_faiss.base import Capabilities
 from cbir_faiss.base.options import need
 from cbir_faiss.types import Codes, Floats, Kind, Metric
@@ -19,7 +19,7 @@ _NONE = 2**32 - 2  # the row of a hit that is not there, which the library numbe
 _FACTORS = (12, 8)  # bytes of an item's factors: of the first bit, and of the others
 
 
-class RaBitQ(FaissBackend):
+class RaBitQ(Listed, FaissBackend):
     """IvfIndex of rabitqlib (Gao et al. 2025), which rotates at random itself; FAISS learns the centroids of the lists.
 
     It keeps no vectors, and draws another rotation whenever it learns: two indexes of the same vectors differ a little.

@@ -20,6 +20,8 @@ from cbir_faiss.config import Choice
 from cbir_faiss.errors import CbirError, ConfigError
 from cbir_faiss.pipeline.fill import FILL_ROWS, Part, fill
 from cbir_faiss.pipeline.fit import Sample
+from cbir_faiss.tuning.predict import Bytes
+from cbir_faiss.tuning.sizes import folder_bytes
 from cbir_faiss.types import Codes, Floats
 
 
@@ -92,6 +94,28 @@ class First:
         return self.encoded[rows]
 
 
+@dataclass(frozen=True)
+class Foretold:
+    """An index that is not there yet, as what weighs an index sees it."""
+
+    coded: First
+    sizes: Bytes
+    own_storage = False
+    code_bits = None
+
+    @property
+    def file_bytes(self) -> int:
+        return round(self.sizes.per_item(len(self.coded)) * len(self.coded))
+
+    @property
+    def state_bytes(self) -> int:
+        return max(0, round(self.sizes.fixed))
+
+    @property
+    def backend(self) -> Backend:
+        raise NotImplementedError("it is not there to be searched")
+
+
 class Grown:
     """The index of one backend over the first items, kept in a folder between the times that it is looked at.
 
@@ -157,7 +181,7 @@ class Grown:
             self._begin_again()
             return False
         self.n, self.seconds, self.state_bytes = n, seconds, state_bytes
-        self.file_bytes = _size(self.folder / "full")
+        self.file_bytes = folder_bytes(self.folder / "full")
         return True
 
     def rest(self) -> None:
@@ -187,8 +211,4 @@ class Grown:
 
     def _save(self, name: str) -> int:
         self.backend.save(self.folder / name)
-        return _size(self.folder / name)
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        return folder_bytes(self.folder / name)

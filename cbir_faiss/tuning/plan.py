@@ -2,7 +2,7 @@
 
 Two collections of a few thousand random vectors of the same width are built from the config's codec, backend and
 rescorer. What differs between them grows with the items; what does not is there once. What an index has once may be
-larger at scale (more lists, of more items): a third, of the index alone, has the structure that so many items get.
+larger at scale (more lists): ``sizes`` says so of the index alone, and a third trial is of its time.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from cbir_faiss.pipeline.rules import check_combination
 from cbir_faiss.storage.catalogue import as_json, document
 from cbir_faiss.storage.files import writing_to
 from cbir_faiss.storage.manifest import Manifest, read_manifest
+from cbir_faiss.tuning.sizes import FULL, folder_bytes, index_bytes, learnt_from
 from cbir_faiss.types import Floats
 
 SIZES = (4_000, 16_000, 48_000)
@@ -40,7 +41,6 @@ SIZES = (4_000, 16_000, 48_000)
 _EXTRACTED = 48  # items of the source, to see how long one takes
 _TELLING, _UNLIKE = 1 << 18, 1.5  # bytes, and times those of its file, from which on memory is not what the file is
 _HELD = 3  # copies of a block, or of the training sample, while it is worked on
-_FULL = 40  # items a list, so that what a list is rounded up to does not count
 _NAME = "plan"  # of the collection, and so of its table in an engine
 _STEEPEST = 1.25  # exponent of the time of an index in its items
 _LINKS = 2.2 * 16 * 4  # bytes of a node's links in a graph as servers make it by default: two layers, 16 links
@@ -139,7 +139,7 @@ class _Given:
             documents,
             sum(columns[name].nbytes // len(found) for name in kept),
             0.0 if source.yields == "vector" else took / len(some),
-            _size(place / "extractor"),
+            folder_bytes(place / "extractor"),
         )
 
 
@@ -166,7 +166,7 @@ class _Built:
     def of(cls, folder: Path, report: BuildReport, engine: int | None) -> _Built:
         manifest = read_manifest(folder)
         own = sum(entry.size for name, entry in manifest.files.items() if "/backend/" in name)
-        disk = _size(folder) + (engine or 0)
+        disk = folder_bytes(folder) + (engine or 0)
         return cls(manifest.items, folder, manifest, report, own if engine is None else engine, disk)
 
     def state(self, name: str) -> int:
@@ -177,10 +177,8 @@ class _Built:
 
 @dataclass(frozen=True)
 class _Scale:
-    """What the structure of so many items adds: bytes that the index has ``once``, beyond those of the trials; seconds
-    of ``training`` it, and of ``filling`` in one item."""
+    """What the structure of so many items takes: seconds of ``training`` it, and of ``filling`` in one item."""
 
-    once: float = 0.0
     training: float = 0.0
     filling: float = 0.0
 
@@ -200,10 +198,10 @@ class _Trials:
             self._remove_engine()
 
     def _plan(self, items: int, small: _Built, large: _Built) -> Plan:
-        scale = self._at_scale(items, small, large)
-        index = _straight(items, small.items, small.index, large.items, large.index) + scale.once
+        scale, index = self._at_scale(items, small.items), self._index(items, small, large)
+        beyond = index - _straight(items, small.items, small.index, large.items, large.index)
         disk = _straight(items, small.items, small.disk, large.items, large.disk)
-        disk += scale.once * (1 + (large.manifest.training is not None))
+        disk += beyond * (1 + (large.manifest.training is not None))
         disk += items * self._given.side_bytes + self._given.frozen_bytes
         learnt = large.state("codec.npz") + large.state("rescore.npz")
         return Plan(
@@ -251,7 +249,7 @@ class _Trials:
     def _vectors(self, n: int) -> Floats:
         """Around as many centres as an index has lists at most, so that its lists are about as long as they will be."""
         rng, dim = np.random.default_rng(0), self._given.dim
-        centres = rng.standard_normal((max(1, n // _FULL), dim), np.float32)
+        centres = rng.standard_normal((max(1, n // FULL), dim), np.float32)
         return centres[rng.integers(0, len(centres), n)] + np.float32(0.3) * rng.standard_normal((n, dim), np.float32)
 
     def _document(self, i: int) -> dict[str, Any]:
@@ -272,7 +270,7 @@ class _Trials:
         """Options of an index whose lists the smallest trial fills."""
         plugin = self._choice.plugin()
         lists = plugin.lists(self._options, SIZES[0])
-        return dict(plugin.with_lists(self._options, min(lists, SIZES[0] // _FULL)) if lists else self._options)
+        return dict(plugin.with_lists(self._options, min(lists, SIZES[0] // FULL)) if lists else self._options)
 
     def _engine_bytes(self, options: Mapping[str, Any]) -> int:
         backend: Backend = self._choice.make(**self._choice.plugin().named(options, _NAME))
@@ -286,40 +284,48 @@ class _Trials:
 
     # -- at scale
 
-    def _at_scale(self, items: int, small: _Built, large: _Built) -> _Scale:
-        plugin, n = self._choice.plugin(), small.items
+    def _at_scale(self, items: int, n: int) -> _Scale:
+        plugin = self._choice.plugin()
         if plugin.own_storage:
             return _Scale()
         lists = plugin.lists(self._options, items)
         options = plugin.with_lists(self._options, lists)
-        learnt_from, rows = max(n, 2 * lists), max(n, _FULL * lists)
+        learning, rows = max(n, 2 * lists), max(n, FULL * lists)
         codes, kind = self._codes(rows), self._config.codecs[0].plugin().kind
         width = codes.shape[1] * (8 if kind == "binary" else 1)
 
-        def made(learning: int) -> tuple[Backend, float]:
+        def made(sample: int) -> tuple[Backend, float]:
             backend: Backend = self._choice.make(**options)
             began = time.perf_counter()
             backend.create(width, kind)
             if backend.needs_training:
-                backend.train(codes[:learning])
+                backend.train(codes[:sample])
             return backend, time.perf_counter() - began
 
-        fewer = learnt_from * 3 // 4
+        fewer = learning * 3 // 4
         first, first_seconds = made(fewer)
         first.close()
-        backend, seconds = made(learnt_from)
+        backend, seconds = made(learning)
         try:
             began = time.perf_counter()
             fill(backend, _parts(codes, documents=not backend.filters_ids), kind=kind, width=width)
             filling = time.perf_counter() - began
-            backend.save(self._place / "scale")
         finally:
             backend.close()
-        more = max(0.0, seconds - first_seconds) / (learnt_from - fewer)
-        training = seconds + more * max(0, min(items, TRAINING_ROWS) - learnt_from)
-        same = options == self._few_lists
-        beyond = _size(self._place / "scale") - _straight(rows, n, small.index, large.items, large.index)
-        return _Scale(0.0 if same else beyond, training if backend.needs_training else 0.0, filling / rows)
+        more = max(0.0, seconds - first_seconds) / (learning - fewer)
+        training = seconds + more * max(0, min(items, TRAINING_ROWS) - learning)
+        return _Scale(training if backend.needs_training else 0.0, filling / rows)
+
+    def _index(self, items: int, small: _Built, large: _Built) -> float:
+        """Bytes of the index: on the line through those that were built, unless it is to have more lists than they."""
+        plugin, n = self._choice.plugin(), small.items
+        lists = plugin.lists(self._options, items)
+        if plugin.own_storage or plugin.with_lists(self._options, lists) == self._few_lists:
+            return _straight(items, n, small.index, large.items, large.index)
+        codes = self._codes(learnt_from(self._choice, items, n))
+        kind, place = self._config.codecs[0].plugin().kind, self._place / "sizes"
+        sizes = index_bytes(self._choice, codes, kind, items, place, rows=n, documents=self._document)
+        return sizes.per_item(items) * items
 
     def _codes(self, n: int) -> Any:
         x = self._vectors(n)
@@ -413,7 +419,3 @@ def _resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

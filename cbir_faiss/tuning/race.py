@@ -17,14 +17,15 @@ from pathlib import Path
 
 from cbir_faiss.base import registry
 from cbir_faiss.comparison.combine import digest
-from cbir_faiss.comparison.index import document_bytes, weigh
+from cbir_faiss.comparison.index import Weighed, document_bytes, weigh
 from cbir_faiss.comparison.split import Side, Split
 from cbir_faiss.errors import BackendError, ConfigError, InputError, MissingDependency, Unsupported
 from cbir_faiss.measures.bootstrap import bootstrap_ci
 from cbir_faiss.tuning.data import Data, rungs_of
-from cbir_faiss.tuning.grown import Encoded, Grown
+from cbir_faiss.tuning.grown import Encoded, First, Foretold, Grown
 from cbir_faiss.tuning.predict import Bytes, Interval
-from cbir_faiss.tuning.space import Space, Structure, lists_for
+from cbir_faiss.tuning.sizes import index_bytes, learnt_from
+from cbir_faiss.tuning.space import Space, Structure
 from cbir_faiss.tuning.target import KNN, Limits, Minimise, Target
 from cbir_faiss.tuning.trials import Check, Trial, Trials
 from cbir_faiss.tuning.ways import HOPE, Judge, Stores, Way
@@ -33,7 +34,6 @@ RUNGS = (10_000, 50_000)
 FEW = 300
 """Queries that are asked of an index that does not hold all items yet."""
 LEARNT = 100_000
-_WEIGHED = 1_100  # items of the first look, which only says how large an index will be; as many as a code has bits
 _RAISED = 4  # how often more is looked at where the other queries do not confirm
 _DOCUMENTS = 5_000
 _CANNOT = (InputError, ConfigError, Unsupported, MissingDependency, BackendError)
@@ -94,10 +94,11 @@ class Race:
 
     def run(self) -> Entrant | None:
         """The winner; None where none was confirmed."""
-        few = max(_WEIGHED, 2 * lists_for(self.total))
-        if self._minimise == "bytes" and few < self.rungs[0]:
+        if self._minimise == "bytes" or self._limits.bytes is not None:
             for contender in self.entrants:
-                self._look(contender, few, self._weigh)
+                few = learnt_from(contender.structure.backend, self.total)
+                if few < self.rungs[0]:
+                    self._look(contender, few, self._weigh)
         while (entrant := self._next()) is not None:
             if entrant.items < self.total:
                 self._promote(entrant)
@@ -114,7 +115,7 @@ class Race:
 
     def nearest(self) -> Entrant | None:
         """The entrant that comes nearest to the targets, looked at among all items where there is time for it."""
-        tried = [entrant for entrant in self.entrants if entrant.items]
+        tried = [entrant for entrant in self.entrants if entrant.items] or self._smallest()
         while tried:
             best = max(tried, key=lambda entrant: (_margin(entrant), entrant.items))
             if best.items == self.total or not self._has_time_for(best):
@@ -124,6 +125,16 @@ class Race:
             if best.items == before:
                 tried.remove(best)
         return None
+
+    def _smallest(self) -> list[Entrant]:
+        """Where every index exceeds the limits before it is searched, the one that does so least, looked at once."""
+        weighed = [e for e in self.entrants if e.trial is not None and e.trial.memory is not None]
+        best = min(weighed, key=self._cost_in_memory, default=None)
+        if best is None:
+            return []
+        best.out = ""
+        self._promote(best)
+        return [best] if best.items else []
 
     # -- who is next
 
@@ -193,15 +204,12 @@ class Race:
         return self.weight(entrant)[0].per_item(self.total)
 
     def _weigh(self, entrant: Entrant, size: int) -> Trial:
-        """How large an index will be, from a small one; what it learns from is small too."""
-        structure = entrant.structure
+        """How large an index will be, from small ones; what they learn from is small too."""
+        structure, folder = entrant.structure, self._folder / entrant.structure.key
         encoded = self._codes(structure, size)
-        grown = Grown(structure.backend, encoded, self._folder / structure.key, size)
-        try:
-            grown.grow(size)
-            return self._weighed(Trial(structure.key, size), grown)
-        finally:
-            grown.remove()
+        told = index_bytes(structure.backend, encoded[0:size], encoded.codec.kind, self.total, folder / "small")
+        whole = Foretold(First(encoded, self.total), told)
+        return self._weighed(Trial(structure.key, size), whole, self.total, folder)
 
     def _grow(self, entrant: Entrant, size: int) -> Trial:
         structure, trial = entrant.structure, entrant.trial
@@ -233,11 +241,14 @@ class Race:
                 item_seconds=per_item + (codes.seconds_for(size) - codes.seconds_for(0)) / size,
                 walks=judge.walks,
             )
-            weighed = self._weighed(looked, grown)
-            if weighed.memory is not None and trial is not None and trial.memory is not None:
-                sizes = (trial.memory.per_item(size), weighed.memory.per_item(size))
-                weighed = replace(weighed, checks=[*checks, Check("bytes", trial.items, size, *sizes)])
-            return weighed
+            if trial is None or trial.memory is None:
+                return self._weighed(looked, grown, size, grown.folder)
+            if size < self.total:  # lists that are not full yet take more of an item than they will
+                return replace(looked, memory=trial.memory, disk=trial.disk, state_bytes=grown.state_bytes)
+            weighed = self._weighed(looked, grown, size, grown.folder)
+            assert weighed.memory is not None
+            sizes = (trial.memory.per_item(size), weighed.memory.per_item(size))
+            return replace(weighed, checks=[*checks, Check("bytes", trial.items, size, *sizes)])
         finally:
             grown.rest()
 
@@ -288,19 +299,19 @@ class Race:
             self._encoded[key] = Encoded(structure.codec, self.data.items[:some], self.data.labels[:learnt], learnt)
         return self._encoded[key]
 
-    def _weighed(self, trial: Trial, grown: Grown) -> Trial:
+    def _weighed(self, trial: Trial, index: Weighed, items: int, folder: Path) -> Trial:
         none = registry.make("rescorers", "none")
-        documents = round(self._document_bytes * grown.n)
-        weight = weigh(grown, none, documents, None, grown.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weight = weigh(index, none, round(self._document_bytes * items), None, folder)
         assert weight.memory is not None
         assert weight.growing_memory is not None
         assert weight.disk is not None
         assert weight.growing_disk is not None
         return replace(
             trial,
-            memory=_bytes(weight.memory, weight.growing_memory, grown.n),
-            disk=_bytes(weight.disk, weight.growing_disk, grown.n),
-            state_bytes=grown.state_bytes,
+            memory=_bytes(weight.memory, weight.growing_memory, items),
+            disk=_bytes(weight.disk, weight.growing_disk, items),
+            state_bytes=index.state_bytes,
         )
 
     @cached_property

@@ -61,11 +61,9 @@ class Facts:
             "metric": self.metric,
             "normalise": self.metric == "cosine",
             "center": self.metric == "cosine" and not self.by_neighbours,
-            "bits": [bits for bits in _BITS if bits <= d] or [8 * max(1, d // 8)],
+            "lengths": [bits for bits in _BITS if bits <= d] or [8 * max(1, d // 8)],
             "lists": lists_for(self.items),
-            "width": d,
-            "half": max(1, d // 2),
-            "slices": [4 * d // part for part in (16, 8, 4, 2) if d % part == 0 and (4 * d // part) % 8 == 0],
+            "slices": [4 * d // part for part in (8, 4, 2) if d % part == 0 and (4 * d // part) % 8 == 0],
         }
 
 
@@ -97,8 +95,9 @@ def space_of(facts: Facts, named: Config | None = None, given: Sequence[str] = (
     _check_named(own)
     found: dict[str, Structure] = {}
     for block in document["structures"]:
-        if facts.metric in block.get("metrics", (facts.metric,)):
-            sections = {name: own.get(name) or _parsed(name, block[name], values, space) for name in SECTIONS}
+        for more in _sets(block, facts):
+            filled = values | more
+            sections = {name: own.get(name) or _parsed(name, block[name], filled, space) for name in SECTIONS}
             for codec, backend, rescore in _together(sections):
                 pair = digest([codec.name, codec.options, backend.name, backend.options, backend.searches])
                 before = found[pair].rescore if pair in found else ()
@@ -113,6 +112,13 @@ def space_of(facts: Facts, named: Config | None = None, given: Sequence[str] = (
 def _document() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(files("cbir_faiss.tuning").joinpath("space.yaml").read_text("utf-8"))
     return found
+
+
+def _sets(block: Mapping[str, Any], facts: Facts) -> list[dict[str, Any]]:
+    """What a block gives besides the facts, one set after the other; none where it is not for these data."""
+    if facts.metric not in block.get("metrics", (facts.metric,)):
+        return []
+    return [given for given in block.get("with", ({},)) if given.get("dim", 0) < facts.dim]
 
 
 def _check_named(own: Mapping[str, Sequence[Choice]]) -> None:

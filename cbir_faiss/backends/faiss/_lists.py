@@ -33,8 +33,8 @@ class ProbeOptions(base.Options):
     nprobe: int = Field(16, ge=1, description="lists that a search looks into: recall against time")
 
 
-class InvertedLists(AnyIndex):
-    """Items are kept in lists around trained centroids. A radius query looks into the default number of lists."""
+class Listed(base.Backend):
+    """A backend with inverted lists, as many as the option ``nlist`` says."""
 
     @classmethod
     def lists(cls, options: Mapping[str, Any], items: int) -> int:
@@ -44,6 +44,10 @@ class InvertedLists(AnyIndex):
     @classmethod
     def with_lists(cls, options: Mapping[str, Any], count: int) -> dict[str, Any]:
         return {**options, "nlist": count}
+
+
+class InvertedLists(Listed, AnyIndex):
+    """Items are kept in lists around trained centroids. A radius query looks into the default number of lists."""
 
     def _nlist(self, n: int) -> int:
         return lists_for(self.options.nlist, n, self.name)
