@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,59 @@ def test_a_collection_and_a_file_of_vectors_are_data_too(config: Path, tmp_path:
     assert load_config(out).source.name == "collection"
     assert cbir("build", out, "--out", tmp_path / "tuned.cbir").exit_code == 0
     assert tune(tmp_path / "x.npy", "knn_recall@10 >= 0.6", **CODES).met
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qdrant",
+        "usearch",
+        pytest.param("lancedb", marks=pytest.mark.slow),
+        pytest.param("pgvector", marks=pytest.mark.slow),
+    ],
+)
+def test_an_engine_is_data_too(name: str, tmp_path: Path) -> None:
+    x, labels = clusters()
+    ids = np.arange(len(x)) * 7 + 3
+    options = {"metric": "l2"} | ({} if name == "usearch" else {"path": str(tmp_path / "engine")})
+    with closing(cf.load_backend(name, **options)) as backend:
+        told = [{"label": str(label), "path": f"{i}.jpg", "year": i} for i, label in enumerate(labels.tolist())]
+        backend.upsert(ids, x, None if name == "usearch" else told)
+        backend.flush()
+        targets = ["knn_recall@10 >= 0.8"] + (["hit@1 >= 0.5"] if name != "usearch" else [])
+        flat = {"codecs": [{"name": "raw"}], "backends": [{"name": "faiss-flat", "metric": "l2"}], "rescore": ["none"]}
+        out = tmp_path / "t.yaml"
+        said: list[str] = []
+        found = tune(backend, targets, out=out, note=said.append, **flat)
+        assert found.met, "by the engine's own metric"
+        assert backend.count() == len(x)
+        again = tune(backend, targets, out=out, note=said.append, **flat)
+        assert again.chosen == found.chosen
+        assert len(said) == len(set(said)), "the copy is the same, and nothing is looked at twice"
+    assert cbir("build", out, "--out", tmp_path / "tuned.cbir").exit_code == 0
+    with cf.Collection.open(tmp_path / "tuned.cbir") as built:
+        number = int(built.search_hits(x[5:6], 1).ids[0, 0])
+        (told,) = built.documents([number])
+    assert told["path"] == ("38" if name == "usearch" else "5.jpg")
+    assert told.get("year", 5) == 5
+
+
+def test_an_engine_that_cannot_be_tuned_on_is_one_line(tmp_path: Path) -> None:
+    target, out = ["--target", "knn_recall@10 >= 0.9"], ["--out", tmp_path / "t.yaml"]
+    for place in (f"path={tmp_path / 'none'}", "url=http://127.0.0.1:9"):
+        result = cbir("tune", "qdrant", place, *target, *out)
+        assert result.exit_code == 1, result.output
+        assert len(result.stderr.strip().splitlines()) == 1
+    with closing(cf.load_backend("qdrant", path=str(tmp_path / "codes"))) as backend:
+        backend.upsert(np.arange(300), np.random.default_rng(0).integers(0, 256, (300, 8), np.uint8))
+        backend.flush()
+        with pytest.raises(InputError, match="holds codes: tune on the vectors"):
+            tune(backend, "knn_recall@10 >= 0.9")
+    unknown = cbir("tune", "qdrand", "path=x", *target)
+    assert unknown.exit_code == 1
+    assert "did you mean 'qdrant'" in unknown.stderr
+    assert cbir("tune", "nothing.yaml", *target).exit_code == 2
+    assert cbir("tune", tmp_path, "path=x", *target).exit_code == 2
 
 
 @pytest.mark.slow

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from cbir_faiss.collection.sync import Target
 
 config_argument = click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 folder_argument = click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -25,6 +28,24 @@ engine_options = click.argument("options", nargs=-1, metavar="[KEY=VALUE]...")
 adopt_option = click.option(
     "--adopt", is_flag=True, help="Take over a table in the engine that belongs to no collection."
 )
+
+
+def data_or_engine(word: str, options: tuple[str, ...]) -> Path | Target:
+    """A file or folder by its path, else an engine by its name and options.
+
+    Raises:
+        click.UsageError: options of a path, or a path where nothing is.
+    """
+    from cbir_faiss.collection.sync import Target
+
+    path = Path(word)
+    if not path.exists() and not path.suffix and "/" not in word:
+        return Target(word, key_values(options))
+    if options:
+        raise click.UsageError("key=value belongs to an engine, not to a file or a collection")
+    if not path.exists():
+        raise click.UsageError(f"no such file, collection or engine: {word}")
+    return path
 
 
 def key_values(words: tuple[str, ...]) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from typing import Any
 
 import click
 
+from cbir_faiss.cli._arguments import data_or_engine, engine_options
 from cbir_faiss.cli.printing import Bar, aside, say, say_json
 
 
 @click.command()
-@click.argument("data", required=False, metavar="[CONFIG|COLLECTION]", type=click.Path(exists=True, path_type=Path))
+@click.argument("data", required=False, metavar="[CONFIG|COLLECTION|BACKEND]")
+@engine_options
 @click.option(
     "--vectors",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -30,7 +32,11 @@ from cbir_faiss.cli.printing import Bar, aside, say, say_json
 @click.option("--items", type=click.IntRange(1), help="Predict to so many items, too.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), default=10, show_default=True, help="When to stop.")
 @click.option("--minimise", type=click.Choice(["bytes", "latency"]), default="bytes", show_default=True)
-@click.option("--metric", type=click.Choice(["cosine", "l2", "ip"]), default="cosine", show_default=True)
+@click.option(
+    "--metric",
+    type=click.Choice(["cosine", "l2", "ip"]),
+    help="By what vectors are compared; without: as an engine compares them, else cosine.",
+)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -40,24 +46,33 @@ from cbir_faiss.cli.printing import Bar, aside, say, say_json
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def tune(
-    data: Path | None, vectors: Path | None, targets: tuple[str, ...], as_json: bool, out: Path, **how: Any
+    data: str | None,
+    options: tuple[str, ...],
+    vectors: Path | None,
+    targets: tuple[str, ...],
+    as_json: bool,
+    out: Path,
+    **how: Any,
 ) -> None:
     """Find the cheapest index that reaches the targets on your data, and write the config that builds it.
 
-    CONFIG names a source; codecs, backends and rescorers in it narrow what is tried. Started again after being stopped,
-    it goes on where it was. Where no index reaches the targets the status is 1, and what comes nearest is said.
+    CONFIG names a source; codecs, backends and rescorers in it narrow what is tried. An engine is read, into a copy beside
+    the config that is written, and not changed. Started again after being stopped, it goes on where it was. Where no
+    index reaches the targets the status is 1, and what comes nearest is said.
 
     \b
     cbir tune photos.yaml --target 'knn_recall@10 >= 0.95'
     cbir tune photos.yaml --target 'map@5 >= raw - 0.01' --max-ms 1 --minimise latency
     cbir tune --vectors features.npy --target 'knn_recall@10 >= 0.9' --items 10000000
+    cbir tune qdrant url=http://localhost:6333 collection=photos --target 'knn_recall@10 >= 0.95'
     """
     from cbir_faiss.tuning.tune import tune as run
 
-    given = vectors if data is None else data
-    if given is None or None not in (data, vectors):
-        raise click.UsageError("give a config or a collection, or --vectors")
+    if (data is None) == (vectors is None):
+        raise click.UsageError("give a config, a collection or an engine, or --vectors")
+    given = vectors if data is None else data_or_engine(data, options)
     with Bar("extracting") as bar:
+        assert given is not None
         found = run(given, list(targets), out=out, progress=bar.progress, note=bar.note or _silent, **how)
     if as_json:
         say_json(found.as_json())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from cbir_faiss.errors import CbirError, InputError
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.pipeline.extraction import BLOCK, Progress, embeddings_of
 from cbir_faiss.pipeline.fit import with_direction
+from cbir_faiss.storage.catalogue import as_json
 from cbir_faiss.storage.files import ArrayFile, load_mapped, writing_to
 from cbir_faiss.storage.store import Store
-from cbir_faiss.types import Ids, Metric
+from cbir_faiss.types import Batch, Ids, Metric, Payload
 
 DEFAULT_METRIC: Metric = "cosine"
 """By what embeddings are compared where nothing says otherwise."""
@@ -182,7 +184,58 @@ def stream(backend: Backend, scratch: Path, progress: Progress | None = None) ->
     return found[order], np.asarray(vectors[order])
 
 
-def _written(backend: Backend, path: Path, progress: Progress | None) -> Ids:
+def copied(backend: Backend, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """The source section of what an engine holds, whose vectors and documents are copied into ``folder``; the paths of
+    those that have none are their ids. A copy that is there and is the same stays as it is.
+
+    Raises:
+        Unsupported: it gives no vectors back. InputError: it holds nothing, or codes in place of vectors.
+    """
+    if backend.dim is None or not backend.count():
+        raise InputError(f"{backend!r} is empty or does not exist")
+    if backend.kind != "float" or backend.code_bits is not None:
+        raise InputError(f"{backend!r} holds codes: tune on the vectors that they were made of")
+    vectors, documents = folder / "given.npy", folder / "given.jsonl"
+    with writing_to(folder), replacing(vectors) as new, replacing(documents) as lines, lines.open("w") as told:
+
+        def tell(batch: Batch, kept: NDArray[np.bool_]) -> None:
+            for row in np.flatnonzero(kept).tolist():
+                told.write(as_json(_document(batch.payload[row], int(batch.ids[row]))) + "\n")
+
+        if not len(_written(backend, new, progress, tell)):
+            raise InputError(f"{backend!r} holds no vector that can be compared")
+    return {"name": "vectors", "file": str(vectors), "documents": str(documents)}
+
+
+def _document(payload: Payload, number: int) -> dict[str, Any]:
+    """What somebody else's document says, its path a text and its label one of a class, or left out."""
+    label = payload.get("label")
+    labels = label if isinstance(label, list) else [label]
+    told = dict(payload) if all(isinstance(one, str | int) for one in labels) else {**payload, "label": []}
+    return told if isinstance(payload.get("path"), str) else {**told, "path": str(number)}
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of ``file`` afterwards unless it says the same."""
+    part = file.with_name(f"part-{file.name}")
+    try:
+        yield part
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    if file.exists() and filecmp.cmp(part, file, shallow=False):
+        part.unlink()
+    else:
+        part.replace(file)
+
+
+def _written(
+    backend: Backend,
+    path: Path,
+    progress: Progress | None,
+    tell: Callable[[Batch, NDArray[np.bool_]], None] = lambda batch, kept: None,
+) -> Ids:
     total, ids, file = backend.count(), [np.empty(0, np.int64)], ArrayFile(path)
     try:
         for batch in backend.scroll(_AT_ONCE):
@@ -192,6 +245,7 @@ def _written(backend: Backend, path: Path, progress: Progress | None) -> Ids:
             if kept.any():
                 ids.append(batch.ids[kept])
                 file.append(np.ascontiguousarray(batch.vectors[kept]))
+                tell(batch, np.asarray(kept))
             if progress is not None:
                 progress(done := min(total, sum(map(len, ids))), max(total, done))
     finally:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ import yaml
 from numpy.typing import NDArray
 
 from cbir_faiss._lib.files import write_durably
+from cbir_faiss.base import Backend
 from cbir_faiss.base.checks import check_floats
+from cbir_faiss.collection.sync import Target as Engine
 from cbir_faiss.comparison.combine import digest
 from cbir_faiss.comparison.environment import environment
 from cbir_faiss.comparison.timing import Others, busier
@@ -29,6 +31,7 @@ from cbir_faiss.storage.files import writing_to
 from cbir_faiss.storage.lock import writer_lock
 from cbir_faiss.storage.manifest import CURRENT
 from cbir_faiss.tuning.data import NEIGHBOURS, Data, Naming, naming_of_source, open_data, parse_naming, read_naming
+from cbir_faiss.tuning.exact import DEFAULT_METRIC, copied, replacing
 from cbir_faiss.tuning.predict import ERROR, TIME_ERROR, off_by
 from cbir_faiss.tuning.race import RUNGS, Entrant, Note, Race, also
 from cbir_faiss.tuning.space import SECTIONS, Facts, Space, space_of
@@ -84,7 +87,7 @@ class Tuned:
 
 
 def tune(
-    data: str | Path | NDArray[Any] | Mapping[str, Any],
+    data: str | Path | NDArray[Any] | Mapping[str, Any] | Backend | Engine,
     targets: str | Sequence[str],
     *,
     labels: Sequence[Any] | None = None,
@@ -94,7 +97,7 @@ def tune(
     items: int | None = None,
     minutes: float = 10.0,
     minimise: Minimise = "bytes",
-    metric: Metric = "cosine",
+    metric: Metric | None = None,
     codecs: Sequence[Section] | None = None,
     backends: Sequence[Section] | None = None,
     rescore: Sequence[Section] | None = None,
@@ -109,11 +112,13 @@ def tune(
 
     Args:
         data: a config that names a source (and, to narrow the choice, codecs, backends or rescorers), as a file or a
-            mapping; a collection; an ``.npy`` file; or vectors ``(n, dim)``, with ``labels``, one a row.
+            mapping; a collection; an ``.npy`` file; vectors ``(n, dim)``, with ``labels``, one a row; or an engine, a
+            backend or its name and options, which is read once and not changed.
         targets: such as ``"knn_recall@10 >= 0.95"`` and ``"map@5 >= raw - 0.01"``.
         max_bytes, max_disk_bytes: an item, in memory and on disk. max_ms: a query, on one thread.
         items: another size to predict to. minutes: when to stop looking.
-        minimise: bytes of memory, or latency. metric: by what vectors are compared: cosine, l2 or ip.
+        minimise: bytes of memory, or latency. metric: by what vectors are compared: cosine, l2 or ip. None: as an engine
+            compares them, else cosine.
         codecs, backends, rescore: names, or mappings as in a config, to choose from instead of all there are.
         out: the config to write; beside it the report, and, while this runs, what a run that was stopped goes on from.
         progress, note: are told how far extraction is, and what is looked at. rungs: sizes of the looks, before all.
@@ -128,8 +133,9 @@ def tune(
     if minutes <= 0 or (items is not None and items < 1):
         raise ConfigError(f"minutes and items must be above 0, got {minutes} and {items}")
     with _folder(out) as folder:
-        naming = _narrowed(_naming(data, labels, folder), codecs=codecs, backends=backends, rescore=rescore)
-        found = open_data(naming, metric, folder, cache=cache or default_cache(), progress=progress)
+        given, metric = _given(data, labels, folder, metric, progress)
+        naming = _narrowed(given, codecs=codecs, backends=backends, rescore=rescore)
+        found = open_data(naming, metric, folder / "data", cache=cache or default_cache(), progress=progress)
         _check(wanted, found)
         facts = Facts(len(found.items), found.dim, metric, any(not target.by_labels for target in wanted))
         space = space or space_of(facts, naming.config, naming.sections)
@@ -429,11 +435,27 @@ def _clear(folder: Path) -> None:
             left.unlink()
 
 
+def _given(
+    data: Any, labels: Sequence[Any] | None, folder: Path, metric: Metric | None, progress: Progress | None
+) -> tuple[Naming, Metric]:
+    """What is tuned on, and by what it is compared."""
+    if not isinstance(data, Backend | Engine):
+        return _naming(data, labels, folder), metric or DEFAULT_METRIC
+    _check_labels(labels)
+    with nullcontext(data) if isinstance(data, Backend) else data.opened() as backend:
+        source = copied(backend, folder, progress)
+        return naming_of_source(source), metric or backend.metric or DEFAULT_METRIC
+
+
+def _check_labels(labels: Sequence[Any] | None) -> None:
+    if labels is not None:
+        raise ConfigError("labels go with vectors in memory; those of a file stand in its config", path="labels")
+
+
 def _naming(data: Any, labels: Sequence[Any] | None, folder: Path) -> Naming:
     if isinstance(data, np.ndarray):
         return _naming_of_array(data, labels, folder)
-    if labels is not None:
-        raise ConfigError("labels go with vectors in memory; those of a file stand in its config", path="labels")
+    _check_labels(labels)
     if isinstance(data, Mapping):
         return parse_naming(data)
     path = Path(data)
@@ -455,14 +477,20 @@ def _narrowed(naming: Naming, **given: Sequence[Section] | None) -> Naming:
 
 def _naming_of_array(vectors: NDArray[Any], labels: Sequence[Any] | None, folder: Path) -> Naming:
     x = check_floats(vectors, "vectors")
-    np.save(folder / "given.npy", x)
-    source: dict[str, Any] = {"name": "vectors", "file": str(folder / "given.npy")}
+    source: dict[str, Any] = {"name": "vectors", "file": str(_kept(folder / "given.npy", x))}
     if labels is not None:
         if len(labels) != len(x):
             raise InputError(f"{len(labels)} labels for {len(x)} vectors")
-        np.save(folder / "given-labels.npy", np.asarray([str(label) for label in labels]))
-        source["labels"] = str(folder / "given-labels.npy")
+        names = np.asarray([str(label) for label in labels])
+        source["labels"] = str(_kept(folder / "given-labels.npy", names))
     return naming_of_source(source)
+
+
+def _kept(file: Path, values: NDArray[Any]) -> Path:
+    """``values`` in a file, which stays as it is where it has them: a run that was stopped goes on with it."""
+    with writing_to(file.parent), replacing(file) as part:
+        np.save(part, values)
+    return file
 
 
 def _check(targets: Sequence[Target], data: Data) -> None:
