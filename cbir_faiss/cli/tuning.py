@@ -56,9 +56,9 @@ def tune(
 ) -> None:
     """Find the cheapest index that reaches the targets on your data, and write the config that builds it.
 
-    CONFIG names a source; codecs, backends and rescorers in it narrow what is tried. An engine is read, into a copy beside
-    the config that is written, and not changed. Started again after being stopped, it goes on where it was. Where no
-    index reaches the targets the status is 1, and what comes nearest is said.
+    CONFIG names a source; codecs, backends and rescorers in it narrow what is tried. An engine is read, into a copy
+    beside the config that is written, and not changed. Started again after being stopped, it goes on where it was.
+    Where no index reaches the targets the status is 1, and what comes nearest is said.
 
     \b
     cbir tune photos.yaml --target 'knn_recall@10 >= 0.95'

@@ -117,8 +117,8 @@ def tune(
         targets: such as ``"knn_recall@10 >= 0.95"`` and ``"map@5 >= raw - 0.01"``.
         max_bytes, max_disk_bytes: an item, in memory and on disk. max_ms: a query, on one thread.
         items: another size to predict to. minutes: when to stop looking.
-        minimise: bytes of memory, or latency. metric: by what vectors are compared: cosine, l2 or ip. None: as an engine
-            compares them, else cosine.
+        minimise: bytes of memory, or latency. metric: by what vectors are compared: cosine, l2 or ip; None: as an
+            engine compares them, else cosine.
         codecs, backends, rescore: names, or mappings as in a config, to choose from instead of all there are.
         out: the config to write; beside it the report, and, while this runs, what a run that was stopped goes on from.
         progress, note: are told how far extraction is, and what is looked at. rungs: sizes of the looks, before all.
