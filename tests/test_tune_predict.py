@@ -45,6 +45,47 @@ def test_recall_among_six_times_as_many(cloud: tuple[NDArray[np.float32], NDArra
     assert seen.recall(50, 10) > Seen.of(*nearest(codes, asked, 50), truth, truth).recall(50, 10) + 0.1
 
 
+@pytest.mark.parametrize("error", [0.01, 0.1])
+def test_codes_that_hardly_err(cloud: tuple[NDArray[np.float32], NDArray[np.float32]], error: float) -> None:
+    """The first of many more items are at ranks of one and two here, which vary for other reasons than the codes."""
+    x, q = cloud
+    rng, small = np.random.default_rng(1), 2_000
+    exact = ((q[:, None] - x[None]) ** 2).sum(axis=2)
+    scores = exact + error * np.median(np.sort(exact, axis=1)[:, 9]) * rng.standard_normal(exact.shape)
+    truth = np.argsort(exact, axis=1)[:, :10]
+
+    def found(n: int, depth: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        ids = np.argsort(scores[:, :n], axis=1)[:, :depth]
+        return ids, np.take_along_axis(scores, ids, axis=1)
+
+    seen = Seen.of(*found(small, 300), *exact_neighbours(x[:small], q, 100, "l2"))
+    whole = Seen.of(*found(len(x), 10), truth, truth).recall(10, 10)
+    told = seen.predicted(10, 10, 6.0, 0.02)
+    assert told.value == pytest.approx(whole, abs=0.035)
+    assert told.low <= whole <= told.high
+
+
+def test_equals_are_found_whichever_it_is(cloud: tuple[NDArray[np.float32], NDArray[np.float32]]) -> None:
+    ids = np.array([[4, 2, 4, -1]])
+    assert places_of(ids, np.array([[2, 4, 4, 4]])).tolist() == [[1, 0, 2, ABSENT]]
+    x, q = np.repeat(cloud[0][:3_000], 4, axis=0), cloud[1]
+    order = np.random.default_rng(2).permutation(len(x))
+    x, same, small = x[order], order // 4, 2_400
+    first = {int(number): row for row, number in reversed(list(enumerate(same.tolist())))}
+    same = np.array([first[int(number)] for number in same])
+    codec = registry.make("codecs", "itq", bits=32).fit(x)
+    codes, asked = codec.encode(x), codec.encode(q)
+
+    def seen(n: int, depth: int) -> Seen:
+        ids, scores = nearest(codes[:n], asked, depth)
+        rows, apart = exact_neighbours(x[:n], q, 100, "l2")
+        return Seen.of(same[ids], scores, same[rows], apart)
+
+    for depth in (50, 200):
+        whole = seen(len(x), depth).recall(depth, 10)
+        assert seen(small, 400).recall(depth, 10, 5.0) == pytest.approx(whole, abs=0.05), depth
+
+
 def test_without_growth_it_is_what_was_found() -> None:
     places = np.array([[0, 5, ABSENT], [1, 2, 3]])
     seen = Seen(places, np.ones((2, 3)), np.ones((2, 6)))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,16 @@ class Data:
     @property
     def dim(self) -> int:
         return int(self.items.shape[1])
+
+    @cached_property
+    def same(self) -> Ids | None:
+        """Of each item the row of the first that is equal to it; None where no two are."""
+        first: dict[bytes, int] = {}
+        found = np.empty(len(self.items), np.int64)
+        for row in range(len(self.items)):
+            digest = blake2b(self.items[row].tobytes(), digest_size=16).digest()
+            found[row] = first.setdefault(digest, row)
+        return None if len(first) == len(found) else found
 
     @cached_property
     def has_labels(self) -> bool:

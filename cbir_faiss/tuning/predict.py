@@ -7,7 +7,8 @@ measured on a sample. Among s times as many items the neighbour of rank r is as 
 and the first c are as far as the first c / s: the same plane, read at fractional ranks. There the curves of distance
 against log rank are carried on, as a - b sqrt(e - log rank): a straight line where e is large (the law of a manifold),
 and bent as the tail of a Gaussian cloud is where it is small. Of an item of rank r the logarithm of what the rank
-stands for is in the mean the digamma function of it.
+stands for is in the mean the digamma function of it. The sample is predicted from parts of it in the same way, and most of
+what that is short of is made up for.
 
 Bytes. A part grows with the items, the rest (rotations, codebooks, centroids) does not; both are measured.
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import NormalDist
 from typing import Any
@@ -33,12 +34,17 @@ Places = NDArray[np.int64]
 """``(queries, j)``: at which place of a search's hits the exact neighbour of rank j is, counted from 0; else ABSENT."""
 Values = NDArray[np.float64]
 Curve = Callable[[Values], Values]
+_COPIES = 1 << 12  # more hits than are looked at
 ABSENT = int(np.iinfo(np.int32).max)
 RANKS = 12
 """Neighbours whose shares are looked at: few, for it is only nearby that the plane is one."""
 _TAIL = 100  # ranks that a curve is carried on from
 _NORMAL = NormalDist()
 _RESAMPLES = 50
+_PART, _PARTS = 5.0, 3  # what a sample is thinned by to see how well it is predicted itself, and how often
+_MADE_UP = 0.8  # of what such a prediction is short of: the parts are smaller still
+_SOME = 0.05
+_SURELY = 0.8  # of as many as are kept on average, so many are of nearly every query
 _AROUND, _BEGINNING = (0.7, 0.85, 1.0, 1.2, 1.4), (1, 2, 3, 4, 6, 8)
 ERROR = 0.01
 """Of a predicted recall, before it is known how far predictions were off; twice that of a walk in a graph."""
@@ -67,6 +73,7 @@ class Seen:
     places: Places
     apart: NDArray[Any]
     scores: NDArray[Any]
+    _shifts: dict[tuple[int, int, float], float] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, ids: NDArray[np.int64], scores: NDArray[Any], nearest: NDArray[np.int64], apart: NDArray[Any]) -> Seen:
@@ -80,6 +87,42 @@ class Seen:
         """
         if growth == 1 or self.places.shape[1] < 3:
             return float((self.places[:, :k] < depth).mean())
+        return _moved(self._read(depth, k, growth), self._shift(depth, k, growth))
+
+    def _shift(self, depth: int, k: int, growth: float) -> float:
+        """By what a prediction of such a growth comes too low, in normal quantiles: the sample is predicted from parts of
+        it. Ranks of one and two, where the first of many more items are, vary more than those do."""
+        part = min(growth, _PART)
+        known = self.places.shape[1] * _SURELY / part >= RANKS and self.scores.shape[1] >= _AROUND[-1] * depth
+        if self.ordered or not known or part < _AROUND[-1]:
+            return 0.0
+        if (depth, k, part) not in self._shifts:
+            rng = np.random.default_rng(0)
+            told = [self._thinned(part, rng)._read(depth, k, part) for _ in range(_PARTS)]
+            is_so = float((self.places[:, :k] < depth).mean())
+            short = _quantile(is_so) - float(np.mean([_quantile(one) for one in told]))
+            self._shifts[depth, k, part] = _MADE_UP * short
+        return self._shifts[depth, k, part]
+
+    def _thinned(self, times: float, rng: np.random.Generator) -> Seen:
+        """What the same search would have found of one in so many items, drawn at random."""
+        n, hits = self.scores.shape
+        kept = rng.random((n, hits)) < 1 / times
+        before: NDArray[np.int64] = np.cumsum(kept, axis=1) - kept
+        lost = self.places == ABSENT
+        at = np.where(lost, 0, np.minimum(self.places, hits - 1))
+        there = np.where(lost, rng.random(self.places.shape) < 1 / times, np.take_along_axis(kept, at, 1))
+        wide = int((1 if self._partial else _SURELY) * hits / times)
+        places = np.where(lost | (np.take_along_axis(before, at, 1) >= wide), ABSENT, np.take_along_axis(before, at, 1))
+        some = int(_SURELY * self.places.shape[1] / times)
+        return Seen(
+            _packed(there, places, some, ABSENT),
+            _packed(there, self.apart, some, np.inf),
+            _packed(kept, self.scores, wide, np.inf),
+        )
+
+    def _read(self, depth: int, k: int, growth: float) -> float:
+        """As the planes say that were fitted here."""
         ranks = min(RANKS, self.places.shape[1])
         places, apart = self.places[:, :ranks], self._apart(_digamma(np.arange(1, ranks + 1)))
         wanted = self._apart(_digamma(np.arange(1, k + 1)) - math.log(growth))
@@ -102,11 +145,13 @@ class Seen:
         """``recall`` with its interval; ``off``: how far predictions of such a growth may be off."""
         rng, n = np.random.default_rng(0), len(self.places)
         value, drawn = self.recall(depth, k, growth), []
+        shift = self._shift(depth, k, growth) if self.places.shape[1] >= 3 else 0.0
         for _ in range(_RESAMPLES):
             rows = rng.integers(n, size=n)
             again = Seen(self.places[rows], self.apart[rows], self.scores[rows])
-            drawn.append(again.recall(depth, k, growth))
+            drawn.append(_moved(again._read(depth, k, growth), shift))
         low, high = np.quantile(drawn, [0.025, 0.975])
+        off = math.hypot(off, 0.5 * abs(value - _moved(value, -shift)))
         down, up = math.hypot(max(0.0, value - low), off), math.hypot(max(0.0, high - value), off)
         return Interval(value, max(0.0, value - down), min(1.0, value + up))
 
@@ -119,8 +164,9 @@ class Seen:
 
     @property
     def _partial(self) -> bool:
-        """Whether all that was come by is among the hits: what is not was in a list that was not looked into."""
-        return bool(np.isinf(self.scores[:, -1]).mean() > 0.5)
+        """Whether all that was come by is among the hits, of some queries at least: what is not was in a list that was
+        not looked into."""
+        return bool(np.isinf(self.scores[:, -1]).mean() > _SOME)
 
     @cached_property
     def _apart(self) -> Curve:
@@ -148,8 +194,27 @@ class Seen:
         return np.unique(np.clip(np.round(cuts), 1, self.scores.shape[1])).astype(np.int64)
 
 
+def _moved(share: float, shift: float) -> float:
+    return _NORMAL.cdf(_quantile(share) + shift) if shift else share
+
+
+def _quantile(share: float) -> float:
+    return _NORMAL.inv_cdf(min(max(share, 1e-4), 1 - 1e-4))
+
+
+def _packed(kept: NDArray[np.bool_], values: NDArray[Any], count: int, fill: float) -> NDArray[Any]:
+    """The first ``count`` of each line that are ``kept``; where there are fewer, ``fill``."""
+    first = np.argsort(~kept, axis=1, kind="stable")[:, :count]
+    return np.where(np.take_along_axis(kept, first, 1), np.take_along_axis(values, first, 1), fill)
+
+
 def places_of(ids: NDArray[np.int64], neighbours: NDArray[np.int64]) -> Places:
-    """Where among hits ``ids`` ``(q, depth)`` the exact ``neighbours`` ``(q, j)`` are."""
+    """Where among hits ``ids`` ``(q, depth)`` the exact ``neighbours`` ``(q, j)`` are.
+
+    Of items that are equal, and so have one number, it does not matter which is found: the first of them among the hits
+    is the first among the neighbours.
+    """
+    ids, neighbours = _one_by_one(ids), _one_by_one(neighbours)
     lines = np.arange(len(ids))[:, None] * (int(max(ids.max(initial=0), neighbours.max(initial=0))) + 2)
     keys = (ids + 1 + lines).reshape(-1)
     order = np.argsort(keys, kind="stable")
@@ -157,6 +222,18 @@ def places_of(ids: NDArray[np.int64], neighbours: NDArray[np.int64]) -> Places:
     hit = order[np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)]
     found = np.where(keys[hit] == wanted, hit % ids.shape[1], ABSENT)
     return found.reshape(neighbours.shape)
+
+
+def _one_by_one(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers that tell the first from the second of one id in a line, the same in every line; -1 stays."""
+    order = np.argsort(ids, axis=1, kind="stable")
+    ranked = np.take_along_axis(ids, order, axis=1)
+    begins = np.concatenate([np.ones((len(ids), 1), bool), ranked[:, 1:] != ranked[:, :-1]], axis=1)
+    column = np.arange(ids.shape[1])
+    again = column - np.maximum.accumulate(np.where(begins, column, 0), axis=1)
+    counts = np.empty_like(ids)
+    np.put_along_axis(counts, order, again, axis=1)
+    return np.where(ids < 0, -1, ids * _COPIES + np.minimum(counts, _COPIES - 1))
 
 
 @dataclass(frozen=True)

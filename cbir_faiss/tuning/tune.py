@@ -297,11 +297,7 @@ class _Answer:
             found: dict[str, Any] = {}
             for name, target in targets.items():
                 off = _off(checks, name, ERROR * (2 if trial.walks else 1), growth)
-                told = [
-                    seen.predicted(depth, target.k, growth, off)
-                    for seen, depth in judge.stages(way.setting, target.k, growth)
-                ]
-                found[name] = min(told, key=lambda one: one.value).as_json()
+                found[name] = judge.predicted(way.setting, target.k, growth, off).as_json()
             return found
         finally:
             grown.rest()

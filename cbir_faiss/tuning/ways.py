@@ -27,7 +27,7 @@ from cbir_faiss.pipeline.fit import Fitted, Sample
 from cbir_faiss.pipeline.search import Searcher
 from cbir_faiss.tuning.data import Data, Queries
 from cbir_faiss.tuning.grown import Grown
-from cbir_faiss.tuning.predict import Seen
+from cbir_faiss.tuning.predict import Interval, Seen
 from cbir_faiss.tuning.space import Space, Structure
 from cbir_faiss.tuning.target import KNN, Target
 from cbir_faiss.types import Codes, Columns, Hits
@@ -40,6 +40,8 @@ _WALKS = "ef"
 HOPE = 0.03
 """What a prediction may be short of a target before an index is given up."""
 _REMEMBERED = 8
+_WIDE = 256  # candidates of a walk that is taken to find what there is to find
+_FARTHER, _FARTHER_95 = 0.5, (0.75, 0.25)  # exponents of the items in how wide a walk has to be to find as much
 _DEEP = 150  # hits that are looked at to predict from, where nothing is put in order again
 
 
@@ -274,9 +276,9 @@ class Judge:
         """Mean and error among all items. Where these are more than are here, the recall is predicted, without an
         error, and what counts labels is as it is here."""
         if self.growth > 1 and not target.by_labels:
-            stages = self.stages(setting, target.k, self.growth)
+            stages = self._stages(setting, target.k, self.growth)
             least = min(seen.recall(depth, target.k, self.growth) for seen, depth in stages)
-            return least - (1 if target.of_raw else 0), 0.0
+            return least * self._walked(setting, target.k, self.growth) - (1 if target.of_raw else 0), 0.0
         values = self.values(setting, target)
         known = self.growth == 1 and len(values) > 1
         return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))) if known else 0.0
@@ -296,7 +298,14 @@ class Judge:
         """What all queries find."""
         return self._searcher(setting, None)[0].hits({"embedding": self._embedding}, k)
 
-    def stages(self, setting: Setting, k: int, growth: float) -> list[tuple[Seen, int]]:
+    def predicted(self, setting: Setting, k: int, growth: float, off: float) -> Interval:
+        """The recall of ``k`` among ``growth`` times as many items; ``off``: how far predictions of it may be off."""
+        stages = self._stages(setting, k, growth)
+        told = min((seen.predicted(depth, k, growth, off) for seen, depth in stages), key=lambda one: one.value)
+        at, least, most = (self._walked(setting, k, growth, farther) for farther in (_FARTHER, *_FARTHER_95))
+        return Interval(told.value * at, told.low * min(least, at), told.high * max(most, at))
+
+    def _stages(self, setting: Setting, k: int, growth: float) -> list[tuple[Seen, int]]:
         """What there is to predict its recall from: what each stage found that an item has to pass, and how many hits
         of it will count among ``growth`` times as many items.
 
@@ -309,21 +318,43 @@ class Judge:
         if "embedding" not in choice.plugin().needs_items:
             fewer = max(k, round(setting.candidates / growth))
             hits = self.hits(replace(setting, candidates=fewer), min(self._grown.n, max(k, _DEEP), fewer))
-            stages.append((Seen.of(hits.ids, hits.distances, *self._neighbours), k))
+            stages.append((self._seen_in(hits), k))
         return stages
 
     def _first(self, setting: Setting, k: int, depth: int, growth: float) -> Seen:
         """What the index itself finds, of which ``depth`` hits will count; one search serves all numbers of them."""
         deepest = max([depth, *(count or 0 for count in self._candidates(setting.rescore))])
-        known = max(k, _DEEP, math.ceil(1.5 * deepest / growth))
-        if list(setting.search) == [_WALKS]:  # to ask for more hits would be to walk on
-            known = max(k, depth)
-        with threads.phase("search"):
-            index = self._searcher(setting, None)[1]
-            hits = index.search(self._codes, min(self._grown.n, known), None)
+        known = min(self._grown.n, max(k, _DEEP, math.ceil(1.5 * deepest / growth)))
+        hits = self._hits_of_index(setting, known, max(known, _WIDE))
         if id(hits) not in self._seen:
-            self._seen[id(hits)] = hits, Seen.of(hits.ids, hits.distances, *self._neighbours)
+            self._seen[id(hits)] = hits, self._seen_in(hits)
         return self._seen[id(hits)][1]
+
+    def _walked(self, setting: Setting, k: int, growth: float, farther: float = _FARTHER) -> float:
+        """Which share of what a wide walk in a graph finds this one does, among ``growth`` times as many items: as a
+        shorter one does here. What is not a graph loses nothing by it."""
+        if list(setting.search) != [_WALKS]:
+            return 1.0
+        width = setting.search[_WALKS] / growth**farther
+        known, few = min(self._grown.n, max(k, _DEEP)), max(k, round(width))
+        wide = self._hits_of_index(setting, known, _WIDE).ids[:, :k]
+        found = self._hits_of_index(setting, min(self._grown.n, few), few).ids
+        share = float((wide[:, :, None] == found[:, None, :]).any(axis=2).mean())
+        # A walk keeps as many as it is to find; what a shorter one would find is not seen here.
+        return share * min(1.0, width / k) if farther > _FARTHER else share
+
+    def _hits_of_index(self, setting: Setting, count: int, walk: int) -> Hits:
+        """What the index alone finds with these options, in a graph with a walk of another width."""
+        search = {_WALKS: walk} if list(setting.search) == [_WALKS] else setting.search
+        with threads.phase("search"):
+            return self._searcher(replace(setting, search=search), None)[1].search(self._codes, count, None)
+
+    def _seen_in(self, hits: Hits) -> Seen:
+        ids, (nearest, apart) = hits.ids, self._neighbours
+        same = self._data.same
+        if same is not None:
+            ids, nearest = np.where(ids < 0, ids, same[ids]), same[nearest]
+        return Seen.of(ids, hits.distances, nearest, apart)
 
     @cached_property
     def _codes(self) -> Codes:
