@@ -2,6 +2,8 @@
 
     python benchmarks/tune.py --name NAME --vectors ITEMS.npy --queries QUERIES.npy      all; stopped, it goes on
     python benchmarks/tune.py --name NAME … --structures 20 --every 3                    for a million: a coarser grid
+    python benchmarks/tune.py --name NAME … --slice 30                                   stops after 30 minutes; goes on
+                                                                                         when it is called again
     python benchmarks/tune.py --example                                                  the run of docs/tuning.md
     python benchmarks/tune.py --quick                                                    on clusters; stores nothing
 
@@ -20,20 +22,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _report import RESULTS, Anonymous, show, store
 
+from cbir_faiss.comparison.combine import digest
 from cbir_faiss.measures.bootstrap import bootstrap_ci
 from cbir_faiss.tuning.data import Data, Queries, open_data, parse_naming
 from cbir_faiss.tuning.grown import Encoded, Grown
+from cbir_faiss.tuning.predict import ERROR
 from cbir_faiss.tuning.race import LEARNT
 from cbir_faiss.tuning.space import Facts, Space, Structure, space_of
 from cbir_faiss.tuning.target import Target
@@ -43,7 +50,8 @@ from cbir_faiss.tuning.ways import Judge, Setting, Stores
 CONFIG = Path(__file__).parents[1] / "configs" / "tuning.yaml"
 SAMPLE = 20_000
 TARGETS = 20
-MISS = 0.01
+MISS, DEARER, MEMORY = 0.01, 1.25, 3e9
+INTERVALS = 4  # of so many predictions one is given an interval, which takes a second each
 K = Target("knn_recall", 10, 0.0)
 
 
@@ -57,6 +65,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=2, help="which values of a search option are in the grid (2)")
     parser.add_argument("--minutes", type=float, default=10, help="for one tuning (10)")
     parser.add_argument("--targets", type=int, default=TARGETS)
+    parser.add_argument("--slice", type=float, default=math.inf, help="minutes after which nothing new is begun")
     parser.add_argument("--work", type=Path, default=Path("runs/tune"), help="folder of indexes and unfinished runs")
     parser.add_argument("--example", action="store_true", help="the run of docs/tuning.md, on CIFAR-10")
     parser.add_argument("--quick", action="store_true", help="small, nothing stored")
@@ -64,7 +73,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.quick:
         with tempfile.TemporaryDirectory() as scratch:
-            chosen.work, chosen.structures, chosen.every, chosen.targets = Path(scratch), 3, 6, 2
+            chosen.work, chosen.structures, chosen.every, chosen.targets = Path(scratch), 4, 6, 2
             _clusters(chosen)
             print(json.dumps(_run(chosen), indent=1)[:2000])
         return
@@ -73,7 +82,27 @@ def main() -> None:
         return
     if not chosen.vectors or not chosen.queries:
         parser.error("--vectors and --queries are needed")
-    print(store("tune", {chosen.name: _run(chosen)}, None, chosen.out))
+    try:
+        print(store("tune", {chosen.name: _run(chosen)}, None, chosen.out))
+    except Later as later:
+        sys.exit(f"{later}; the same command goes on")
+
+
+class Later(Exception):
+    """The time of this slice is over."""
+
+
+class Slice:
+    """What is begun while there is time for it."""
+
+    def __init__(self, minutes: float) -> None:
+        self._until = time.monotonic() + 60 * minutes
+
+    def begin(self, number: int, of: int, what: str) -> None:
+        """Says what comes next; raises Later where it has to wait."""
+        if time.monotonic() > self._until:
+            raise Later(f"{number} of {of} are done, {what} is next")
+        print(f"{datetime.now():%H:%M} {number + 1} of {of}: {what}", flush=True)
 
 
 def _example(work: Path) -> dict[str, Any]:
@@ -114,23 +143,25 @@ def _run(chosen: argparse.Namespace) -> dict[str, Any]:
     if chosen.structures and chosen.structures < len(space.structures):
         places = np.unique(np.linspace(0, len(space.structures) - 1, chosen.structures).round().astype(int))
         space.structures = [space.structures[place] for place in places]
-    sweep = Sweep(data, space, work, chosen.every, fresh)
+    sweep = Sweep(data, space, work, chosen.every, fresh, Slice(chosen.slice))
     rows = sweep.rows()
-    asked = [sweep.asked(naming, rows, target, chosen.minutes) for target in _targets(rows, chosen.targets)]
+    targets = _targets(rows, chosen.targets)
+    asked = [sweep.asked(naming, rows, target, chosen.minutes, len(targets)) for target in targets]
     _show(rows, asked)
     return {
         "items": len(data.items), "dim": data.dim, "every": chosen.every,
         "grid": [structure.title for structure in space.structures],
         "sweep_seconds": sum(row["seconds"] for row in rows), "sweep": rows, "asked": asked,
-        "met": sum(one["fresh"] >= one["bound"] - MISS for one in asked), "prediction": _errors(rows),
+        "met": _met(asked), "prediction": _errors(rows),
     }  # fmt: skip
 
 
 class Sweep:
     """Every structure, filled with all items, and every setting of the grid measured; a line of JSON a structure."""
 
-    def __init__(self, data: Data, space: Space, work: Path, every: int, fresh: Path) -> None:
-        self.data, self.space, self.work, self.every = data, space, work, every
+    def __init__(self, data: Data, space: Space, work: Path, every: int, fresh: Path, part: Slice) -> None:
+        self.data, self.space, self.work, self.every, self._slice = data, space, work, every, part
+        self._run = digest([data.digest, every])
         self.stores = Stores(data, min(len(data.items), LEARNT))
         x = np.load(fresh)
         self.fresh = Queries(x, [()] * len(x), data.items, data.metric, work / "fresh")
@@ -138,45 +169,52 @@ class Sweep:
 
     def rows(self) -> list[dict[str, Any]]:
         """One a structure; what is in the file is not measured again."""
-        file = self.work / "sweep.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        done = {row["key"]: row for row in map(json.loads, lines)}
+        folder = self.work / f"sweep-{self._run}"
+        folder.mkdir(exist_ok=True)
+        done = {}
         for number, structure in enumerate(self.space.structures):
-            if structure.key not in done:
-                print(f"{number + 1} of {len(self.space.structures)}: {structure.title}", flush=True)
-                done[structure.key] = row = self._measured(structure)
-                with file.open("a") as stored:
-                    stored.write(json.dumps(row) + "\n")
+            file = folder / f"{structure.key}.json"
+            if not file.exists():
+                self._slice.begin(number, len(self.space.structures), structure.title)
+                _written(file, self._measured(structure))
+            done[structure.key] = json.loads(file.read_text())
         return [done[structure.key] for structure in self.space.structures]
 
     def _measured(self, structure: Structure) -> dict[str, Any]:
         began = time.perf_counter()
         try:
             grown = self._grown(structure)
-            predicted: dict[str, float] = {}
+            predicted: dict[str, Any] = {}
             sample = min(SAMPLE, len(self.data.items))
             if grown.n < sample < len(self.data.items):
                 grown.grow(sample)
                 judge = self._judge(structure, grown, self.data.tuning)
-                predicted = {_key(s): judge.expected(s, K)[0] for s in self._grid(judge, structure)}
+                for number, s in enumerate(self._grid(judge, structure)):
+                    predicted[_key(s)] = judge.expected(s, K)[0], number % INTERVALS == 0 and self._interval(judge, s)
             if grown.n < len(self.data.items):
                 grown.grow(len(self.data.items))
         except Exception as error:
             return {"key": structure.key, "title": structure.title, "settings": [], "seconds": 0, "error": str(error)}
         judge, fresh = (self._judge(structure, grown, q) for q in (self.data.tuning, self.fresh))
-        settings = []
+        settings: list[dict[str, Any]] = []
         for setting in self._grid(judge, structure):
             way = judge.judged(setting)
             settings.append({
                 **asdict(setting), "recall": way.values[K.name][0],
                 "low": way.values[K.name][0] - 1.96 * way.values[K.name][1], "p50_ms": way.p50_ms,
-                "fresh": float(fresh.values(setting, K).mean()), "predicted": predicted.get(_key(setting)),
+                "fresh": float(fresh.values(setting, K).mean()),
             })  # fmt: skip
+            told, interval = predicted.get(_key(setting), (None, False))
+            settings[-1] |= {"predicted": told} | ({"interval": interval} if interval else {})
         grown.rest()
         return {
             "key": structure.key, "title": structure.title, "settings": settings, "walks": judge.walks,
             "bytes": self._bytes(structure, grown), "seconds": time.perf_counter() - began,
         }  # fmt: skip
+
+    def _interval(self, judge: Judge, setting: Setting) -> list[float]:
+        told = judge.predicted(setting, K.k, judge.growth, 2 * ERROR)
+        return [told.low, told.high]
 
     def _bytes(self, structure: Structure, grown: Grown) -> float:
         state = sum(array.nbytes for array in grown.encoded.codec.state.values())
@@ -201,19 +239,21 @@ class Sweep:
     # -- a target
 
     def asked(
-        self, naming: dict[str, Any], rows: list[dict[str, Any]], ask: dict[str, Any], minutes: float
+        self, naming: dict[str, Any], rows: list[dict[str, Any]], ask: dict[str, Any], minutes: float, of: int
     ) -> dict[str, Any]:
         """Tuned from nothing, measured on fresh queries, and divided by the best of the sweep; kept when done."""
-        file = self.work / f"asked-{ask['number']}.json"
+        file = self.work / f"asked-{digest([self._run, ask, minutes, [row['key'] for row in rows]])}.json"
         if file.exists():
             return json.loads(file.read_text())
         text, minimise = f"{K.name} >= {ask['bound']}", ask["minimise"]
-        print(f"{text}, minimise {minimise}", flush=True)
+        self._slice.begin(ask["number"], of, f"{text}, minimise {minimise}")
         with Anonymous() as memory:
             found = tune(naming, text, minimise=minimise, metric=self.data.metric, minutes=minutes, space=self.space)
         told = {**ask, "met": found.met, "chosen": found.chosen, "seconds": found.seconds, "trials": found.trials,
-                "peak_bytes": memory.peak, **self._compared(found.chosen, rows, ask)}  # fmt: skip
-        file.write_text(json.dumps(told))
+                "why": found.why, "peak_bytes": memory.peak}  # fmt: skip
+        if found.chosen is not None:
+            told |= self._compared(found.chosen, rows, ask)
+        _written(file, told)
         return told
 
     def _compared(self, chosen: Any, rows: list[dict[str, Any]], ask: dict[str, Any]) -> dict[str, Any]:
@@ -297,17 +337,53 @@ def _errors(rows: list[dict[str, Any]]) -> dict[str, Any]:
             out[name] = {"settings": len(off), "mean": float(off.mean()), "rms": float(np.sqrt((off**2).mean())),
                          "largest": float(np.abs(off).max()), "within_0.02": float((np.abs(off) <= 0.02).mean()),
                          "within_0.03": float((np.abs(off) <= 0.03).mean())}  # fmt: skip
+        covered = [
+            s["interval"][0] <= s["recall"] <= s["interval"][1]
+            for row in rows if row.get("walks", False) == walks for s in row["settings"] if "interval" in s
+        ]  # fmt: skip
+        if covered:
+            out[name]["covered"] = float(np.mean(covered))
     return out
+
+
+def _written(file: Path, value: Any) -> None:
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(value))
+    part.replace(file)
 
 
 def _key(setting: Setting) -> str:
     return json.dumps(asdict(setting), sort_keys=True)
 
 
+def _met(asked: list[dict[str, Any]]) -> int:
+    return sum(one.get("fresh", 0.0) >= one["bound"] - MISS for one in asked)
+
+
+def _misses(one: dict[str, Any], sweep: float) -> Iterator[str]:
+    """What an answer falls short of."""
+    if not one["met"]:
+        yield one["why"]
+    if one.get("fresh", 0.0) < one["bound"] - MISS:
+        yield f"fresh queries find {one.get('fresh', 0.0):.3f}"
+    if one.get("times_the_best", 0.0) > DEARER:
+        yield f"{one['times_the_best']:.2f} times the best, {one['best']}"
+    if one["seconds"] > sweep / 10:
+        yield f"{one['seconds']:.0f} s, more than a tenth of the sweep's {sweep:.0f}"
+    if one["peak_bytes"] > MEMORY:
+        yield f"{one['peak_bytes'] / 1e9:.1f} GB of memory"
+
+
 def _show(rows: list[dict[str, Any]], asked: list[dict[str, Any]]) -> None:
     show("the answers", asked, ["bound", "minimise", "met", "fresh", "bytes", "p50_ms", "times_the_best", "seconds"])
-    met = sum(one["fresh"] >= one["bound"] - MISS for one in asked)
-    print(f"met on fresh queries: {met} of {len(asked)}; sweep {sum(row['seconds'] for row in rows):,.0f} s")
+    sweep = sum(row["seconds"] for row in rows)
+    print(f"met on fresh queries: {_met(asked)} of {len(asked)}; sweep {sweep:,.0f} s")
+    for one in asked:
+        for miss in _misses(one, sweep):
+            print(f"MISS: {K.name} >= {one['bound']}, minimise {one['minimise']}: {miss}")
+    for row in rows:
+        if "error" in row:
+            print(f"NOT BUILT: {row['title']}: {row['error']}")
     for name, errors in _errors(rows).items():
         print(f"predicted from {SAMPLE:,}, {name}: " + ", ".join(f"{k} {v:.3g}" for k, v in errors.items()))
 

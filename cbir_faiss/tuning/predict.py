@@ -7,8 +7,8 @@ measured on a sample. Among s times as many items the neighbour of rank r is as 
 and the first c are as far as the first c / s: the same plane, read at fractional ranks. There the curves of distance
 against log rank are carried on, as a - b sqrt(e - log rank): a straight line where e is large (the law of a manifold),
 and bent as the tail of a Gaussian cloud is where it is small. Of an item of rank r the logarithm of what the rank
-stands for is in the mean the digamma function of it. The sample is predicted from parts of it in the same way, and most of
-what that is short of is made up for.
+stands for is in the mean the digamma function of it. The sample is predicted from parts of it in the same way, and most
+of what that is short of is made up for.
 
 Bytes. A part grows with the items, the rest (rotations, codebooks, centroids) does not; both are measured.
 
@@ -90,8 +90,8 @@ class Seen:
         return _moved(self._read(depth, k, growth), self._shift(depth, k, growth))
 
     def _shift(self, depth: int, k: int, growth: float) -> float:
-        """By what a prediction of such a growth comes too low, in normal quantiles: the sample is predicted from parts of
-        it. Ranks of one and two, where the first of many more items are, vary more than those do."""
+        """By what a prediction of such a growth comes too low, in normal quantiles, as one of the sample from parts of
+        it does. Ranks of one and two, where the first of many more items are, vary more than those do."""
         part = min(growth, _PART)
         known = self.places.shape[1] * _SURELY / part >= RANKS and self.scores.shape[1] >= _AROUND[-1] * depth
         if self.ordered or not known or part < _AROUND[-1]:
