@@ -478,6 +478,23 @@ def test_an_engine_that_is_not_there_or_gives_nothing_back(tmp_path: Path) -> No
         recall(cf.wrap(graph), vectors=vectors(3)[:, :7])
 
 
+def test_an_engine_without_exact_search_and_without_vectors(tmp_path: Path) -> None:
+    pytest.importorskip("rabitqlib")
+    backend = cf.load_backend("rabitq", nlist=16, bits=1)
+    backend.create(DIM, "float")
+    backend.train(vectors())
+    backend.upsert(np.arange(N), vectors())
+    with pytest.raises(InputError, match="gives no vectors back: bring queries"):
+        recall(backend)
+    asked = recall(backend, vectors=vectors(100), k=5)
+    assert asked.loss.code is None
+    assert "against a search of every code" in asked.notes[0]
+    known = recall(backend, vectors=vectors(100), k=5, truth=vectors())
+    assert known.loss.code is not None
+    assert 0 < known.recall < asked.recall
+    backend.close()
+
+
 def test_the_command_line(build: Build, tmp_path: Path) -> None:
     folder = build()
     result = cbir("recall", folder, "--queries", 100, "--json")

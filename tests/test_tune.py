@@ -74,7 +74,10 @@ def test_what_is_tuned_is_built_and_searched_as_it_was_tuned(config: Path, tmp_p
     assert 0.9 <= measured["ci95"][0] <= measured["value"] <= measured["ci95"][1]
     assert {"bytes_per_item", "disk_bytes_per_item", "p50_ms"} <= set(told["measured"])
     predicted = told["predicted"]
-    assert {"items", "knn_recall@10", "bytes_per_item", "p50_ms", "build_seconds"} <= set(predicted)
+    assert {"items", "knn_recall@10", "bytes_per_item", "disk_bytes_per_item", "p50_ms", "build_seconds"} <= set(
+        predicted
+    )
+    assert predicted["disk_bytes_per_item"] > 4 * 32 > predicted["bytes_per_item"]
     assert predicted["items"] == 20_000
     assert predicted["knn_recall@10"]["value"] < measured["value"]
     assert told["front"]

@@ -274,9 +274,10 @@ class _Answer:
         trial, way, race = entrant.trial, entrant.way, self._race
         assert trial is not None
         growth = items / trial.items
-        memory, _ = race.weight(entrant)
+        memory, disk = race.weight(entrant)
         size = memory.per_item(items)
         out: dict[str, Any] = {"items": items, **self._recall_at(entrant, checks, growth), "bytes_per_item": size}
+        out["disk_bytes_per_item"] = disk.per_item(items)
         out["bytes_per_item_ci95"] = _around(size, _off(checks, "bytes", _BYTES_ERROR, growth))
         seconds = trial.build_seconds + trial.item_seconds * (items - trial.items) * _slower(trial, items)
         seconds = max(0.0, seconds)
