@@ -24,7 +24,7 @@ from cbir_faiss.measures.bootstrap import bootstrap_ci
 from cbir_faiss.tuning.data import Data, rungs_of
 from cbir_faiss.tuning.grown import Encoded, First, Foretold, Grown
 from cbir_faiss.tuning.predict import Bytes, Interval
-from cbir_faiss.tuning.sizes import index_bytes, learnt_from
+from cbir_faiss.tuning.sizes import TAUGHT, index_bytes, learnt_from
 from cbir_faiss.tuning.space import Space, Structure
 from cbir_faiss.tuning.target import KNN, Limits, Minimise, Target
 from cbir_faiss.tuning.trials import Check, Trial, Trials
@@ -94,7 +94,7 @@ class Race:
 
     def run(self) -> Entrant | None:
         """The winner; None where none was confirmed."""
-        if self._minimise == "bytes" or self._limits.bytes is not None:
+        if self._minimise == "bytes" or self._limits.bytes is not None or self._limits.disk_bytes is not None:
             for contender in self.entrants:
                 few = learnt_from(contender.structure.backend, self.total)
                 if few < self.rungs[0]:
@@ -241,14 +241,14 @@ class Race:
                 item_seconds=per_item + (codes.seconds_for(size) - codes.seconds_for(0)) / size,
                 walks=judge.walks,
             )
-            if trial is None or trial.memory is None:
-                return self._weighed(looked, grown, size, grown.folder)
-            if size < self.total:  # lists that are not full yet take more of an item than they will
-                return replace(looked, memory=trial.memory, disk=trial.disk, state_bytes=grown.state_bytes)
+            foretold = next((look for look in entrant.looks if not look.ways), None)
+            if foretold is not None and size < self.total:  # lists that are not full yet take more of an item
+                return replace(looked, memory=foretold.memory, disk=foretold.disk, state_bytes=grown.state_bytes)
             weighed = self._weighed(looked, grown, size, grown.folder)
-            assert weighed.memory is not None
-            sizes = (trial.memory.per_item(size), weighed.memory.per_item(size))
-            return replace(weighed, checks=[*checks, Check("bytes", trial.items, size, *sizes)])
+            if foretold is None or foretold.memory is None or weighed.memory is None:
+                return weighed
+            sizes = (foretold.memory.per_item(size), weighed.memory.per_item(size))
+            return replace(weighed, checks=[*checks, Check("bytes", foretold.items, size, *sizes)])
         finally:
             grown.rest()
 
@@ -295,7 +295,7 @@ class Race:
         """The codec of a structure, fitted; of ``some`` items, where only their size is asked for."""
         key = digest([structure.codec.name, structure.codec.options, some])
         if key not in self._encoded:
-            learnt = some or min(self.total, LEARNT)
+            learnt = min(self.total, LEARNT) if some is None else min(some, TAUGHT)
             self._encoded[key] = Encoded(structure.codec, self.data.items[:some], self.data.labels[:learnt], learnt)
         return self._encoded[key]
 

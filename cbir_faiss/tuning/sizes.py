@@ -18,6 +18,8 @@ from cbir_faiss.types import Codes, Kind, Payload
 ROWS = 2_000
 FULL = 40
 """Items a list, so that what a list is rounded up to does not count."""
+TAUGHT = 1_100
+"""Enough to learn from for the size to be right: as many as a code has bits."""
 Documents = Callable[[int], Payload]
 
 
@@ -51,7 +53,8 @@ def index_bytes(
     few = min(lists, max(1, rows // FULL))
 
     def sizes(chosen: Mapping[str, Any], *counts: int) -> list[int]:
-        return _sizes(choice.make(**chosen), codes, kind, counts, place, documents)
+        learnt = codes[: max(TAUGHT, 2 * plugin.lists(chosen, items))]
+        return _sizes(choice.make(**chosen), codes, learnt, kind, counts, place, documents)
 
     if lists <= few:
         some, more = sizes(options, rows, 2 * rows)
@@ -63,7 +66,13 @@ def index_bytes(
 
 
 def _sizes(
-    backend: Backend, codes: Codes, kind: Kind, counts: tuple[int, ...], place: Path, documents: Documents | None
+    backend: Backend,
+    codes: Codes,
+    learnt: Codes,
+    kind: Kind,
+    counts: tuple[int, ...],
+    place: Path,
+    documents: Documents | None,
 ) -> list[int]:
     """Bytes of what is saved of ever more items."""
     found, before = [], 0
@@ -73,7 +82,7 @@ def _sizes(
             told = None if documents is None or backend.filters_ids else [documents(i) for i in ids.tolist()]
             part = [(ids, codes[before:count], told)]
             width = codes.shape[1] * (8 if kind == "binary" else 1)
-            fill(backend, part, kind=kind, width=width, sample=lambda: codes)
+            fill(backend, part, kind=kind, width=width, sample=lambda: learnt)
             backend.save(place)
             found.append(folder_bytes(place))
             before = count
