@@ -65,6 +65,17 @@ def test_codes_that_hardly_err(cloud: tuple[NDArray[np.float32], NDArray[np.floa
     assert told.low <= whole <= told.high
 
 
+@pytest.mark.parametrize("growth", [0.999, 1.001])
+def test_hardly_more_items_find_hardly_less(
+    cloud: tuple[NDArray[np.float32], NDArray[np.float32]], growth: float
+) -> None:
+    x, q = cloud[0][:1_000], cloud[1]
+    codec = registry.make("codecs", "itq", bits=32).fit(x)
+    seen = Seen.of(*nearest(codec.encode(x), codec.encode(q), 200), *exact_neighbours(x, q, 100, "l2"))
+    for depth in (10, 40, 150):
+        assert seen.recall(depth, 10, growth) == pytest.approx(seen.recall(depth, 10), abs=0.003)
+
+
 def test_equals_are_found_whichever_it_is(cloud: tuple[NDArray[np.float32], NDArray[np.float32]]) -> None:
     ids = np.array([[4, 2, 4, -1]])
     assert places_of(ids, np.array([[2, 4, 4, 4]])).tolist() == [[1, 0, 2, ABSENT]]

@@ -92,16 +92,20 @@ class Seen:
     def _shift(self, depth: int, k: int, growth: float) -> float:
         """By what a prediction of such a growth comes too low, in normal quantiles, as one of the sample from parts of
         it does. Ranks of one and two, where the first of many more items are, vary more than those do."""
-        part = min(growth, _PART)
-        known = self.places.shape[1] * _SURELY / part >= RANKS and self.scores.shape[1] >= _AROUND[-1] * depth
-        if self.ordered or not known or part < _AROUND[-1]:
+        part, hits = min(growth, _PART), self.scores.shape[1]
+        if depth > hits:
             return 0.0
         if (depth, k, part) not in self._shifts:
-            rng = np.random.default_rng(0)
-            told = [self._thinned(part, rng)._read(depth, k, part) for _ in range(_PARTS)]
-            is_so = float((self.places[:, :k] < depth).mean())
-            short = _quantile(is_so) - float(np.mean([_quantile(one) for one in told]))
-            self._shifts[depth, k, part] = _MADE_UP * short
+            is_so = _quantile(float((self.places[:, :k] < depth).mean()))
+            if part < _AROUND[-1]:  # hardly more items, or fewer: here the planes are to say what is so
+                short = is_so - _quantile(self._read(depth, k, 1.0))
+            elif self.ordered or self.places.shape[1] * _SURELY / part < RANKS or hits < _AROUND[-1] * depth:
+                short = 0.0
+            else:
+                rng = np.random.default_rng(0)
+                told = [_quantile(self._thinned(part, rng)._read(depth, k, part)) for _ in range(_PARTS)]
+                short = _MADE_UP * (is_so - float(np.mean(told)))
+            self._shifts[depth, k, part] = short
         return self._shifts[depth, k, part]
 
     def _thinned(self, times: float, rng: np.random.Generator) -> Seen:
