@@ -52,7 +52,7 @@ CASES = [
             (RAW, {"name": "faiss-ivf"}, {"name": "none"}),
             (RAW, {"name": "faiss-rabitq"}, {"name": "float", "store": "float16"}),
             (LSH, {"name": "faiss-binary-ivf"}, {"name": "none"}),
-            (RAW, {"name": "rabitq", "bits": 2}, {"name": "none"}),
+            (RAW, {"name": "rabitq", "bits": 2, "nlist": 64}, {"name": "none"}),
             ({"name": "pca", "dim": 16}, {"name": "faiss-eden", "bits": 3}, {"name": "none"}),
             (RAW, {"name": "faiss-hnsw", "storage": "sq8"}, {"name": "none"}),
             (RAW, {"name": "faiss", "factory": "SQ8"}, {"name": "none"}),
