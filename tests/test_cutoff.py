@@ -51,9 +51,10 @@ def test_where_nothing_or_all_is_meant() -> None:
             by_labels(*bad)
 
 
-def test_two_components_are_told_apart() -> None:
+@pytest.mark.parametrize("wide", [1.0, 2.0])
+def test_two_components_are_told_apart(wide: float) -> None:
     rng = np.random.default_rng(0)
-    near, far = rng.normal(1, 0.2, 3000), rng.normal(3, 0.5, 6000)
+    near, far = rng.normal(1, wide * 0.2, 3000), rng.normal(3, wide * 0.5, 6000)
     found = by_distances(np.concatenate([near, far]))
     assert 1.4 < found.distance < 2.0
     wrong = ((near > found.distance).sum() + (far <= found.distance).sum()) / 9000

@@ -46,6 +46,17 @@ def test_more_labels_than_bits_in_a_word() -> None:
     np.testing.assert_array_equal(relevance.totals, expected.sum(axis=1))
 
 
+@pytest.mark.parametrize("labels", [63, 64, 65, 128])
+def test_as_many_labels_as_bits_in_a_word(labels: int) -> None:
+    items = [(f"tag {i}", "all") for i in range(labels - 1)]
+    relevance = Relevance.from_labels(items, items)
+    assert relevance is not None
+    assert relevance.totals.tolist() == [labels - 1] * (labels - 1)
+    apart = Relevance.from_labels(items, [(f"tag {i}",) for i in range(labels - 1)])
+    assert apart is not None
+    np.testing.assert_array_equal(apart.block(slice(None)), np.eye(labels - 1, dtype=bool))
+
+
 def test_labels_that_are_not_tuples_of_text_are_refused() -> None:
     with pytest.raises(InputError, match="labels of item 1 must be a tuple"):
         Relevance.from_labels([("cat",), "dog"], [("cat",)])
