@@ -78,6 +78,7 @@ class Faiss(Peer):
         names += [f"PCAR{d},IVF{lists},RaBitQ{bits}" for d in kept for bits in (2, 3)]
         names += [f"PCAR{d},IVF{lists},EDEN2" for d in kept]
         names += [f"PCAR{d},IVF{lists},PQ{d}x4fs" for d in ([dim // 8, dim // 4, *kept] if kept else [])]
+        names += [f"PCAR{d},IVF{lists},PQ{d // 2}x4fs" for d in ([dim // 8, dim // 16 * 3] if kept else [])]
         return [{"factory": name} for name in names]
 
     def searches(self, build: Settings) -> Sequence[Settings]:
@@ -710,7 +711,7 @@ class Ours(Peer):
                 "codec": {"name": "pca", "dim": dim // 16 * d, "rotate": True},
                 "backend": {"name": "faiss-pq", "bits": dim // 16 * d * each, "nlist": lists},
             }
-            for d, each in (((2, 4), (3, 4), (4, 4), (6, 4)) if dim >= 64 else ())
+            for d, each in (((2, 2), (3, 2), (2, 4), (3, 4), (4, 4), (6, 4)) if dim >= 64 else ())
         ]
         found += [{"backend": {"name": "faiss-rabitq", "nlist": lists, "bits": bits}} for bits in (1, 2, 4)]
         found += [{"backend": {"name": "faiss-eden", "nlist": lists, "bits": 2}}]
