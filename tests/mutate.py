@@ -47,7 +47,7 @@ TESTS = {
     "measures": ["metrics*"],
     "pipeline": ["pipeline", "extraction"],
     "report": ["report", "row", "recommend"],
-    "storage": ["storage", "collection*", "survivors"],
+    "storage": ["storage", "collection*", "survivors", "duplicates"],
     "cbir_connectors": ["connectors*"],
 }
 # What an operator is, and what it may become.

@@ -199,11 +199,10 @@ def test_every_so_many_in_the_order_of_paths_is_a_query(pictures: Path) -> None:
 
 
 def test_each_embedding_of_an_extractor_is_a_split(pictures: Path) -> None:
-    joined = "{name: joined, of: [{name: hog, size: 32}, {name: histogram}]}"
+    joined = "{name: joined, embeddings: all, of: [{name: hog, size: 32}, {name: histogram}]}"
     found = split_from(pictures, "queries: {source: {name: folder, root: pictures}}", joined)
     titles = [split.title for split in found]
-    assert len(set(titles)) == len(titles) > 0
-    assert all(title.startswith("hog + histogram") for title in titles)
+    assert titles == ["hog + histogram embedding", "hog + histogram histogram.embedding"]
     for split in found:
         assert len(split.items) == len(split.queries) == 36
         assert split.extract_seconds > 0

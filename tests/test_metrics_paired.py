@@ -109,6 +109,8 @@ def test_differences_that_do_not_vary_are_bounded_by_their_mean() -> None:
     reference = np.zeros(5)
     found = noninferior([np.full(5, value) for value in (0.0, -0.01, -0.5)], reference)
     assert [(d.adjusted, d.shown) for d in found] == [(0.0, True), (-0.01, False), (-0.5, False)]
+    at_the_margin, good = noninferior([np.full(5, -0.01), np.zeros(5)], reference)
+    assert (at_the_margin.shown, good.shown) == (False, True)
 
 
 def test_one_query_shows_nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,11 @@ from cbir_faiss.errors import CbirError, CorruptCollection
 from cbir_faiss.storage import fields, tiers
 from cbir_faiss.storage import manifest as manifests
 from cbir_faiss.storage.catalogue import Catalogue, Record, document, write_catalogue
+from cbir_faiss.storage.changes import NO_IDS
 from cbir_faiss.storage.lock import writer_lock
 from cbir_faiss.storage.segment import Block, Segment, write_segment
+from cbir_faiss.storage.store import Store
+from cbir_faiss.types import Hits
 
 BIG = 2**70
 numbers = st.sampled_from([0, 1, 1.0, -5, 2.5, -0.0, 2**53, 2**53 + 1, float(2**53), BIG, float(BIG), -BIG, 1e300])
@@ -235,3 +239,25 @@ def test_writing_durably_replaces_at_once(tmp_path: Path) -> None:
     write_durably(tmp_path / "x.json", json.dumps(2).encode())
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
     assert (tmp_path / "x.json").read_text() == "2"
+
+
+@pytest.mark.parametrize("ahead", [1, 30])
+def test_an_engine_that_is_ahead_gives_what_this_generation_holds(ahead: int) -> None:
+    """Items of a later generation are left out, and the next are asked for until there are no more."""
+    held = np.array([ahead, ahead + 1])
+    count = ahead + 2
+
+    def search(codes: Any, k: int, where: Any, options: Any) -> Hits:
+        ids = np.full((len(codes), k), -1, np.int64)
+        ids[:, : min(k, count)] = np.arange(min(k, count))
+        return Hits(ids, np.where(ids < 0, np.inf, ids).astype(np.float32))
+
+    store: Any = SimpleNamespace(holds=lambda ids: np.isin(ids, held))
+    engine: Any = SimpleNamespace(search=search, count=lambda: count)
+    hits = Store._search_engine(store, engine, np.zeros((2, 1), np.uint8), 3, None, None)
+    assert hits.ids.tolist() == [[ahead, ahead + 1, -1]] * 2
+    assert hits.distances.tolist() == [[ahead, ahead + 1, np.inf]] * 2
+
+
+def test_nothing_is_deleted_unless_it_is_named() -> None:
+    assert NO_IDS.shape == (0,)
