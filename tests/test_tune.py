@@ -351,9 +351,9 @@ def test_an_engine_is_data_too(name: str, tmp_path: Path) -> None:
     assert cbir("build", out, "--out", tmp_path / "tuned.cbir").exit_code == 0
     with cf.Collection.open(tmp_path / "tuned.cbir") as built:
         number = int(built.search_hits(x[5:6], 1).ids[0, 0])
-        (told,) = built.documents([number])
-    assert told["path"] == ("38" if name == "usearch" else "5.jpg")
-    assert told.get("year", 5) == 5
+        (document,) = built.documents([number])
+    assert document["path"] == ("38" if name == "usearch" else "5.jpg")
+    assert document.get("year", 5) == 5
 
 
 def test_an_engine_that_cannot_be_tuned_on_is_one_line(tmp_path: Path) -> None:
