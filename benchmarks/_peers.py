@@ -859,7 +859,8 @@ def _search(peer: Peer, job: Any, np: Any) -> Any:
     small = peer.open(Path(job["small"]), 1, job["build"])  # which stays, so that its memory is not used again
     _sweep(small, queries, {**job, "searches": job["searches"][:1]}, np)
     before = resident()
-    done = _sweep(peer.open(Path(job["folder"]), 1, job["build"]), queries, job, np)
+    opened = peer.open(Path(job["folder"]), 1, job["build"])  # held until its memory is counted
+    done = _sweep(opened, queries, job, np)
     return {"searches": done, "resident": resident() - before + peer.elsewhere(Path(job["folder"]))}
 
 

@@ -280,14 +280,13 @@ def front(words: Sequence[str]) -> str:
         "p99 ms",
         "QPS",
         "growing bytes",
-        "total bytes",
         "build s",
     ]
     lines = []
     for row in rows:
         name = f"**{row['peer']}**" if row["peer"].startswith("cbir") else f"{row['peer']} {row['version']}"
         figures = [f"{row['recall@10']:.3f}", f"{row['p50_ms']:.3f}", f"{row['p99_ms']:.3f}", f"{row['qps']:,.0f}"]
-        sizes = [f"{row['growing_bytes']:,.0f}", f"{row['total_bytes']:,.0f}", f"{row['build_s']:,.1f}"]
+        sizes = [f"{row['growing_bytes']:,.0f}", f"{row['build_s']:,.1f}"]
         lines.append([name, _settings(row["settings"]), f"{row['items']:,}", *figures, *sizes])
     return _markdown(head, lines)
 
