@@ -39,6 +39,14 @@ from cbir_faiss.training.schedule import Schedule  # noqa: E402
 from cbir_faiss.training.seeds import folder_of, train_seeds  # noqa: E402
 
 EACH = 16
+FLATTENED = {
+    "name": "backbone",
+    "model": "squeezenet1_1",
+    "weights": "none",
+    "pool": "flatten",
+    "full": 4,
+    "preprocess": {"resize": [64, 64], "crop": None},
+}
 FIT = {"epochs": 2, "batch_size": 12, "lr": 0.01, "held_out": 4, "device": "cpu"}
 
 
@@ -242,6 +250,30 @@ def test_the_average_is_what_is_stored_and_gone_on_from(colours: Path, tmp_path:
     assert not same(last["model"], last["average"])
 
 
+# ------------------------------------------------------------------------------------------------------- small pictures
+
+
+def test_the_first_epochs_see_smaller_pictures(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    outputs = loop._Run._outputs
+
+    def note(run: Any, model: Any, x: Any, half: bool) -> Any:
+        seen.append(tuple(x.shape[2:]))
+        return outputs(run, model, x, half)
+
+    monkeypatch.setattr(loop._Run, "_outputs", note)
+    network = {"name": "speedrun", "widths": [4, 4, 4], "preprocess": {"resize": [16, 20], "crop": None}}
+    start(colours, tmp_path / "out", network=network, fit={"epochs": 3, "small": {"scale": 0.75, "share": 0.7}})
+    steps, held_out = [(12, 15)] * 3, [(16, 20)]
+    assert seen == [*steps, *held_out, *steps, *held_out, *[(16, 20)] * 3, *held_out]
+
+
+def test_a_network_of_one_size_takes_no_smaller_pictures(colours: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^fit\.small: the network takes no pictures of 48 x 48: leave this out"):
+        start(colours, tmp_path / "out", network=FLATTENED, fit={"small": {}})
+    assert not (tmp_path / "out/last.pth").exists()
+
+
 # ------------------------------------------------------------------------------------------------------- augmentation
 
 
@@ -425,6 +457,8 @@ def test_a_calibrated_extractor_in_onnx_runtime(colours: Path, tmp_path: Path) -
         ({"augment": {"cutout": 2}}, "augment.cutout: must be"),
         ({"fit": {"nesterov": True}}, "fit: nesterov is a momentum of the optimizer sgd"),
         ({"fit": {"ema": 1}}, "fit.ema: must be less than 1"),
+        ({"fit": {"small": {"scale": 1}}}, "fit.small.scale: must be less than 1"),
+        ({"fit": {"small": {"until": 3}}}, "fit.small.until: unknown key"),
         ({"fit": {"groups": [{"lr": 1}]}}, "fit.groups.0.of: is required"),
         ({"fit": {"groups": [{"of": "code", "rate": 1}]}}, "fit.groups.0.rate: unknown key"),
         ({"fit": {"memory": 0}}, "fit.memory: must be"),

@@ -32,11 +32,20 @@ class Group(Options):
     frozen: bool = False
 
 
+class Small(Options):
+    """The first ``share`` of the epochs sees pictures scaled down to ``scale`` of their sides, of whose square the time
+    of a step is. A network that takes any size learns most of what it will know from these."""
+
+    scale: float = Field(default=0.75, gt=0, lt=1)
+    share: float = Field(default=0.6, gt=0, lt=1)
+
+
 class Fit(Options):
     """How the losses are brought down.
 
     momentum, nesterov: of the optimizer ``sgd``. groups: of parameters that are trained otherwise, or not. ema: how
-    much the running mean of the weights keeps in a step; it is then what is validated and stored. precision: of the
+    much the running mean of the weights keeps in a step; it is then what is validated and stored. small: the first
+    epochs on smaller pictures, for networks that take any size. precision: of the
     computations; ``auto`` is bfloat16 where the device is fast at it.
     validate_every: epochs between validations. held_out: one in so many items is only validated on. patience: of
     validations without a better one, after which it stops; never where left out. memory: megabytes of prepared pictures
@@ -53,6 +62,7 @@ class Fit(Options):
     groups: tuple[Group, ...] = ()
     schedule: Schedule = Schedule()
     ema: float | None = Field(default=None, gt=0, lt=1)
+    small: Small | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     validate_every: int = Field(default=1, ge=1)
     held_out: int = Field(default=10, ge=2)

@@ -26,7 +26,7 @@ from cbir_faiss.storage.lock import writer_lock
 from cbir_faiss.training.augment import augment, mixing
 from cbir_faiss.training.calibration import best_temperature
 from cbir_faiss.training.checkpoint import Epoch, claim, load_state, save_state
-from cbir_faiss.training.config import Fit, TrainingConfig
+from cbir_faiss.training.config import Fit, Small, TrainingConfig
 from cbir_faiss.training.contract import Batch, Task
 from cbir_faiss.training.curves import CURVES, draw_curves
 from cbir_faiss.training.data import Data, load_data
@@ -117,6 +117,8 @@ class _Run:
         task = Task(model.dim, config.bits, data.classes, data.labels, data.teacher, config.fit.seed)
         modules = nn.ModuleList(loss.start(task) for loss in losses)
         self.model = model.to(self.device, memory_format=torch.channels_last)
+        if self.fit.small:
+            _check_small(self.model, self.card.preprocess.size, self.fit.small)
         self.losses = modules.to(self.device)
         self.weights = [loss.options.weight for loss in losses]
         self.trained_on, self.held_out = data.training, data.held_out
@@ -220,7 +222,7 @@ class _Run:
         total = 0.0
         for step in range(self.per_epoch):
             rows = order[step * self.fit.batch_size : (step + 1) * self.fit.batch_size]
-            loss = self._loss(rows, generator)
+            loss = self._loss(rows, generator, number)
             value = loss.item()
             self._check(value, number, step)
             done = (number - 1) * self.per_epoch + step
@@ -232,9 +234,11 @@ class _Run:
                 steps(step + 1, self.per_epoch)
         return total / self.per_epoch
 
-    def _loss(self, rows: NDArray[np.int64], generator: torch.Generator) -> Any:
-        """Of one batch, altered as the config has it."""
+    def _loss(self, rows: NDArray[np.int64], generator: torch.Generator, number: int) -> Any:
+        """Of one batch of epoch ``number``, altered as the config has it."""
         x = augment(self._pixels(rows), self._augment, generator)
+        if self.fit.small and number <= round(self.fit.small.share * self.fit.epochs):
+            x = _scaled(x, self.fit.small.scale)
         if not self._augment.mixup:
             return self._sum(self._outputs(self.model, x, self.half), rows)
         other, share = mixing(len(rows), self._augment, generator)
@@ -322,6 +326,23 @@ def _half(fit: Fit, device: Any) -> bool:
         # Others have to emulate it, and are slower than in float32.
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return bool(device.type == "cuda")
+
+
+def _scaled(x: Any, scale: float) -> Any:
+    """Pictures ``(n, 3, h, w)`` of ``scale`` times their sides."""
+    size = [max(1, round(scale * side)) for side in x.shape[2:]]
+    return nn.functional.interpolate(x, size, mode="bilinear", antialias=True)
+
+
+def _check_small(model: Any, size: tuple[int, int], small: Small) -> None:
+    """Raises ConfigError where the network takes pictures of its own size alone, or none so small."""
+    pictures = _scaled(torch.zeros(1, 3, *size, device=next(model.parameters()).device), small.scale)
+    try:
+        with torch.no_grad():
+            model.eval()(pictures)
+    except RuntimeError:
+        what = "{} x {}".format(*pictures.shape[2:])
+        raise ConfigError(f"the network takes no pictures of {what}: leave this out", path="fit.small") from None
 
 
 def _parts(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
