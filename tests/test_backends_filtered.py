@@ -125,3 +125,23 @@ def test_a_filter_loses_nothing(name: str, options: dict[str, Any], tmp_path: Pa
         np.testing.assert_array_equal(changed.search(queries, K, np.sort(far), search).ids, hits.ids)
         changed.delete(np.setdiff1d(np.arange(N), far))
         np.testing.assert_array_equal(changed.search(queries, K, None, search).ids, hits.ids)
+
+
+def test_ids_that_are_asked_for_again_are_those_that_live() -> None:
+    """Who filters often gives the same ids again; what they were rows of may have changed."""
+    backend, options = filled("faiss-flat", {})
+    queries, ids = data("float")[1][:3], np.arange(0, N, 3)
+    ids.flags.writeable = False
+
+    def found() -> set[int]:
+        return set(backend.search(queries, N, ids, options).ids.ravel().tolist()) - {-1}
+
+    assert found() == found() == set(ids.tolist())
+    backend.delete(np.array([0, 1, 3]))
+    assert found() == set(ids.tolist()) - {0, 3}
+    backend.upsert(np.array([3, N]), data("float")[0][:2])
+    assert found() == set(ids.tolist()) - {0}
+    other = np.arange(0, N, 3)
+    backend.search(queries, 1, other, options)
+    other[:] = np.arange(1, N + 1, 3)  # its owner writes to it
+    assert set(backend.search(queries, N, other, options).ids.ravel().tolist()) - {-1} == set(range(4, N + 1, 3))

@@ -85,6 +85,22 @@ def test_a_segment_finds_what_a_filter_matches_in_python(
         one.close()
 
 
+def test_the_ids_of_a_filter_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segment = segment_of(tmp_path / "x", [{"path": "", "a": 1}, {"path": "", "a": True}, {"path": "", "a": 1.0}])
+    one, true = parse_where({"a": 1}), parse_where({"a": True})
+    assert one == true  # for Python, but no row is kept for the other's filter
+    first = segment.live_ids_of(one)
+    assert first.tolist() == [10, 12]
+    assert segment.live_ids_of(true).tolist() == [11]
+    assert segment.live_ids_of(one) is first
+    assert segment.live_ids_of(parse_where({"a": 1})) is first
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 0
+    monkeypatch.setattr("cbir_faiss.storage.segment._FILTERED_BYTES", 24)
+    segment.live_ids_of(parse_where("a in (1, true)"))
+    assert segment.live_ids_of(one) is not first
+
+
 def test_a_field_counts_its_values(tmp_path: Path) -> None:
     labels: list[Any] = ["cat", ["cat", "dog", "cat"], None, 3, "dog", {"no": 1}]
     segment = segment_of(tmp_path / "x", [{"path": "", "label": label} for label in labels])

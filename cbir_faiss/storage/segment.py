@@ -36,6 +36,7 @@ from cbir_faiss.types import Codes, Ids, Kind
 
 BLOCK_ROWS = FILL_ROWS
 DOCUMENTS = "documents"
+_FILTERED_BYTES = 32 << 20  # of ids that filters have found: who asks with one often does so again
 
 
 class Block(NamedTuple):
@@ -82,6 +83,7 @@ class Segment:
         self._columns: dict[str, NDArray[Any]] = {}
         self._prefetch: dict[str, Prefetch] = {}
         self._fields: dict[str, Field] = {}
+        self._filtered: dict[str, Ids] = {}
 
     def open(self) -> None:
         """Open every file now, so that a later generation may remove them."""
@@ -195,11 +197,26 @@ class Segment:
         return matching(where, self.entry.rows, self._rows_with)
 
     def live_ids_of(self, where: Where) -> Ids:
-        """Ids of the live items that ``where`` matches, ascending."""
+        """Ids of the live items that ``where`` matches, ascending; not to be written to: the last ones are kept."""
+        key = repr(where)  # where 1 and True are not the same
+        found = self._filtered.get(key)
+        if found is None:
+            found = self._matching_ids(where)
+            found.flags.writeable = False
+            kept, room = {key: found}, _FILTERED_BYTES - found.nbytes
+            for other, ids in self._filtered.items():
+                room -= ids.nbytes
+                if room >= 0:
+                    kept[other] = ids
+            self._filtered = kept
+        return found
+
+    def _matching_ids(self, where: Where) -> Ids:
         found = self.matching(where)
         if self.entry.live is not None:
             found &= self.live
-        return self.ids[found]
+        rows = np.flatnonzero(found)  # several times as fast as a mask of ids
+        return self.ids[rows] if self._first is None else rows + self._first
 
     def _rows_with(self, where: In | Range) -> Mask:
         if where.key != PATH:

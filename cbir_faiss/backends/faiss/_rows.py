@@ -32,6 +32,7 @@ class Rows:
         self._live: Mask | None = None  # every row is alive
         self._sorted: tuple[Ids, Ids] | None = None  # ids, their rows; None while the rows themselves are in order
         self._tail: dict[int, int] = {}
+        self._asked: tuple[Ids, Mask] | None = None
         if ids is not None and len(ids):
             self._append_ids(ids)
         if live is not None:
@@ -42,7 +43,7 @@ class Rows:
 
     def append(self, ids: Ids, payload: Sequence[Payload] | None) -> None:
         """New rows for ``ids`` (unique in themselves); rows that held them before die."""
-        first = self.n
+        first, self._asked = self.n, None
         if not self._in_order(ids):
             self._kill(self.find(ids))
         self._append_ids(ids)
@@ -51,6 +52,7 @@ class Rows:
         self.payloads.append(first, payload)
 
     def delete(self, ids: Ids) -> None:
+        self._asked = None
         self._kill(self.find(ids))
 
     # -- look-ups
@@ -92,10 +94,7 @@ class Rows:
     def select(self, where: Where | Ids | None) -> Mask:
         """bool ``(n,)``: live rows whose payload ``where`` matches, or whose id is among ``where``."""
         if isinstance(where, np.ndarray):
-            rows = self.find(where)
-            among = np.zeros(self.n, np.bool_)
-            among[rows[rows >= 0]] = True
-            return among
+            return self._among(where)
         live = np.ones(self.n, np.bool_) if self._live is None else self._live[: self.n]
         return live if where is None else live & self.payloads.matching(where, self.n)
 
@@ -128,6 +127,18 @@ class Rows:
         return cls(ids, None if live.all() else live)
 
     # -- inside
+
+    def _among(self, ids: Ids) -> Mask:
+        """bool ``(n,)``: the live rows of ``ids``. Those of ids that nobody can write to are kept for the next time."""
+        known = self._asked
+        if known is not None and known[0] is ids:
+            return known[1]
+        rows = self.find(ids)
+        among = np.zeros(self.n, np.bool_)
+        among[rows[rows >= 0]] = True
+        if not ids.flags.writeable and ids.base is None:
+            self._asked = ids, among
+        return among
 
     def _in_order(self, ids: Ids) -> bool:
         """Whether the ids go on where the rows end, so that none of them can be stored already."""
