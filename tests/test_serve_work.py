@@ -87,6 +87,28 @@ def test_a_batch_has_a_size_whoever_is_coming() -> None:
     run(test)
 
 
+def test_as_many_batches_at_once_as_there_are_lanes() -> None:
+    both, batches = threading.Barrier(2, timeout=20), []
+
+    def answer(questions: Sequence[int]) -> list[int]:
+        if len(batches) < 2:
+            batches.append(list(questions))
+            both.wait()  # broken unless there are two
+        else:
+            batches.append(list(questions))
+        return list(questions)
+
+    async def test(work: Work) -> None:
+        asked = [asyncio.create_task(work.together("kind", answer, number, lanes=2)) for number in range(70)]
+        assert await asyncio.gather(*asked) == [*range(70)]
+        assert sorted(batches[:2]) == [[0], [1]]
+        assert sorted(sum(batches, [])) == [*range(70)]
+        assert await work.together("kind", answer, 7, lanes=2) == 7
+        assert not work._queues
+
+    run(test)
+
+
 def test_kinds_do_not_wait_for_each_other() -> None:
     go = threading.Event()
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
+from cbir_faiss._lib import threads
 from cbir_faiss.base import Extractor
 from cbir_faiss.collection import recalled
 from cbir_faiss.collection.duplicates import Duplicate, find_duplicates
@@ -79,6 +80,7 @@ class Api:
         self.receiver = Receiver(self.limits)
         self.pictures = Pictures(self.decoders, default_cache() / "thumbs")
         self._writing = asyncio.Lock()
+        self._cores = threads.available()
 
     async def warm(self) -> None:
         """Load what the first pictures need, before they come."""
@@ -133,12 +135,11 @@ class Api:
         kind = (generation, asked.k, json.dumps(asked.where), asked.rescore)
         if asked.ids:
             known(asked.ids)
-            return await self.work.together(("ids", *kind), asking.by_ids, asked.ids)
+            return await self.work.together(("ids", *kind), asking.by_ids, asked.ids, lanes=self._cores)
         if asked.vectors:
             vectors = embeddings_given(asked.vectors)
-            return await self.work.together(
-                ("vectors", vectors.shape[1], *kind), asking.by_columns, {"embedding": vectors}
-            )
+            same = ("vectors", vectors.shape[1], *kind)
+            return await self.work.together(same, asking.by_columns, {"embedding": vectors}, lanes=self._cores)
         if asked.texts:
             reader = await self._extractor(live, generation, "texts")
             return await self.work.together(("texts", reader, *kind), partial(asking.by_texts, reader), asked.texts)

@@ -88,7 +88,7 @@ class Server:
         self.api = Api(
             live,
             named_runs,
-            Work(_THREADS, limits),
+            Work(max(_THREADS, threads.available() + 2), limits),
             Decoders(max(2, threads.available()), limits, settings.decoder),
             limits,
             uploads if settings.write else None,

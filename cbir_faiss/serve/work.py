@@ -1,8 +1,8 @@
 """Threads for what would keep others waiting; questions of a kind that arrive together are answered together.
 
-A question that finds its kind idle is answered at once, and what arrives meanwhile is the next batch; it waits for
-others only where they are known to be on their way, and then not for long. So a batch is as large as the load asks for,
-and a lone question pays nothing for it.
+A question that finds a lane of its kind idle is answered at once, and what arrives while none is, is the next batch; it
+waits for others only where they are known to be on their way, and then not for long. So a batch is as large as the load
+asks for, and a lone question pays nothing for it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from cbir_faiss.serve.limits import Limits
@@ -22,13 +23,21 @@ _COMPANY = 8  # questions that are worth a call while more are on their way
 _PATIENCE, _POLL = 0.005, 0.001  # seconds they are waited for
 
 
+@dataclass
+class _Queue:
+    """Questions of a kind that wait, with their answers; lanes: how many batches of it are being answered."""
+
+    waiting: list[tuple[Any, asyncio.Future[Any]]] = field(default_factory=list)
+    lanes: int = 0
+
+
 class Work:
     """Used from one event loop."""
 
     def __init__(self, threads: int, limits: Limits) -> None:
         self._pool = ThreadPoolExecutor(threads, "work")
         self._limits = limits
-        self._waiting: dict[Hashable, list[tuple[Any, asyncio.Future[Any]]]] = {}
+        self._queues: dict[Hashable, _Queue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def alone(self, call: Callable[[], T]) -> T:
@@ -41,25 +50,28 @@ class Work:
         call: Callable[[list[Any]], Sequence[T]],
         question: Any,
         coming: Callable[[], bool] = lambda: False,
+        lanes: int = 1,
     ) -> T:
         """The answer to ``question`` of ``call(questions)``, which has one for each of those that came together.
 
         coming: whether more of the kind are on their way; then they are waited for, a few milliseconds at most.
+        lanes: batches of the kind that are answered at once; one where a call uses all cores by itself.
 
         Raises:
             Problem: 429 where too many wait, 503 where it takes too long; or what ``call`` raised for this one.
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
-        if kind in self._waiting:
-            if len(self._waiting[kind]) >= self._limits.waiting:
-                raise Problem(429, "too many requests at once: try again in a moment", {"Retry-After": "1"})
-            self._waiting[kind].append((question, answer))
-        else:
-            self._waiting[kind] = []
-            task = loop.create_task(self._answer(kind, call, coming, [(question, answer)]))
+        queue = self._queues.setdefault(kind, _Queue())
+        if queue.lanes < lanes:
+            queue.lanes += 1
+            task = loop.create_task(self._answer(kind, queue, call, coming, [(question, answer)]))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        elif len(queue.waiting) >= self._limits.waiting:
+            raise Problem(429, "too many requests at once: try again in a moment", {"Retry-After": "1"})
+        else:
+            queue.waiting.append((question, answer))
         return await self._in_time(answer)
 
     def close(self) -> None:
@@ -69,12 +81,13 @@ class Work:
     async def _answer(
         self,
         kind: Hashable,
+        queue: _Queue,
         call: Callable[[list[Any]], Sequence[Any]],
         coming: Callable[[], bool],
         asked: list[tuple[Any, asyncio.Future[Any]]],
     ) -> None:
         """Batch after batch, until nobody waits."""
-        loop, waiting = asyncio.get_running_loop(), self._waiting[kind]
+        loop, waiting = asyncio.get_running_loop(), queue.waiting
         try:
             while asked:
                 if coming():
@@ -88,10 +101,13 @@ class Work:
         except BaseException as error:
             for _, answer in [*asked, *waiting]:
                 _give(answer, error)
+            waiting.clear()
             if not isinstance(error, Exception):
                 raise
         finally:
-            del self._waiting[kind]
+            queue.lanes -= 1
+            if not queue.lanes:
+                del self._queues[kind]
 
     async def _in_time(self, answer: asyncio.Future[T]) -> T:
         timer = asyncio.get_running_loop().call_later(self._limits.seconds, _late, answer, self._limits.seconds)
