@@ -32,6 +32,6 @@ def administrator(path: Path) -> Iterator[Any]:
 
     with (
         closing(Pgvector(path=str(path))) as backend,
-        psycopg.connect(backend._dsn, autocommit=True) as connection,
+        psycopg.connect(backend._server.dsn, autocommit=True) as connection,
     ):
         yield connection

