@@ -95,6 +95,8 @@ class Collection:
         self.metadata: Json = asked.get("metadata") or {}
         self.woken = 0
         """Changes of the configuration, which start the optimizers of a grey collection."""
+        self.indexes: Json = {}
+        """What was asked of each index of the payload."""
         self._queue: list[Any] = []
         self.shard = edge.EdgeShard.create(str(folder), _config(asked))
 
@@ -133,6 +135,7 @@ class Collection:
         return True
 
     def index(self, field: str, schema: Any) -> Any:
+        self.indexes[field] = schema
         kind = schema["type"] if isinstance(schema, dict) else schema
         return edge.UpdateOperation.create_field_index(field, getattr(edge.PayloadSchemaType, kind.capitalize()))
 

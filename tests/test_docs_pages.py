@@ -108,7 +108,7 @@ def test_collections(place: Path) -> None:
 @pytest.mark.usefixtures("place")
 def test_from_a_qdrant_collection_to_codes(qdrant: str) -> None:
     store_photos(qdrant)
-    assert len(run_page(ROOT / "docs/howto/qdrant.md", {SERVER: qdrant})) == 7
+    assert len(run_page(ROOT / "docs/howto/qdrant.md", {SERVER: qdrant})) == 9
 
 
 def test_backends(qdrant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,21 +27,26 @@ class Keys:
         Raises:
             BackendError: two keys have the same digest.
         """
-        if _is_id(key):
-            return int(key)
+        own = self._own(key)
+        if own is not None:
+            return own
         number = int.from_bytes(hashlib.blake2b(str(key).encode(), digest_size=8).digest(), "big") >> 1
         if self._met.setdefault(number, key) != key:
             raise BackendError(f"keys {key!r} and {self._met[number]!r} get the same id {number}")
         return number
 
     def key(self, number: int) -> Any:
-        """The key of an id: the one that was met, else the id itself."""
-        return self._met.get(number, number)
+        """The key of an id: the one that was met, else the one that is made of it."""
+        return self._met[number] if number in self._met else self._made(number)
 
     def labelled(self, key: Any, payload: Mapping[str, Any] | None) -> dict[str, Any]:
         """``payload`` with the key added where it is not the id, so that it is not lost."""
-        return dict(payload or {}) if _is_id(key) else {KEY: str(key), **(payload or {})}
+        return dict(payload or {}) if self._own(key) is not None else {KEY: str(key), **(payload or {})}
 
+    def _own(self, key: Any) -> int | None:
+        """The id that ``key`` was made of, if it was."""
+        return key if isinstance(key, int) and 0 <= key < 2**63 else None
 
-def _is_id(key: Any) -> bool:
-    return isinstance(key, int) and 0 <= key < 2**63
+    def _made(self, number: int) -> Any:
+        """The key that is made of an id."""
+        return number

@@ -100,7 +100,8 @@ class ClientTarget:
                 replication_factor=chosen.replication_factor,
                 write_consistency_factor=chosen.write_consistency_factor,
                 hnsw_config=models.HnswConfigDiff(
-                    m=hnsw_m,
+                    m=0 if chosen.tenant else hnsw_m,  # each tenant has a graph of its own
+                    payload_m=hnsw_m if chosen.tenant else None,
                     ef_construct=chosen.hnsw_ef_construct,
                     full_scan_threshold=chosen.full_scan_threshold,
                 ),
@@ -111,6 +112,9 @@ class ClientTarget:
             if not self.local:  # the client's own storage has no indexes, and warns
                 for key, kind in chosen.payload_indexes.items():
                     self.client.create_payload_index(name, key, models.PayloadSchemaType(kind))
+                if chosen.tenant:
+                    schema = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
+                    self.client.create_payload_index(name, chosen.tenant.key, schema)
 
     def adopt(self, owner: str) -> None:
         with self._errors("cannot be taken over"):
@@ -222,6 +226,14 @@ class ClientTarget:
         with self._errors("deleting failed"):
             self._retry(lambda: self.client.delete(self.name, selector, wait=True))
 
+    def mark(self, payload: dict[str, Any], where: Any) -> None:
+        with self._errors("cannot be taken over"):
+            self._retry(lambda: self.client.set_payload(self.name, payload, where, wait=True))
+
+    def erase(self, where: Any) -> None:
+        with self._errors("deleting failed"):
+            self._retry(lambda: self.client.delete(self.name, where, wait=True))
+
     def _retry(self, call: Callable[[], Answer], transient: Callable[[Exception], bool] | None = None) -> Answer:
         return retried(
             call,
@@ -267,19 +279,19 @@ class ClientTarget:
             )
         return [(r.id, named(r.vector, self.options.vector), r.payload) for r in records]
 
-    def scroll(self, batch_size: int, offset: Any = None) -> Iterator[list[Point]]:
+    def scroll(self, batch_size: int, offset: Any = None, where: Any = None) -> Iterator[list[Point]]:
         while True:
             with self._errors("reading failed"):
-                ask = partial(self.client.scroll, self.name, limit=batch_size, offset=offset)
+                ask = partial(self.client.scroll, self.name, where, limit=batch_size, offset=offset)
                 records, offset = self._retry(partial(ask, with_payload=True, with_vectors=True))
             if records:
                 yield [(r.id, named(r.vector, self.options.vector), r.payload) for r in records]
             if offset is None:
                 return
 
-    def count(self) -> int:
+    def count(self, where: Any = None) -> int:
         with self._errors("counting failed"):
-            return int(self._retry(lambda: self.client.count(self.name, exact=True)).count)
+            return int(self._retry(lambda: self.client.count(self.name, where, exact=True)).count)
 
     # -- life
 

@@ -78,7 +78,8 @@ class EdgeTarget:
         config = edge.EdgeConfig(
             vectors={chosen.vector: params} if chosen.vector else params,
             hnsw_config=edge.HnswIndexConfig(
-                m=hnsw_m,
+                m=0 if chosen.tenant else hnsw_m,  # each tenant has a graph of its own
+                payload_m=hnsw_m if chosen.tenant else None,
                 ef_construct=chosen.hnsw_ef_construct,
                 full_scan_threshold=chosen.full_scan_threshold,
             ),
@@ -91,6 +92,9 @@ class EdgeTarget:
             for key, kind in chosen.payload_indexes.items():
                 schema = getattr(edge.PayloadSchemaType, kind.capitalize())
                 shard.update(edge.UpdateOperation.create_field_index(key, schema))
+            if chosen.tenant:
+                schema = edge.KeywordIndexParams(is_tenant=True)
+                shard.update(edge.UpdateOperation.create_field_index(chosen.tenant.key, schema))
             return shard
 
     def _quantization(self) -> Any:
@@ -139,6 +143,14 @@ class EdgeTarget:
         with engine_errors(f"{self.place}: deleting failed"):
             self._live.update(self.edge.UpdateOperation.delete_points(keys))
 
+    def mark(self, payload: dict[str, Any], where: Any) -> None:
+        with engine_errors(f"{self.place} cannot be taken over"):
+            self._live.update(self.edge.UpdateOperation.set_payload_by_filter(where, payload))
+
+    def erase(self, where: Any) -> None:
+        with engine_errors(f"{self.place}: deleting failed"):
+            self._live.update(self.edge.UpdateOperation.delete_points_by_filter(where))
+
     def query(self, vectors: list[list[float]], query: Query, where: Any) -> list[list[Scored]]:
         edge, name = self.edge, self.options.vector
         params = edge.SearchParams(
@@ -169,10 +181,12 @@ class EdgeTarget:
             records = self._live.retrieve(keys, with_payload=payload, with_vector=vectors)
             return [(r.id, named(r.vector, self.options.vector), r.payload) for r in records]
 
-    def scroll(self, batch_size: int, offset: Any = None) -> Iterator[list[Point]]:
+    def scroll(self, batch_size: int, offset: Any = None, where: Any = None) -> Iterator[list[Point]]:
         while True:
             with engine_errors(f"{self.place}: reading failed"):
-                request = self.edge.ScrollRequest(offset=offset, limit=batch_size, with_payload=True, with_vector=True)
+                request = self.edge.ScrollRequest(
+                    offset=offset, limit=batch_size, filter=where, with_payload=True, with_vector=True
+                )
                 records, offset = self._live.scroll(request)
                 points = [(r.id, named(r.vector, self.options.vector), r.payload) for r in records]
             if points:
@@ -180,9 +194,9 @@ class EdgeTarget:
             if offset is None:
                 return
 
-    def count(self) -> int:
+    def count(self, where: Any = None) -> int:
         with engine_errors(f"{self.place}: counting failed"):
-            return int(self._live.count(self.edge.CountRequest(exact=True)))
+            return int(self._live.count(self.edge.CountRequest(exact=True, filter=where)))
 
     def settle(self) -> None:
         with engine_errors(f"{self.place}: indexing failed"):

@@ -21,6 +21,7 @@ from cbir_connectors._qdrant_client import MEMORY, ClientTarget
 from cbir_connectors._qdrant_edge import EdgeTarget
 from cbir_connectors._qdrant_filter import Untranslatable
 from cbir_connectors._qdrant_target import Query, Scored, Target, Vectors
+from cbir_connectors._qdrant_tenant import TenantKeys, TenantTarget
 from cbir_faiss import base
 from cbir_faiss.backends.database import (
     Database,
@@ -35,7 +36,7 @@ from cbir_faiss.backends.database import (
 from cbir_faiss.base import Capabilities
 from cbir_faiss.base.filters import Where
 from cbir_faiss.base.options import RelativePath
-from cbir_faiss.errors import ConfigError, Unsupported
+from cbir_faiss.errors import ConfigError, InputError, Unsupported
 from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits
 
 SET_BIT = 255
@@ -57,6 +58,11 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r'
 IndexType = Literal["keyword", "integer", "float", "bool", "geo", "text", "datetime", "uuid"]
 
 
+class Tenant(base.Options):
+    key: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")] = Field(description="of the payload")
+    value: Annotated[str, StringConstraints(min_length=1)] = Field(description="the tenant's name")
+
+
 class Qdrant(Database):
     """Floats under l2, ip or cosine with HNSW and optional quantization; codes by exact Hamming distance.
 
@@ -74,6 +80,9 @@ class Qdrant(Database):
         path: RelativePath | None = Field(None, description="a folder: the engine runs in this process")
         collection: Name = Field("cbir", description="name of the collection on a server; a path holds one")
         vector: str = Field("", description="which of the named vectors of an existing collection")
+        tenant: Tenant | None = Field(
+            None, description="key and value: the items of one of many users of a collection, who share its options"
+        )
         metric: Literal["l2", "ip", "cosine", "hamming"] | None = Field(None, description="None: hamming or cosine")
         overwrite: bool = Field(False, description="what is there is dropped when the collection is made")
         datatype: Literal["float32", "float16"] = Field("float32", description="how floats are stored")
@@ -126,13 +135,15 @@ class Qdrant(Database):
 
     @classmethod
     def scoped(cls, options: Mapping[str, Any], scope: str) -> dict[str, Any]:
+        options = {name: value for name, value in options.items() if name != "tenant"}  # none shares such a place
         if options.get("path") is None:
             return super().scoped(options, scope)
         return {**options, "path": str(Path(options["path"], scope)), "overwrite": True}
 
     @classmethod
     def named(cls, options: Mapping[str, Any], name: str) -> dict[str, Any]:
-        return super().named(options, name) if options.get("path") is None else dict(options)
+        shared = options.get("path") is not None or options.get("tenant") is not None
+        return dict(options) if shared else super().named(options, name)
 
     # -- life
 
@@ -140,6 +151,9 @@ class Qdrant(Database):
         self._keys = Keys()
         chosen = self.options
         self._target: Target = EdgeTarget(chosen) if chosen.path is not None else ClientTarget(chosen)
+        if chosen.tenant is not None:
+            self._keys = TenantKeys(chosen.tenant.value)
+            self._target = TenantTarget(self._target, chosen.tenant.key, chosen.tenant.value)
         if chosen.url == MEMORY:
             self._declare(capabilities=Capabilities(persist="refused"))
         if chosen.path is not None:
@@ -204,7 +218,10 @@ class Qdrant(Database):
     # -- content
 
     def _upsert(self, ids: Ids, vectors: Codes, payload: Sequence[Payload] | None) -> None:
+        tenant = self.options.tenant
         for i, value in zip(ids.tolist(), payload or (), strict=False):
+            if tenant is not None and tenant.key in value:
+                raise InputError(f"{self._place()}: the payload of id {i} has the tenant's key '{tenant.key}'")
             if _beyond_64_bits(value):
                 raise Unsupported(
                     f"{self._place()}: the payload of id {i} holds an integer beyond 64 bits; give it as text"
