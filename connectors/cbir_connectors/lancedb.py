@@ -1,4 +1,7 @@
-"""LanceDB: a table in a folder, searched in this process. Codes are packed bytes under its Hamming distance."""
+"""LanceDB: a table in a folder or an object store, searched in this process, or on LanceDB's servers.
+
+Codes are packed bytes under its Hamming distance.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from cbir_connectors import _lancedb_index as indexes
+from cbir_connectors import _lancedb_place as places
 from cbir_connectors._keys import Keys
 from cbir_connectors._lancedb_filter import compile_where, terms_of
 from cbir_faiss import base
@@ -35,6 +40,7 @@ from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits
 
 _DISTANCES: dict[Metric, str] = {"l2": "l2", "ip": "dot", "cosine": "cosine", "hamming": "hamming"}
 _IDS_A_CALL = 5000
+_PATIENCE = timedelta(days=1)  # for an index that LanceDB's servers build
 _PREEMPTED, _RETRIES = "Retryable commit conflict", 8
 _OWNER = b"cbir:owner"  # in the metadata of the column of ids
 _PRIMARY_KEY = {b"lance-schema:unenforced-primary-key": b"true"}
@@ -42,7 +48,10 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
 class Lancedb(Database):
-    """Exact search, or IVF with ``index: ivf_flat``, which ``flush`` builds when it is not there.
+    """Exact search, or an ``index``, which ``flush`` builds when it is not there; codes take ``ivf_flat``.
+
+    A quantized index gives candidates, which the stored vectors rank. An API key for ``db://`` is read from
+    CBIR_LANCEDB_API_KEY; object stores find theirs in the environment, where their own tools do.
 
     Its payload is one column of JSON text. Beside it stands a column of terms, by which LanceDB filters where equality,
     ``in``, ``and``, ``or`` and ``not`` are asked for. Other filters are applied here: payloads are read, and the search
@@ -55,7 +64,10 @@ class Lancedb(Database):
     longest_name = 200
 
     class Options(base.Options):
-        path: RelativePath = Field(description="folder of the database")
+        path: RelativePath | None = Field(None, description="folder of the database")
+        uri: str | None = Field(None, description="its address: s3://…, gs://…, az://…, or db://… of LanceDB's servers")
+        region: str = Field("us-east-1", description="of LanceDB's servers")
+        host: str | None = Field(None, description="address of a LanceDB server of one's own, for db://")
         table: Name = Field("cbir", description="name of the table")
         id_column: str = Field("id", description="its key")
         vector_column: str = Field("vector", description="a fixed-size list of floats, or of uint8 for codes")
@@ -63,12 +75,33 @@ class Lancedb(Database):
         metric: Literal["l2", "ip", "cosine", "hamming"] | None = Field(None, description="None: hamming or cosine")
         overwrite: bool = Field(False, description="a table that is there is dropped when it is made")
         datatype: Literal["float32", "float16"] = Field("float32", description="how floats are stored")
-        index: Literal["none", "ivf_flat"] = Field("none", description="none: exact; ivf_flat: built by flush")
+        index: Literal["none", "ivf_flat", "ivf_pq", "ivf_rq", "ivf_hnsw_sq"] = Field(
+            "none", description="none: exact; others are built by flush, of product codes, RaBitQ, or int8 with HNSW"
+        )
         nlist: int | None = Field(None, ge=1, description="inverted lists; None: LanceDB's choice")
+        sub_vectors: int | None = Field(None, ge=1, description="bytes of a code of ivf_pq; None: dimensions / 16")
+        bits: int = Field(1, ge=1, le=9, description="a dimension in ivf_rq")
+        hnsw_m: int = Field(20, ge=2, le=1000, description="links a node of ivf_hnsw_sq keeps")
+        hnsw_ef_construct: int = Field(300, ge=4, description="candidates while building ivf_hnsw_sq")
+
+        @field_validator("uri")
+        @classmethod
+        def _usable(cls, uri: str | None) -> str | None:
+            return places.check_uri(uri)
+
+        @model_validator(mode="after")
+        def _one_place(self) -> Lancedb.Options:
+            if (self.path is None) == (self.uri is None):
+                raise ValueError("give one of 'path' (a folder) or 'uri' (an address)")
+            return self
 
     class SearchOptions(base.Options):
         exact: bool = Field(False, description="compare with everything although there is an index")
         nprobe: int | None = Field(None, ge=1, description="lists that a search looks into; None: LanceDB's choice")
+        ef: int | None = Field(None, ge=1, description="candidates that HNSW keeps; None: 1.5 times what is asked for")
+        refine_factor: int | None = Field(
+            None, ge=1, description="quantized candidates that the stored vectors rank, times k; None: 10"
+        )
 
     options: Options
 
@@ -79,18 +112,18 @@ class Lancedb(Database):
         self._arrow: Any = need("pyarrow", "lancedb")
         self._keys = Keys()
         self._table: Any = None
-        self._ours, self._indexed, self._has_terms = True, False, True
+        self._ours, self._has_terms = True, True
+        self._index: str | None = None
         with self._errors("cannot be opened"):
-            # Without the interval, a table is read as it was when it was opened, whoever writes to it since.
-            self._db: Any = lancedb.connect(self.options.path, read_consistency_interval=timedelta(0))
+            self._db: Any = places.connect(lancedb, self.options)
 
     def _stored(self) -> Shape | None:
         with self._errors("cannot be opened"):
-            if self.options.table not in _tables(self._db):
+            if self.options.table not in places.tables(self._db):
                 return None
             self._table = self._db.open_table(self.options.table)
             schema = self._table.schema
-            self._indexed = any(self.options.vector_column in index.columns for index in self._table.list_indices())
+            self._index = indexes.found(self._table, self.options.vector_column)
         chosen = self.options
         for option in ("id_column", "vector_column"):
             if getattr(chosen, option) not in schema.names:
@@ -104,6 +137,9 @@ class Lancedb(Database):
         if vector.value_type == self._arrow.uint8():
             return Shape(vector.list_size * 8, "binary", "hamming", owner)
         return Shape(vector.list_size, "float", marked["metric"] if marked else self.options.metric or "cosine", owner)
+
+    def _check_shape(self, shape: Shape) -> None:
+        indexes.check(self.options, shape.kind == "binary", shape.dim)
 
     def _make(self, shape: Shape, mode: str = "create") -> None:
         arrow, chosen = self._arrow, self.options
@@ -126,7 +162,7 @@ class Lancedb(Database):
         )
         with self._errors("cannot be made"):
             self._table = self._db.create_table(chosen.table, schema=schema, mode=mode)
-        self._ours, self._indexed, self._has_terms = True, False, True
+        self._ours, self._index, self._has_terms = True, None, True
 
     def _replace(self, shape: Shape) -> None:
         self._make(shape, mode="overwrite")
@@ -142,7 +178,7 @@ class Lancedb(Database):
             self._db.drop_table(self.options.table)
 
     def _place(self) -> str:
-        return f"lancedb {self.options.path} table '{self.options.table}'"
+        return f"lancedb {self.options.path or self.options.uri} table '{self.options.table}'"
 
     def close(self) -> None:
         self._table = self._db = None
@@ -170,14 +206,20 @@ class Lancedb(Database):
     def _flush(self) -> None:
         if self.dim is None:
             return
-        if self.options.index == "ivf_flat" and not self._indexed and self._count():
-            index = need("lancedb.index", "lancedb").IvfFlat(
-                distance_type=_DISTANCES[cast("Metric", self.metric)], num_partitions=self.options.nlist
-            )
-            self._change("indexing failed", lambda: self._live.create_index(self.options.vector_column, config=index))
-            self._indexed = True
-        # Merges the small files that upserts leave, and indexes what was added since.
-        self._change("indexing failed", lambda: self._live.optimize(cleanup_older_than=timedelta(hours=1)))
+        remote = places.is_remote(self.options)
+        if self._lacks_index():
+            how = indexes.config(self.options, _DISTANCES[cast("Metric", self.metric)])
+            built = partial(self._live.create_index, self.options.vector_column, config=how)
+            self._change("indexing failed", partial(built, wait_timeout=_PATIENCE) if remote else built)
+            self._index = self.options.index
+        if not remote:  # LanceDB's servers do so by themselves
+            # Merges the small files that upserts leave, and indexes what was added since.
+            self._change("indexing failed", lambda: self._live.optimize(cleanup_older_than=timedelta(hours=1)))
+
+    def _lacks_index(self) -> bool:
+        wanted = self.options.index
+        # Of somebody else's table, an index of another kind is not replaced.
+        return wanted not in ("none", self._index) and (self._ours or self._index is None) and self._count() > 0
 
     def _delete(self, ids: Ids) -> None:
         if not self._ours:
@@ -302,10 +344,9 @@ class Lancedb(Database):
             query = self._live.search(vector, vector_column_name=self.options.vector_column)
             query = query.distance_type(_DISTANCES[cast("Metric", self.metric)]).limit(k)
             query = query.select([self.options.id_column, "_distance"])
-            if options.nprobe is not None:
-                query = query.nprobes(options.nprobe)
-            if options.exact:
-                query = query.bypass_vector_index()
+            # Somebody else may have built the index since this table was opened.
+            wanted = None if self.options.index == "none" else self.options.index
+            query = indexes.told(query, k, self._index or wanted, options)
             return (query.where(among, prefilter=True) if among else query).to_arrow()
 
     def _matching(self, where: Where, among: str | None) -> Ids:
@@ -320,14 +361,14 @@ class Lancedb(Database):
         )
 
     def _exact_by_default(self) -> bool:
-        return not self._indexed and self.options.index == "none"
+        return self._index is None and self.options.index == "none"
 
     @property
     def in_process(self) -> bool:
-        return True
+        return not places.is_remote(self.options)
 
     def disk_bytes(self) -> int | None:
-        return folder_bytes(self.options.path / f"{self.options.table}.lance")
+        return None if self.options.path is None else folder_bytes(self.options.path / f"{self.options.table}.lance")
 
     @property
     def _live(self) -> Any:
@@ -344,19 +385,8 @@ class Lancedb(Database):
             retried(call, retries=_RETRIES, transient=lambda error: _PREEMPTED in str(error))
 
     def _errors(self, doing: str) -> Any:
-        return engine_errors(f"{self._place()}: {doing}")
+        return engine_errors(f"{self._place()}: {doing}", secrets=[places.secret()], explain=places.explain)
 
 
 def _quoted(column: str) -> str:
     return "`" + column.replace("`", "``") + "`"
-
-
-def _tables(db: Any) -> list[str]:
-    names: list[str] = []
-    page = None
-    while True:
-        answer = db.list_tables(page_token=page)
-        names += answer.tables
-        page = answer.page_token
-        if not page:
-            return names
