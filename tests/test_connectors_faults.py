@@ -199,7 +199,7 @@ def test_a_table_name_with_quotes_is_only_a_name(postgres: Path) -> None:
         (Qdrant, {"url": ":memory:", "path": "x"}, "'path'"),
         (Qdrant, {"path": "x", "collection": "y"}, "collection"),
         (Lancedb, {"path": "x", "table": "o'ne"}, "table: "),
-        (Lancedb, {}, "path: is required"),
+        (Lancedb, {}, "give one of 'path'"),
         (Pgvector, {"path": "x", "table": "t" * 64}, "63 bytes"),
         (Pgvector, {"path": "x", "table": "100%s"}, "percent"),
         (Pgvector, {"path": "x", "hnsw_m": 64, "hnsw_ef_construct": 64}, "hnsw_ef_construct"),

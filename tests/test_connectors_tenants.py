@@ -86,6 +86,8 @@ def test_tenants_see_and_change_their_own(user: As) -> None:
                 assert (hits.ids[:, 10:] == -1).all()
             assert bob.range_search(x[:2], 1e6, where).limits.tolist() == [0, 10, 20]
         assert (bob.search(x[:1], 1, {"name": {"gte": "00"}}).ids == -1).all()
+        first = next(bob.scroll(4))
+        assert [i for batch in bob.scroll(4, first.cursor) for i in batch.ids.tolist()] == [4, 5, 6, 7, 8, 9]
         bob.delete(np.arange(5, 30))
         assert everything(bob)[0] == [0, 1, 2, 3, 4]
     with user(ANNA) as anna:
@@ -203,7 +205,8 @@ def test_tenants_that_make_their_collection_at_once(server: QdrantServer) -> Non
     ("tenant", "said"),
     [
         ({"key": "user"}, "tenant.value: is required"),
-        ({"key": "user", "value": ""}, "tenant.value: String should have at least 1 character"),
+        ({"key": "user", "value": ""}, "tenant.value: "),
+        ({"key": "user", "value": "two\nlines"}, "tenant.value: "),
         ({"key": "user", "value": 7}, "tenant.value: must be a valid string"),
         ({"key": "a.b", "value": "x"}, "tenant.key: String should match pattern"),
         ({"key": "user", "value": "x", "name": "y"}, "unknown key"),
@@ -225,8 +228,9 @@ def refused(kind: type[CbirError], said: str, call: Callable[[], Any]) -> None:
 
 def test_what_a_tenant_cannot(server: QdrantServer) -> None:
     with closing(Qdrant(url=server.url, tenant=ANNA, metric="l2")) as anna:
-        with_key = [{}, {"user": "anna"}]
-        refused(InputError, "id 1 has the tenant's key 'user'", lambda: anna.upsert(np.arange(2), floats(2), with_key))
+        for taken in ("user", "cbir:owner"):
+            payload = [{}, {taken: "anna"}]
+            refused(InputError, f"id 1 has '{taken}'", lambda p=payload: anna.upsert(np.arange(2), floats(2), p))
         assert anna.count() == 0
         anna.upsert(np.arange(2), floats(2))
         refused(Unsupported, "leave --swap out", anna.standby)
@@ -248,6 +252,12 @@ def test_what_a_tenant_cannot(server: QdrantServer) -> None:
 
 
 # -- collections and commands
+
+
+def test_where_a_tenant_is_and_where_not() -> None:
+    options = {"url": "http://localhost:6333", "tenant": ANNA}
+    assert Qdrant.named(options, "hers") == options  # a collection of hers alone would not be shared
+    assert "tenant" not in Qdrant.scoped(options, "a row of a comparison")
 
 
 def test_collections_share_one_of_qdrant(server: QdrantServer, tmp_path: Path) -> None:

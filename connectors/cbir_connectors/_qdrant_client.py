@@ -39,7 +39,7 @@ class ClientTarget:
         self.local = options.url == MEMORY
         self.guard: Any = threading.RLock() if self.local else nullcontext()  # the local client is for one thread
         self.secret = os.environ.get(API_KEY, "")
-        self.shared = False
+        self.shared, self.reserved = False, frozenset[str]()
         with self._errors("cannot be opened"):
             if self.local:
                 self.client = client.QdrantClient(MEMORY)

@@ -36,7 +36,7 @@ class EdgeTarget:
         self.options, self.path = options, Path(options.path)
         self.place = f"qdrant {options.path}"
         self.shard: Any = None
-        self.shared = False
+        self.shared, self.reserved = False, frozenset[str]()
         if (self.path / _CONFIG).exists():
             with engine_errors(f"{self.place} cannot be opened (is it open elsewhere?)"):
                 self.shard = self.edge.EdgeShard.load(str(self.path))

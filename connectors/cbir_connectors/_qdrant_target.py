@@ -49,6 +49,8 @@ class Target(Protocol):
 
     place: str
     dialect: Dialect
+    reserved: frozenset[str]
+    """Keys of the payload that are not the user's."""
 
     def stored(self) -> Vectors | None: ...
     def make(self, vectors: Vectors, hnsw_m: int) -> None: ...

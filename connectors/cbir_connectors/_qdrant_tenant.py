@@ -11,7 +11,7 @@ from cbir_connectors._keys import Keys
 from cbir_connectors._qdrant_target import Point, Query, Scored, Target, Upload, Vectors
 from cbir_faiss.errors import BackendError, ConfigError
 
-_OWNER = "cbir_owner"  # in the payload of each point: in the collection's metadata there would be one for each tenant
+_OWNER = "cbir:owner"  # in the payload of each point: in the collection's metadata there would be one for each tenant
 _ID_BITS = 63
 
 
@@ -41,6 +41,7 @@ class TenantTarget:
 
     def __init__(self, collection: Target, key: str, value: str) -> None:
         self._whole, self._tenant = collection, {key: value}
+        self.reserved = frozenset({key, _OWNER})
         self._owner: str | None = None
         self.dialect, models = collection.dialect, collection.dialect.models
         self.place = f"{collection.place} tenant '{value}'"
@@ -125,9 +126,8 @@ class TenantTarget:
         return self.dialect.models.Filter(must=[self._mine] if where is None else [self._mine, where])
 
     def _unmarked(self, points: list[Point]) -> list[Point]:
-        marks = {*self._tenant, _OWNER}
         return [
-            (key, vector, payload and {name: value for name, value in payload.items() if name not in marks})
+            (key, vector, payload and {name: value for name, value in payload.items() if name not in self.reserved})
             for key, vector, payload in points
         ]
 

@@ -60,7 +60,7 @@ IndexType = Literal["keyword", "integer", "float", "bool", "geo", "text", "datet
 
 class Tenant(base.Options):
     key: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")] = Field(description="of the payload")
-    value: Annotated[str, StringConstraints(min_length=1)] = Field(description="the tenant's name")
+    value: Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]+$")] = Field(description="the tenant's name")
 
 
 class Qdrant(Database):
@@ -218,10 +218,9 @@ class Qdrant(Database):
     # -- content
 
     def _upsert(self, ids: Ids, vectors: Codes, payload: Sequence[Payload] | None) -> None:
-        tenant = self.options.tenant
         for i, value in zip(ids.tolist(), payload or (), strict=False):
-            if tenant is not None and tenant.key in value:
-                raise InputError(f"{self._place()}: the payload of id {i} has the tenant's key '{tenant.key}'")
+            if taken := self._target.reserved & value.keys():
+                raise InputError(f"{self._place()}: the payload of id {i} has '{min(taken)}', which marks its tenant")
             if _beyond_64_bits(value):
                 raise Unsupported(
                     f"{self._place()}: the payload of id {i} holds an integer beyond 64 bits; give it as text"
