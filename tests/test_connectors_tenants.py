@@ -289,18 +289,3 @@ def test_collections_share_one_of_qdrant(server: QdrantServer, tmp_path: Path) -
     with cf.Collection.open(tmp_path / "pulled.cbir") as pulled:
         assert len(pulled) == 40
         assert pulled.search(floats(1, seed=1), 1)[0][0].id == 0
-
-
-def test_several_queries_are_one_request(server: QdrantServer) -> None:
-    with closing(Qdrant(url=server.url, tenant=ANNA)) as backend:
-        backend.upsert(np.arange(50), floats(50), [{"n": n, "name": f"{n:02}"} for n in range(50)])
-        for where, requests in ((None, ["query/batch"]), ({"n": {"lt": 9}}, ["query/batch"])):
-            server.requests.clear()
-            backend.search(floats(40), 3, where)
-            assert [one.split("/points/")[1] for one in server.requests] == requests
-        server.requests.clear()
-        backend.search(floats(40), 3, {"name": {"lt": "30"}})  # what Qdrant cannot compare is over-fetched
-        assert sum("query/batch" in one for one in server.requests) == 1
-        server.requests.clear()
-        backend.fetch(np.arange(50))
-        assert len(server.requests) == 1
