@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from _lancedb_server import LancedbServer
 from _s3 import S3
 from cbir_connectors.lancedb import Lancedb
 
@@ -32,6 +31,12 @@ def store() -> Iterator[S3]:
         yield store
 
 
+@pytest.fixture(scope="module")
+def servers() -> Iterator[LancedbServer]:
+    with LancedbServer() as server:
+        yield server
+
+
 @pytest.mark.slow
 class TestLancedbInAStore(BackendContract):
     """The whole contract, with a graph over int8 wherever something was flushed."""
@@ -48,6 +53,24 @@ class TestLancedbInAStore(BackendContract):
     def make(self, place: Path, case: Case) -> Any:
         address = f"s3://bucket/{'-'.join(place.parts[-2:])}"
         return Lancedb(**{**self.options, "uri": address, "metric": case[1]})
+
+
+@pytest.mark.slow
+class TestLancedbOnServers(BackendContract):
+    """The whole contract, by the client of LanceDB's servers."""
+
+    plugin = Lancedb
+    options: ClassVar[dict[str, Any]] = {"uri": "db://photos", "host": "unused"}
+    cases: ClassVar[list[Case]] = [("binary", "hamming")]
+
+    @pytest.fixture(autouse=True)
+    def environment(self, servers: LancedbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CBIR_LANCEDB_API_KEY", servers.api_key)
+        self.host = servers.url
+
+    def make(self, place: Path, case: Case) -> Any:
+        metric = {} if case[1] == "hamming" else {"metric": case[1]}
+        return Lancedb(**{**self.options, "host": self.host, "table": "-".join(place.parts[-2:]), **metric})
 
 
 # -- quantized indexes
@@ -151,30 +174,38 @@ def test_a_table_in_an_object_store(store: S3, monkeypatch: pytest.MonkeyPatch) 
     assert not any(name.startswith("bucket/db/cbir") for name in store.objects)
 
 
-@pytest.mark.parametrize("status", [401, 404, 500])
+def test_a_table_on_servers_of_lancedb(servers: LancedbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CBIR_LANCEDB_API_KEY", servers.api_key)
+    x, place = floats(300), {"uri": "db://photos", "host": servers.url, "table": "quantized"}
+    with closing(Lancedb(**place, metric="l2", index="ivf_pq")) as backend:
+        backend.claim("me")
+        backend.upsert(np.arange(300), x, [{"n": i} for i in range(300)])
+        backend.flush()
+        assert (backend.disk_bytes(), backend.in_process) == (None, False)
+    with closing(Lancedb(**place)) as again:
+        assert (again.metric, again._owner, again._index) == ("l2", "me", "ivf_pq")
+        assert again.search(x[7:8], 1, {"n": 7}).ids.tolist() == [[7]]
+        assert 'refine_factor":10' in servers.requests[-1]
+        assert again.search(x[7:9], 1, options={"exact": True}).ids.ravel().tolist() == [7, 8]
+
+
+@pytest.mark.parametrize("status", [401, 404, pytest.param(500, marks=pytest.mark.slow)])
 def test_servers_of_lancedb_that_refuse(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            keys.append(self.headers["x-api-key"])
-            self.send_error(status)
-
-        do_POST = do_GET
-
-    keys: list[str] = []
     monkeypatch.setenv("CBIR_LANCEDB_API_KEY", "hunter2")
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
-    said = {401: "refused the API key; .* CBIR_LANCEDB_API_KEY", 404: "404"}
-    with pytest.raises(BackendError, match=f"cannot be opened: .*{said.get(status, 'errors, if any')}") as caught:
-        Lancedb(uri="db://photos", host=f"http://127.0.0.1:{http.server_port}")
-    http.shutdown()
-    http.server_close()
-    assert set(keys) == {"hunter2"}
-    assert len(str(caught.value).splitlines()) == 1
-    assert "hunter2" not in str(caught.value)
+    said = {401: "refused the API key; .* CBIR_LANCEDB_API_KEY", 404: "404|not found"}.get(status, "errors, if any")
+    with LancedbServer() as server:
+        open_one = Lancedb(uri="db://photos", host=server.url, metric="l2")
+        open_one.upsert(np.arange(3), floats(3))
+        server.status = status
+        for call in (
+            lambda: Lancedb(uri="db://photos", host=server.url),
+            lambda: open_one.upsert(np.arange(3), -floats(3)),
+        ):
+            with pytest.raises(BackendError, match=said) as caught:
+                call()
+            assert len(str(caught.value).splitlines()) == 1
+            assert "hunter2" not in str(caught.value)
+        open_one.close()
 
 
 @pytest.mark.parametrize(

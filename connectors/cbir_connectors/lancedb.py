@@ -40,7 +40,7 @@ from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits
 
 _DISTANCES: dict[Metric, str] = {"l2": "l2", "ip": "dot", "cosine": "cosine", "hamming": "hamming"}
 _IDS_A_CALL = 5000
-_PATIENCE = timedelta(days=1)  # for an index that LanceDB's servers build
+_PATIENCE = timedelta(minutes=119)  # for an index that LanceDB's servers build; they refuse two hours
 _PREEMPTED, _RETRIES = "Retryable commit conflict", 8
 _OWNER = b"cbir:owner"  # in the metadata of the column of ids
 _PRIMARY_KEY = {b"lance-schema:unenforced-primary-key": b"true"}
@@ -188,7 +188,7 @@ class Lancedb(Database):
     def _upsert(self, ids: Ids, vectors: Codes, payload: Sequence[Payload] | None) -> None:
         if not self._ours:
             raise self._foreign()
-        arrow, schema = self._arrow, self._live.schema
+        arrow, schema = self._arrow, self._schema()
         documents = payload_of(payload, slice(0, len(ids)))
         values = arrow.array(vectors.astype(self._dtype, copy=False).ravel())
         columns = [
@@ -294,7 +294,7 @@ class Lancedb(Database):
         if self._ours:
             return [self.options.payload_column]
         known = {self.options.id_column, self.options.vector_column}
-        return [name for name in self._live.schema.names if name not in known]
+        return [name for name in self._schema().names if name not in known]
 
     def _payloads(self, rows: Any) -> list[dict[str, Any]]:
         if self._ours:
@@ -375,6 +375,10 @@ class Lancedb(Database):
         if self._table is None:
             raise BackendError(f"{self._place()} is closed")
         return self._table
+
+    def _schema(self) -> Any:
+        with self._errors("reading failed"):
+            return self._live.schema
 
     def _foreign(self) -> Unsupported:
         return Unsupported(f"{self._place()} was made by another program: it can be read, not written")
