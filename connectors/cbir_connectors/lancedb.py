@@ -18,7 +18,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from cbir_connectors import _lancedb_index as indexes
 from cbir_connectors import _lancedb_place as places
 from cbir_connectors._keys import Keys
-from cbir_connectors._lancedb_filter import compile_where, terms_of
+from cbir_connectors._terms import compile_where, terms_of
 from cbir_faiss import base
 from cbir_faiss.backends.database import (
     Database,
