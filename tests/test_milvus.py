@@ -413,6 +413,7 @@ def test_what_a_killed_process_was_told_is_stored_is_there(tmp_path: Path) -> No
 
 
 @embedded
+@pytest.mark.slow
 def test_a_renamed_folder(tmp_path: Path) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
     backend = Milvus(path=str(before / "x.db"))
