@@ -59,7 +59,7 @@ _ANSWERS = 1_000_000  # hits of one request, over all of its queries
 _TEXT = 65_535  # bytes of a text field
 _PAYLOAD = ("payload", "payload_2", "payload_3", "payload_4")
 _MOST_TERMS = 3000  # what fits into the 64 KB of a JSON field
-Name = Annotated[str, StringConstraints(max_length=255, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Name = Annotated[str, StringConstraints(max_length=240, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Column = Annotated[str, StringConstraints(max_length=255, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -131,18 +131,25 @@ class Milvus(Database):
         self._client: Any = None
         self._file: Path | None = None
         self._ours, self._key_field, self._index = True, "id", {"index_type": "FLAT"}
-        chosen, token = self.options, os.environ.get("CBIR_MILVUS_TOKEN", "")
-        with engine_errors(f"{self._place()}: cannot be opened", secrets=[token]):
-            address = chosen.uri
-            if chosen.path is not None:
-                address, self._file = _milvus_lite.started(chosen.path)
-            self._client = pymilvus.MilvusClient(
-                address,
-                token=token,
-                db_name=chosen.database,
-                timeout=min(chosen.timeout, _CONNECTING),
-                alias=uuid.uuid4().hex,  # clients of one alias close each other's connection
-            )
+        self._token = os.environ.get("CBIR_MILVUS_TOKEN", "")
+        try:
+            with self._errors("cannot be opened"):
+                self._client = self._connected(pymilvus)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connected(self, pymilvus: Any) -> Any:
+        address, chosen = self.options.uri, self.options
+        if chosen.path is not None:
+            address, self._file = _milvus_lite.started(chosen.path)
+        return pymilvus.MilvusClient(
+            address,
+            token=self._token,
+            db_name=chosen.database,
+            timeout=min(chosen.timeout, _CONNECTING),
+            alias=uuid.uuid4().hex,  # clients of one alias close each other's connection
+        )
 
     def close(self) -> None:
         client, self._client = self._client, None
@@ -176,7 +183,7 @@ class Milvus(Database):
         """The metric of the index, which is loaded; one that was never made, because its maker died, is."""
         name = self.options.collection
         with self._errors("cannot be opened"):
-            found = self._live.list_indexes(name, self.options.vector_field)
+            found = self._live.list_indexes(name, self.options.vector_field, **self._patience)
             if not found:
                 if marked is None:
                     raise Unsupported(f"{self._place()} has no index on '{self.options.vector_field}': make one there")
@@ -322,15 +329,15 @@ class Milvus(Database):
             return
         with self._errors("indexing failed"):
             self._live.flush(self.options.collection, **self._patience)
-            while self._unindexed():
+            while self._indexing():
                 time.sleep(FIRST_PAUSE)
 
-    def _unindexed(self) -> int:
-        """Items that the index does not have yet; new ones are compared one by one meanwhile."""
+    def _indexing(self) -> bool:
+        """Whether items wait for the index; they are compared one by one meanwhile."""
         found = self._live.describe_index(self.options.collection, self.options.vector_field, **self._patience)
         if found.get("state") == "Failed":
             raise BackendError(f"{self._place()}: indexing failed: {found.get('reason', 'no reason is given')}")
-        return int(found.get("pending_index_rows") or 0)
+        return found.get("state") != "Finished" and int(found.get("pending_index_rows") or 0) > 0
 
     def _delete(self, ids: Ids) -> None:
         if not self._ours:
@@ -523,7 +530,14 @@ class Milvus(Database):
         return Unsupported(f"{self._place()} was made by another program: it can be read, not written")
 
     def _errors(self, doing: str) -> Any:
-        return engine_errors(f"{self._place()}: {doing}", explain=_explained)
+        return engine_errors(f"{self._place()}: {doing}", secrets=[self._token], explain=self._explained)
+
+    def _explained(self, error: BaseException) -> str:
+        """Milvus's own words for an error, without its codes."""
+        said = str(getattr(error, "message", ""))
+        if self.options.path is not None and re.search("fail(ed)? (to )?connect", said, re.IGNORECASE):
+            return "the engine of this file has ended: close what has it open here, and open it again"
+        return one_line(Exception(said), [self._token]) if said else ""
 
 
 def _name(name: str) -> str:
@@ -570,11 +584,3 @@ def _padded(hits: Hits, k: int) -> Hits:
     width = min(k, hits.ids.shape[1])
     found.ids[:, :width], found.distances[:, :width] = hits.ids[:, :width], hits.distances[:, :width]
     return found
-
-
-def _explained(error: BaseException) -> str:
-    """Milvus's own words for an error, without its codes."""
-    said = str(getattr(error, "message", ""))
-    if "failed to connect" in said and "unix:" in said:
-        return "the engine of this file has ended: open it again"
-    return one_line(Exception(said)) if said else ""
