@@ -115,6 +115,27 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     kept.close()
 
 
+@embedded
+def test_by_an_address(file: Path) -> None:
+    """The engine of a file asked as a server is; it refuses a graph only when it is to be made."""
+    uri, opened = _milvus_lite.started(file)
+    with_graph = Milvus(uri=uri, collection="asked", index="hnsw", timeout=5)
+    with pytest.raises(BackendError, match=r"cannot be made: .*HNSW") as error:
+        with_graph.create(16, "float")
+    assert len(str(error.value).splitlines()) == 1
+    assert with_graph.dim is None
+    with_graph.close()
+    one, two = (Milvus(uri=uri, collection="asked", timeout=5) for _ in range(2))
+    assert two.count() == 0  # nothing is left of the one that could not be made
+    one.upsert(np.arange(5), codes(5), [{"n": n} for n in range(5)])
+    one.flush()
+    assert two.search(codes(1), 1, {"n": {"lt": 3}}).ids.tolist() == [[0]]
+    two.close()
+    assert one.count() == 5  # another's connection is not closed with it
+    one.close()
+    _milvus_lite.ended(opened)
+
+
 # -- what is found
 
 
@@ -435,7 +456,7 @@ def test_an_engine_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     server = _milvus_lite._manager()._servers[str(tmp_path / "x.db")]
     server._p.send_signal(signal.SIGKILL)
     server._p.wait()
-    for call in (backend.count, backend.flush, lambda: Milvus(path=str(tmp_path / "x.db"))):
+    for call in (backend.count, lambda: Milvus(path=str(tmp_path / "x.db"))):
         with pytest.raises(
             BackendError, match="the engine of this file has ended: close what has it open here, and open"
         ):
