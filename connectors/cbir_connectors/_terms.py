@@ -51,32 +51,54 @@ def compile_where(where: Where, column: str) -> tuple[str | None, bool]:
     return compile_terms(where, among, most=100)
 
 
+def flat(word: str, tests: Sequence[str]) -> str:
+    """Tests one after the other."""
+    return f" {word} ".join(tests)
+
+
+def balanced(word: str, tests: Sequence[str]) -> str:
+    """Tests in pairs, for an engine that nests what stands one after the other."""
+    if len(tests) < 3:
+        return flat(word, tests)
+    half = len(tests) // 2
+    return f"({balanced(word, tests[:half])}) {word} ({balanced(word, tests[half:])})"
+
+
 def compile_terms(
-    where: Where, among: Callable[[In], str], *, most: int, negates: bool = True, deepest: int = _DEEPEST
+    where: Where,
+    among: Callable[[In], str],
+    *,
+    most: int,
+    negates: bool = True,
+    deepest: int = _DEEPEST,
+    join: Callable[[str, Sequence[str]], str] = flat,
 ) -> tuple[str | None, bool]:
     """A test that everything passes that ``where`` matches (None: all does), and whether nothing else passes it.
 
-    among: the test for a key that has one of at most ``most`` values. negates: whether the engine has NOT.
+    among: the test for a key that has one of at most ``most`` values. negates: whether the engine has NOT. deepest: as
+    deep as the engine nests tests. join: tests by ``and`` or ``or``.
     """
     if not deepest:
         return None, False
     if isinstance(where, In):
         return (among(where), True) if len(where.values) <= most else (None, False)
-    inner = partial(compile_terms, among=among, most=most, negates=negates, deepest=deepest - 1)
+    inner = partial(compile_terms, among=among, most=most, negates=negates, deepest=deepest - 1, join=join)
     if isinstance(where, And | Or):
-        return _joined(where, [inner(part) for part in where.parts])
+        return _joined(where, [inner(part) for part in where.parts], join)
     if isinstance(where, Not) and negates:
         test, exact = inner(where.part)
         return (f"not ({test})", True) if exact else (None, False)
     return None, False
 
 
-def _joined(where: And | Or, parts: Sequence[tuple[str | None, bool]]) -> tuple[str | None, bool]:
+def _joined(
+    where: And | Or, parts: Sequence[tuple[str | None, bool]], join: Callable[[str, Sequence[str]], str]
+) -> tuple[str | None, bool]:
     tests = [f"({test})" for test, _ in parts if test is not None]
     exact = all(exact for _, exact in parts)
     if isinstance(where, And):
-        return " and ".join(tests) or None, exact
-    return (" or ".join(tests), exact) if len(tests) == len(parts) else (None, False)
+        return join("and", tests) or None, exact
+    return (join("or", tests), exact) if len(tests) == len(parts) else (None, False)
 
 
 def _contains(column: str, key: str, value: Any) -> str:

@@ -23,7 +23,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from cbir_connectors import _milvus_lite
 from cbir_connectors._keys import Keys
-from cbir_connectors._terms import compile_terms, term, terms
+from cbir_connectors._terms import balanced, compile_terms, term, terms
 from cbir_faiss import base
 from cbir_faiss.backends.database import (
     FIRST_PAUSE,
@@ -54,6 +54,7 @@ _WIDEST = {"float": 32_768, "binary": 262_144}
 _WIDEST_EMBEDDED = 32_768
 _MOST = 16_384  # rows that one answer may have; also the ids and the queries of one request
 _REQUEST_BYTES = 16_000_000
+_MOST_VALUES = 1000  # that each term of each item is compared with
 _CONNECTING = 10  # seconds
 _ANSWERS = 1_000_000  # hits of one request, over all of its queries
 _TEXT = 65_535  # bytes of a text field
@@ -564,8 +565,8 @@ def _compiled(where: Where) -> tuple[str | None, bool]:
         digests = [_digest(term(found.key, value)) for value in found.values]
         return f'json_contains_any(terms["t"], {digests})' if digests else "id < 0"
 
-    # Milvus Lite has no NOT.
-    return compile_terms(where, among, most=_MOST, negates=False)
+    # Milvus Lite has no NOT, and nests some forty deep, one test after the other too.
+    return compile_terms(where, among, most=_MOST_VALUES, negates=False, deepest=4, join=balanced)
 
 
 def _merged(parts: Sequence[Hits], queries: int) -> Hits:
