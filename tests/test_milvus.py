@@ -259,8 +259,9 @@ def test_what_cannot_be_made_replaces_nothing(file: Path) -> None:
     first = Milvus(path=str(file), collection="kept", metric="l2")
     first.upsert(np.arange(5), np.ones((5, 16), np.float32))
     first.close()
-    for options, dim in (({}, 40_000), ({"index": "hnsw"}, 16), ({}, 1)):
-        again = Milvus(path=str(file), collection="kept", overwrite=True, **options)
+    for options, dim in (({}, 40_000), ({"index": "hnsw"}, 16), ({}, 1), ({"vector_field": "payload_2"}, 16)):
+        again = Milvus(path=str(file), collection="kept", overwrite=True)
+        again.options = again.options.model_copy(update=options)
         with pytest.raises((ConfigError, Unsupported)):
             again.create(dim, "float")
         assert (again.dim, again.count()) == (16, 5)
@@ -284,6 +285,25 @@ def test_a_collection_is_pushed_and_stays_its_owner_s(file: Path, pictures: Path
     assert push(tmp_path / "a.cbir", target).new == 0
     with pytest.raises(ConfigError, match="belongs to another collection"):
         push(tmp_path / "b.cbir", target)
+
+
+@embedded
+def test_a_collection_that_somebody_else_dropped_is_nobody_s(file: Path) -> None:
+    first = Milvus(path=str(file), collection="dropped")
+    first.create(64, "binary")
+    first.claim("me", adopt=True)
+    first.upsert(np.arange(3), codes(3))
+    with pytest.raises(ConfigError, match="belongs to a collection"):
+        first.claim(None)
+    first._live.drop_collection("dropped")
+    first.close()
+    again = Milvus(path=str(file), collection="dropped")
+    again.upsert(np.arange(2), codes(2))
+    again.close()
+    third = Milvus(path=str(file), collection="dropped")
+    third.upsert(np.arange(4), codes(4))
+    assert third.count() == 4
+    third.close()
 
 
 # -- collections of others
@@ -454,6 +474,7 @@ def test_a_renamed_folder(tmp_path: Path) -> None:
 
 
 @embedded
+@pytest.mark.slow
 def test_an_engine_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(milvus, "_CONNECTING", 0.2)
     backend = Milvus(path=str(tmp_path / "x.db"))

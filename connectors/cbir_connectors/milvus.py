@@ -207,6 +207,8 @@ class Milvus(Database):
                 f"Milvus Lite {version('milvus-lite')} has no binary vectors: pip install 'milvus-lite==2.5.1' "
                 "'setuptools<81', or run a server and give its 'uri'"
             )
+        if chosen.vector_field in ("id", "terms", *_PAYLOAD):
+            raise ConfigError(f"Milvus: '{chosen.vector_field}' is the name of another field", path="vector_field")
         index = _INDEXES[shape.kind].get(chosen.index)
         if index is None or (embedded and index not in _EMBEDDED):
             whose = "Milvus Lite has" if embedded else "Milvus has"
@@ -231,6 +233,7 @@ class Milvus(Database):
             for field in _PAYLOAD:
                 schema.add_field(field, types.VARCHAR, max_length=_TEXT)
             schema.add_field("terms", types.JSON)
+            self._live.drop_collection(self._beside, **self._patience)  # of one that somebody else has dropped
             self._live.create_collection(chosen.collection, schema=schema, consistency_level="Strong", **self._patience)
             try:
                 self._make_index(index)
@@ -241,7 +244,8 @@ class Milvus(Database):
         self._ours, self._key_field, self._index = True, "id", {**index, **index["params"]}
 
     def _make_index(self, index: Mapping[str, Any]) -> None:
-        wanted = self._live.prepare_index_params(self.options.vector_field, **index)
+        field = self.options.vector_field
+        wanted = self._live.prepare_index_params(field, index_name=field, **index)
         # Of an empty collection there is nothing to wait for.
         self._live.create_index(self.options.collection, wanted, **self._patience, sync=False)
 
