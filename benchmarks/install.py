@@ -65,7 +65,16 @@ def _round(place: Path, wheel: Path, photos: int) -> dict[str, float]:
     unwanted = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "CBIR_CACHE")
     env = {key: value for key, value in os.environ.items() if key not in unwanted}
     began = time.perf_counter()
-    pip = [str(place / "venv/bin/python"), "-m", "pip", "install", "--quiet", "--no-cache-dir", "--only-binary", ":all:"]
+    pip = [
+        str(place / "venv/bin/python"),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-cache-dir",
+        "--only-binary",
+        ":all:",
+    ]
     subprocess.run([*pip, f"{wheel}[cpu,serve]"], env=env, check=True)
     installed = time.perf_counter()
     _serve(place, {**env, "XDG_CACHE_HOME": str(place / "cache"), "XDG_DATA_HOME": str(place / "data")})

@@ -102,7 +102,7 @@ def test_as_many_batches_at_once_as_there_are_lanes() -> None:
         asked = [asyncio.create_task(work.together("kind", answer, number, lanes=2)) for number in range(70)]
         assert await asyncio.gather(*asked) == [*range(70)]
         assert sorted(batches[:2]) == [[0], [1]]
-        assert sorted(sum(batches, [])) == [*range(70)]
+        assert sorted(number for batch in batches for number in batch) == [*range(70)]
         assert await work.together("kind", answer, 7, lanes=2) == 7
         assert not work._queues
 
