@@ -36,7 +36,7 @@ HEAVY = {
     *("timm", "open_clip", "transformers", "tokenizers", "sqlite_vec", "rabitqlib"),
     *("faiss", "lancedb", "pyarrow", "qdrant_client", "qdrant_edge", "psycopg", "usearch", "ray", "h5py", "tqdm"),
     *("pymilvus", "milvus_lite", "grpc", "pandas"),
-    *("starlette", "uvicorn", "python_multipart", "multipart", "h11"),
+    *("starlette", "uvicorn", "python_multipart", "multipart", "httptools", "h11"),
 }
 LESS_HEAVY = {"numpy", "pydantic", "yaml", "PIL", "threadpoolctl", "sqlite3", "importlib.metadata"}
 

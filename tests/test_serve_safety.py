@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
+import json
 import os
 import platform
 import shutil
@@ -12,6 +14,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -461,6 +464,12 @@ def test_who_does_not_read_is_let_go(hasty: Serving, place: Path) -> None:
         large.write_bytes(before)
 
 
+POST_IN_PARTS = (
+    f"POST {SEARCH} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+    "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+).encode()
+
+
 def test_what_is_no_http_is_refused(served: Serving) -> None:
     for content in (b"hello\r\n\r\n", b"\x16\x03\x01\x02\x00", b"GET / HTTP/9\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"):
         assert served.raw(content).startswith(b"HTTP/1.1 400")
@@ -469,7 +478,61 @@ def test_what_is_no_http_is_refused(served: Serving) -> None:
     assert served.raw(two)[9:12] in (b"400", b"401")
     long = b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n" + last + b"\r\n"
     assert served.raw(long)[9:12] in (b"400", b"401")
+    hosts = b"GET /healthz HTTP/1.1\r\nHost: example.com\r\n" + last + b"\r\n"
+    assert served.raw(hosts)[9:12] == b"400"
+    assert served.raw(b"GET /healthz HTTP/1.0\r\n\r\n")[9:12] == b"200"
     assert served.search("small", **BODY)
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nCookie: ",
+        b"GET /",
+        POST_IN_PARTS,
+        POST_IN_PARTS + b"2\r\n{}\r\n0\r\nX: ",
+        POST_IN_PARTS + b"2\r\n{}\r\n0\r\n\r\nGET /?",
+    ],
+    ids=["a header", "a line", "the size of a part", "a trailer", "the next request"],
+)
+def test_what_is_no_body_does_not_go_on_for_ever(served: Serving, begin: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", served.server.port), 20) as opened:
+        opened.sendall(begin)
+        sent = 0
+        with contextlib.suppress(OSError):  # it was closed
+            while sent < 64 << 20:
+                sent += opened.send(b"0" * 65_536)
+    assert sent < 16 << 20, "what the system holds on the way is all"
+    assert served.search("small", **BODY)
+
+
+def test_what_stands_behind_a_body_is_no_header(served: Serving) -> None:
+    """A body in many small parts is read; a token in its trailer opens nothing."""
+    body = b"".join(b"1\r\n%c\r\n" % byte for byte in json.dumps(BODY).encode())
+    with_token = f"Authorization: Bearer {TOKEN}\r\n".encode()
+    first, rest = POST_IN_PARTS.split(with_token)
+    end = b"Connection: close\r\n\r\n"
+    assert served.raw(first + with_token + rest.removesuffix(b"\r\n") + end + body + b"0\r\n\r\n")[9:12] == b"200"
+    late = first + rest.removesuffix(b"\r\n") + end + body + b"0\r\n" + with_token + b"\r\n"
+    assert served.raw(late)[9:12] == b"401"
+
+
+def test_requests_that_are_sent_without_waiting_are_answered_in_turn(served: Serving) -> None:
+    ask = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+    answers = served.raw(50 * (ask + b"\r\n") + ask + b"Connection: close\r\n\r\n")
+    assert answers.count(b"HTTP/1.1 200 OK") == 51
+
+
+def test_a_connection_that_says_nothing_is_let_go(hasty: Serving) -> None:
+    """Line breaks between requests are allowed, and are no request."""
+    with socket.create_connection(("127.0.0.1", hasty.server.port), 20) as opened:
+        opened.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert opened.recv(1000)[9:12] == b"200"
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                opened.sendall(b"\r\n")
+                time.sleep(0.05)
+            raise AssertionError("it is still there")
 
 
 # -- decoding in processes that may die

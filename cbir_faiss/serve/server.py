@@ -14,9 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cbir_faiss._lib import threads
 from cbir_faiss.errors import CbirError, ConfigError
@@ -163,7 +162,6 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
         timeout_keep_alive=15,
         timeout_graceful_shutdown=int(settings.limits.seconds),
         limit_concurrency=settings.limits.connections,
-        h11_max_incomplete_event_size=_HEAD_BYTES,
     )
 
 
@@ -199,27 +197,53 @@ class _Corked:
         return getattr(self._transport, name)
 
 
-class _Impatient(H11Protocol):
+class _Impatient(HttpToolsProtocol):
     """Closes a connection whose request has not come whole in time, whose body is not wanted any more, or whose answer
-    nobody reads."""
+    nobody reads; and one that brings more than 64 KiB of head, or of anything else but body."""
 
     head_seconds, reading_seconds = 10.0, 30.0
     _timer: Any = None
     _unread: Any = None
+    _in_head, _beside = True, 0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(_Corked(transport, self.loop))  # type: ignore[arg-type]
         self._time(self.head_seconds)
 
     def data_received(self, data: bytes) -> None:
+        self._beside += len(data)
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if self._beside > _HEAD_BYTES and not self.transport.is_closing():
+            self.transport.abort() if answering else self.send_400_response("the head of the request is too large")
+        elif answering:
             self._time(None)
         elif self._timer is None and self.timeout_keep_alive_task is None:
-            self._time(self.head_seconds)  # a request has begun, and its head is not whole
+            self._time(self.head_seconds)  # something has come, but no head that is whole
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # what stands behind a body is nobody's
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._beside = False, 0
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
+            raise ValueError("not one host")  # whoever feeds the parser answers 400
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > _HEAD_BYTES:
+            raise ValueError("a head that is too large")
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._beside -= 2 * len(body)  # a body in parts has something before each of them
+        super().on_body(body)
 
     def on_response_complete(self) -> None:
-        unread = self.conn.their_state is h11.SEND_BODY
+        unread = self.cycle.response_complete and self.cycle.more_body
         super().on_response_complete()
         if unread:
             self._time(_LINGER)
