@@ -477,7 +477,8 @@ def test_what_is_no_http_is_refused(served: Serving) -> None:
     two = b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n" + last + b"\r\n0\r\n\r\n"
     assert served.raw(two)[9:12] in (b"400", b"401")
     long = b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n" + last + b"\r\n"
-    assert served.raw(long)[9:12] in (b"400", b"401")
+    assert served.raw(long)[9:12] == b"422"
+    assert b"application/problem+json" in served.raw(long)
     hosts = b"GET /healthz HTTP/1.1\r\nHost: example.com\r\n" + last + b"\r\n"
     assert served.raw(hosts)[9:12] == b"400"
     assert served.raw(b"GET /healthz HTTP/1.0\r\n\r\n")[9:12] == b"200"

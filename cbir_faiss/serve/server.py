@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import logging
 import secrets
 import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +26,7 @@ from cbir_faiss.serve.app import make_app
 from cbir_faiss.serve.decoding import COMMAND, Decoders
 from cbir_faiss.serve.limits import Limits
 from cbir_faiss.serve.live import Live
+from cbir_faiss.serve.problems import MEDIA_TYPE, Problem
 from cbir_faiss.serve.safety import Guard, is_loopback
 from cbir_faiss.serve.uploads import Uploads
 from cbir_faiss.serve.work import Work
@@ -199,12 +202,13 @@ class _Corked:
 
 class _Impatient(HttpToolsProtocol):
     """Closes a connection whose request has not come whole in time, whose body is not wanted any more, or whose answer
-    nobody reads; and one that brings more than 64 KiB of head, or of anything else but body."""
+    nobody reads; and one that has brought more than 64 KiB and no whole head, or as much of anything else but body."""
 
     head_seconds, reading_seconds = 10.0, 30.0
     _timer: Any = None
     _unread: Any = None
     _in_head, _beside = True, 0
+    url = b""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(_Corked(transport, self.loop))  # type: ignore[arg-type]
@@ -215,7 +219,7 @@ class _Impatient(HttpToolsProtocol):
         super().data_received(data)
         answering = self.cycle is not None and not self.cycle.response_complete
         if self._beside > _HEAD_BYTES and not self.transport.is_closing():
-            self.transport.abort() if answering else self.send_400_response("the head of the request is too large")
+            self.transport.abort() if answering else self._refuse(Problem(422, "the head of the request is too large"))
         elif answering:
             self._time(None)
         elif self._timer is None and self.timeout_keep_alive_task is None:
@@ -234,13 +238,26 @@ class _Impatient(HttpToolsProtocol):
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
             raise ValueError("not one host")  # whoever feeds the parser answers 400
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > _HEAD_BYTES:
-            raise ValueError("a head that is too large")
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._beside -= 2 * len(body)  # a body in parts has something before each of them
         super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:
+        if len(self.url) > _HEAD_BYTES - 1:  # more than its parser takes
+            self._refuse(Problem(422, "the address of the request is too long: send what is long as a body"))
+        else:
+            self._refuse(Problem(400, "this is no HTTP request"))
+
+    def _refuse(self, problem: Problem) -> None:
+        content = json.dumps(problem.as_dict()).encode()
+        head = (
+            f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\ncontent-type: {MEDIA_TYPE}\r\n"
+            f"content-length: {len(content)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + content)
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         unread = self.cycle.response_complete and self.cycle.more_body
