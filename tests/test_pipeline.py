@@ -58,7 +58,7 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "rabitq": {"bits": 9},
     "usearch": {"threads": 1},
 }
-ENGINES = ("qdrant", "pgvector", "lancedb", "sqlite-vec")
+ENGINES = ("qdrant", "pgvector", "lancedb", "sqlite-vec", "milvus")
 DRAWN = {"rabitq": 5e-3}  # it draws another rotation for every index, so distances differ as much as codes are coarse
 
 
@@ -122,6 +122,8 @@ def placed(backend: dict[str, Any], folder: Path, name: str, postgres: Path) -> 
 def check(codecs: list[str], backend: str, pictures: Path, asked: Path, tmp_path: Path, postgres: Path) -> int:
     if backend == "rabitq":
         pytest.importorskip("rabitqlib", reason="needs rabitqlib: Python 3.11 or newer")
+    if backend == "milvus":
+        pytest.importorskip("milvus_lite", reason="needs milvus-lite")
     if backend == "sqlite-vec" and not hasattr(sqlite3.Connection, "enable_load_extension"):
         pytest.skip("this Python's sqlite3 loads no extensions")
     codecs = [codec for codec in codecs if same_kind(codec, backend)]

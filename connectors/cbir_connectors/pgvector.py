@@ -38,7 +38,6 @@ from cbir_faiss.base.options import RelativePath, need
 from cbir_faiss.errors import BackendError, ConfigError, Unsupported
 from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits
 
-DSN = "CBIR_PG_DSN"
 _OPERATORS: dict[Metric, str] = {"l2": "<->", "ip": "<#>", "cosine": "<=>", "hamming": "<~>"}
 _OPCLASSES: dict[Metric, str] = {"l2": "l2_ops", "ip": "ip_ops", "cosine": "cosine_ops", "hamming": "hamming_ops"}
 _LONGEST = {"vector": 16_000, "halfvec": 16_000, "bit": 83_886_080}
@@ -51,7 +50,6 @@ _BY_SIGNS = """SELECT {id}, {vector} {operator} %b FROM (
     ORDER BY {signs} <~> binary_quantize(%b::{type}) LIMIT {candidates}) candidates ORDER BY 2 LIMIT {k}"""
 _OLDEST_PGVECTOR = (0, 8)
 _LONGEST_NAME, _STANDBY = 63, "standby"
-_AGAIN = {"40001", "40P01"}  # two writers met, and this one was to give way
 
 
 def _identifier(name: str) -> str:
