@@ -29,7 +29,7 @@ demo: $(VENV)/.demo  ## set up, compare raw and binary indexing on built-in data
 # A process for each core, at most four: each may load torch.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-test: $(VENV)/.dev  ## set up and run the whole test suite (10 min)
+test: $(VENV)/.dev  ## set up and run the whole test suite (17 min)
 	$(PYTEST)
 
 test-fast: $(VENV)/.dev  ## the tests without the slow ones (3 min)
