@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from datetime import datetime, timezone
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -58,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, content, header = self._answer(unquote(address.path).strip("/"), asked, body)
         self.send_response(status)
         length = header.pop("length", str(len(content)))
-        for name, value in {"last-modified": formatdate(0, usegmt=True), **header, "content-length": length}.items():
+        for name, value in {"last-modified": formatdate(usegmt=True), **header, "content-length": length}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -128,9 +129,11 @@ class _Handler(BaseHTTPRequestHandler):
         folders = {prefix + key[len(prefix) :].split(delimiter)[0] + delimiter for key in keys if delimiter} - set(keys)
         folders = {folder for folder in folders if any(key.startswith(folder) for key in keys)}
         files = [key for key in keys if not any(key.startswith(folder) for folder in folders)]
+        # Written just now: what is old and unknown to LanceDB it removes, be it of a write under way.
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         content = "".join(
             f"<Contents><Key>{escape(key)}</Key><Size>{len(self.store.objects[f'{bucket}/{key}'])}</Size>"
-            "<LastModified>2020-01-01T00:00:00.000Z</LastModified><ETag>&quot;0&quot;</ETag></Contents>"
+            f"<LastModified>{now}</LastModified><ETag>&quot;0&quot;</ETag></Contents>"
             for key in files
         )
         content += "".join(f"<CommonPrefixes><Prefix>{escape(f)}</Prefix></CommonPrefixes>" for f in sorted(folders))

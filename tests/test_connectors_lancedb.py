@@ -54,12 +54,6 @@ class TestLancedbInAStore(BackendContract):
         address = f"s3://bucket/{'-'.join(place.parts[-2:])}"
         return Lancedb(**{**self.options, "uri": address, "metric": case[1]})
 
-    @pytest.mark.xfail(
-        reason="of two that index at once, either may miss a file (LanceDB 0.40); see docs", strict=False
-    )
-    def test_two_writers(self, filled: Any, second: Any, case: Case) -> None:
-        super().test_two_writers(filled, second, case)
-
 
 @pytest.mark.slow
 class TestLancedbOnServers(BackendContract):
