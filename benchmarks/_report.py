@@ -1,7 +1,8 @@
-"""What the benchmarks share: medians of repeated runs, tables on the screen, raw results with their environment."""
+"""What the benchmarks share: medians of repeated runs, tables, raw results with their environment, photos."""
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
 import threading
@@ -9,6 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from cbir_faiss.comparison.environment import environment
 
@@ -53,6 +57,16 @@ def store(name: str, sections: dict[str, Any], threads: int | None = None, folde
     stored |= {section: {"environment": where, **content} for section, content in sections.items()}
     path.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
     return path
+
+
+def camera_jpeg(number: int) -> bytes:
+    """Smooth shapes with some grain, as a camera's JPEG has: about 60 kB."""
+    rng = np.random.default_rng(number)
+    small = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
+    grain = rng.normal(0, 4, (480, 640, 1))
+    out = io.BytesIO()
+    Image.fromarray(np.clip(np.asarray(small) + grain, 0, 255).astype(np.uint8)).save(out, "JPEG", quality=85)
+    return out.getvalue()
 
 
 class Anonymous:

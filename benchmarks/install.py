@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import io
 import json
 import os
 import statistics
@@ -28,9 +27,7 @@ import venv
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from _report import show, store
-from PIL import Image
+from _report import camera_jpeg, show, store
 
 TOKEN = "benchmark"
 ROOT = Path(__file__).parents[1]
@@ -61,20 +58,11 @@ def _round(place: Path, wheel: Path, photos: int) -> dict[str, float]:
     venv.create(place / "venv", with_pip=True)
     (place / "photos").mkdir()
     for number in range(photos):
-        (place / "photos" / f"{number:03}.jpg").write_bytes(_photo(number))
+        (place / "photos" / f"{number:03}.jpg").write_bytes(camera_jpeg(number))
     unwanted = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "CBIR_CACHE")
     env = {key: value for key, value in os.environ.items() if key not in unwanted}
     began = time.perf_counter()
-    pip = [
-        str(place / "venv/bin/python"),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-cache-dir",
-        "--only-binary",
-        ":all:",
-    ]
+    pip = f"{place}/venv/bin/python -m pip install --quiet --no-cache-dir --only-binary :all:".split()
     subprocess.run([*pip, f"{wheel}[cpu,serve]"], env=env, check=True)
     installed = time.perf_counter()
     _serve(place, {**env, "XDG_CACHE_HOME": str(place / "cache"), "XDG_DATA_HOME": str(place / "data")})
@@ -110,14 +98,6 @@ def _ask(port: int) -> Any:
         finally:
             connection.close()
         time.sleep(0.02)
-
-
-def _photo(number: int) -> bytes:
-    rng = np.random.default_rng(number)
-    small = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
-    out = io.BytesIO()
-    small.save(out, "JPEG", quality=85)
-    return out.getvalue()
 
 
 if __name__ == "__main__":

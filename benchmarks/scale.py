@@ -10,8 +10,8 @@ takes their pages back when it needs them.
 
     build    seconds, peak of memory, bytes on disk
     open     seconds from a collection that is closed to the first answer, libraries loaded
-    search   milliseconds of one query (median of 200), memory, and recall@10 of the exact neighbours: as it was built
-             and by the code alone
+    search   milliseconds of one query (median of 200) and recall@10 of the exact neighbours: as it was built, and by
+             the code alone
     add      seconds and peak of memory of adding 10,000 more
 
 Raw figures go to benchmarks/results/scale.json.

@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
-import io
 import json
 import multiprocessing
 import os
@@ -48,8 +47,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import show, store
-from PIL import Image
+from _report import camera_jpeg, show, store
 
 from cbir_faiss.collection import Collection
 from cbir_faiss.config import parse_config
@@ -121,7 +119,7 @@ def _build(bench: Bench, sections: list[str]) -> None:
     if {"uploads", "hostile"} & set(sections):
         (bench.place / "photos").mkdir()
         for number in range(bench.photos):
-            (bench.place / "photos" / f"{number:05}.jpg").write_bytes(_photo(number))
+            (bench.place / "photos" / f"{number:05}.jpg").write_bytes(camera_jpeg(number))
         (bench.place / "secret.txt").write_bytes(CANARY)
         _collection(bench.pictures, {"name": "folder", "root": str(bench.place / "photos")}, "compact")
 
@@ -135,16 +133,6 @@ def _collection(out: Path, source: dict[str, Any], extractor: str) -> None:
         "rescore": [{"name": "float", "candidates": 100}],
     }
     Collection.build(parse_config(document), out).close()
-
-
-def _photo(number: int) -> bytes:
-    """Smooth shapes with some grain, as a camera's JPEG has: about 60 kB."""
-    rng = np.random.default_rng(number)
-    small = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
-    grain = rng.normal(0, 4, (480, 640, 1))
-    out = io.BytesIO()
-    Image.fromarray(np.clip(np.asarray(small) + grain, 0, 255).astype(np.uint8)).save(out, "JPEG", quality=85)
-    return out.getvalue()
 
 
 @dataclass
@@ -396,7 +384,7 @@ def page(bench: Bench) -> dict[str, Any]:
 
 def hostile(bench: Bench) -> dict[str, Any]:
     with _serving(bench.pictures) as server:
-        Client(server.port).upload(_photo(0))
+        Client(server.port).upload(camera_jpeg(0))
         rng = random.Random(0)
         for _ in range(min(500, bench.hostile // 2)):
             _attack(server.port, rng)
@@ -412,7 +400,7 @@ def hostile(bench: Bench) -> dict[str, Any]:
         for one in slow:
             one.close()
         time.sleep(1)
-        Client(server.port).upload(_photo(0))
+        Client(server.port).upload(camera_jpeg(0))
         return {
             "requests": bench.hostile,
             "faults": sum(count for name, count in statuses.items() if name.endswith(" 500")),
@@ -461,7 +449,7 @@ def _request(
 
 def _broken_form(rng: random.Random) -> bytes:
     """A right form, some bytes of which are others, or left out."""
-    content = bytearray(_form(_photo(rng.randrange(4))))
+    content = bytearray(_form(camera_jpeg(rng.randrange(4))))
     for _ in range(rng.randrange(1, 6)):
         place = rng.choice([rng.randrange(80), rng.randrange(len(content))])
         content[place : place + rng.randrange(3)] = rng.randbytes(rng.randrange(3))

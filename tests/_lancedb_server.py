@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,14 +12,44 @@ import lancedb
 import lancedb.index as kinds
 import numpy as np
 import pyarrow as pa
+from _http import Handler, HttpServer
 
 _ARROW = "application/vnd.apache.arrow.file"
 _KINDS = {"IVF_FLAT": "IvfFlat", "IVF_PQ": "IvfPq", "IVF_RQ": "IvfRq", "IVF_HNSW_SQ": "HnswSq"}
 Answer = tuple[int, str, bytes]
 
 
-class LancedbServer:
+class _Handler(Handler):
+    owner: LancedbServer
+
+    def _handle(self) -> None:
+        body, address = self._body(), urlsplit(self.path)
+        asked = {name: values[0] for name, values in parse_qs(address.query).items()}
+        self.owner.requests.append(f"{self.command} {address.path} {body[:500]!r}")
+        if self.owner.status or self.headers["x-api-key"] != self.owner.api_key:
+            status, kind, content = _json({"error": "refused"}, self.owner.status or 401)
+        else:
+            with self.owner.lock:
+                status, kind, content = self.owner.answered(address.path, asked, body)
+        self.answer(status, content, {"content-type": kind})
+
+    do_GET = do_POST = _handle
+
+    def _body(self) -> bytes:
+        if self.headers.get("transfer-encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("content-length", 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+
+class LancedbServer(HttpServer):
     """``with LancedbServer() as server: Lancedb(uri="db://any", host=server.url)``."""
+
+    handler = _Handler
 
     def __init__(self, api_key: str = "hunter2") -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="cbir-lancedb-")
@@ -29,22 +57,13 @@ class LancedbServer:
         self.api_key, self.status = api_key, 0
         """What every request meets, if it is not 0."""
         self.requests: list[str] = []
-        self.lock = threading.Lock()
-        handler = type("Handler", (_Handler,), {"owner": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def __enter__(self) -> LancedbServer:
-        return self
+        super().__init__()
 
     def __exit__(self, *_: object) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+        self.stop()
         self._folder.cleanup()
 
-    def answer(self, path: str, asked: dict[str, str], body: bytes) -> Answer:
+    def answered(self, path: str, asked: dict[str, str], body: bytes) -> Answer:
         if path.endswith("/table/list"):
             return _json({"tables": self.db.list_tables().tables})
         _, _, name, *rest = path.strip("/").split("/")
@@ -93,42 +112,6 @@ class LancedbServer:
             told = {"num_indexed_rows": table.count_rows(), "num_unindexed_rows": 0, "distance_type": "l2"}
             return _json({**told, "index_type": kind, "num_indices": 1})
         return _json({"error": f"cannot {call}"}, 400)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    owner: LancedbServer
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def _handle(self) -> None:
-        body, address = self._body(), urlsplit(self.path)
-        asked = {name: values[0] for name, values in parse_qs(address.query).items()}
-        self.owner.requests.append(f"{self.command} {address.path} {body[:500]!r}")
-        if self.owner.status or self.headers["x-api-key"] != self.owner.api_key:
-            status, kind, content = _json({"error": "refused"}, self.owner.status or 401)
-        else:
-            with self.owner.lock:
-                status, kind, content = self.owner.answer(address.path, asked, body)
-        self.send_response(status)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_POST = _handle
-
-    def _body(self) -> bytes:
-        if self.headers.get("transfer-encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("content-length", 0)))
-        parts = []
-        while size := int(self.rfile.readline(), 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(parts)
 
 
 def _found(table: Any, told: dict[str, Any]) -> bytes:

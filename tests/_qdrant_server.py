@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import select
 import socket
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from _http import Handler, HttpServer
 from _qdrant_engine import Collection, Engine, Refused
 from qdrant_client import QdrantClient
 
@@ -43,83 +42,8 @@ class Fault:
     """Whether the request is carried out before: only its answer is lost."""
 
 
-class QdrantServer:
-    """``with QdrantServer() as server: … server.url``."""
-
-    def __init__(self, *, api_key: str = "", max_bytes: int = 32 * 2**20) -> None:
-        self.storage = Engine()
-        self.lock = threading.Lock()
-        self.api_key, self.max_bytes = api_key, max_bytes
-        self.faults: list[Fault] = []
-        """Each meets the next requests of its kind; the first that fits is used up first."""
-        self.lives: int | None = None
-        """Writes of points that are still acknowledged before the server dies; None for ever."""
-        self.writes = 0
-        self.statuses: list[str] = []
-        """What a collection says of itself when it is next asked, instead of what is the case."""
-        self.requests: list[str] = []
-        """``METHOD path`` of everything that was asked."""
-        self._port = 0
-        self.start()
-
-    def start(self) -> None:
-        """Listen, on the same port as before after a death."""
-        handler = type("Handler", (_Handler,), {"owner": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
-        self._http.daemon_threads = True
-        self._port = self._http.server_port
-        self.url = f"http://127.0.0.1:{self._port}"
-        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def stop(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-    def __enter__(self) -> QdrantServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-        with self.lock:
-            self.storage.close()
-
-    @cached_property
-    def engine(self) -> QdrantClient:
-        """Somebody else's client of this server, for a test to put things there and to look."""
-        return QdrantClient(url=self.url, check_compatibility=False)
-
-    @property
-    def woken(self) -> int:
-        """Changes of configurations, which start the optimizers of a grey collection."""
-        return sum(collection.woken for collection in self.storage.collections.values())
-
-    def fault(self, kind: str) -> Fault | None:
-        """The fault that a request of this kind meets, which is then used up by one."""
-        with self.lock:
-            for fault in self.faults:
-                if fault.on in (kind, "any"):
-                    fault.times -= 1
-                    self.faults = [other for other in self.faults if other.times > 0]
-                    return fault
-        return None
-
-    def dies_now(self) -> bool:
-        """Count one write; whether it is one too many."""
-        with self.lock:
-            self.writes += 1
-            if self.lives is None:
-                return False
-            self.lives -= 1
-            return self.lives < 0
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     owner: QdrantServer
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
     def _handle(self) -> None:
         address = urlsplit(self.path)
@@ -160,13 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, {"status": {"error": _REASONS.get(status, "refused")}, "time": 0.0}, header)
 
     def _answer(self, status: int, document: Any, header: dict[str, str] | None = None) -> None:
-        content = json.dumps(document).encode()
-        self.send_response(status)
-        for name, value in {"content-type": "application/json", **(header or {})}.items():
-            self.send_header(name, value)
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        self.answer(status, json.dumps(document).encode(), {"content-type": "application/json", **(header or {})})
 
     def _served(self, parts: list[str], call: str, query: str, body: bytes) -> tuple[int, Any]:
         wait = parse_qs(query).get("wait", ["false"]) == ["true"]
@@ -178,6 +96,60 @@ class _Handler(BaseHTTPRequestHandler):
             except Exception as error:  # Edge raises plain ones for whatever it is not given right
                 return 400, {"status": {"error": f"Wrong input: {error}"}, "time": 0.0}
         return 200, {"result": result, "status": "ok", "time": 0.0}
+
+
+class QdrantServer(HttpServer):
+    """``with QdrantServer() as server: … server.url``."""
+
+    handler = _Handler
+
+    def __init__(self, *, api_key: str = "", max_bytes: int = 32 * 2**20) -> None:
+        self.storage = Engine()
+        self.api_key, self.max_bytes = api_key, max_bytes
+        self.faults: list[Fault] = []
+        """Each meets the next requests of its kind; the first that fits is used up first."""
+        self.lives: int | None = None
+        """Writes of points that are still acknowledged before the server dies; None for ever."""
+        self.writes = 0
+        self.statuses: list[str] = []
+        """What a collection says of itself when it is next asked, instead of what is the case."""
+        self.requests: list[str] = []
+        """``METHOD path`` of everything that was asked."""
+        super().__init__()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        with self.lock:
+            self.storage.close()
+
+    @cached_property
+    def engine(self) -> QdrantClient:
+        """Somebody else's client of this server, for a test to put things there and to look."""
+        return QdrantClient(url=self.url, check_compatibility=False)
+
+    @property
+    def woken(self) -> int:
+        """Changes of configurations, which start the optimizers of a grey collection."""
+        return sum(collection.woken for collection in self.storage.collections.values())
+
+    def fault(self, kind: str) -> Fault | None:
+        """The fault that a request of this kind meets, which is then used up by one."""
+        with self.lock:
+            for fault in self.faults:
+                if fault.on in (kind, "any"):
+                    fault.times -= 1
+                    self.faults = [other for other in self.faults if other.times > 0]
+                    return fault
+        return None
+
+    def dies_now(self) -> bool:
+        """Count one write; whether it is one too many."""
+        with self.lock:
+            self.writes += 1
+            if self.lives is None:
+                return False
+            self.lives -= 1
+            return self.lives < 0
 
 
 def _result(owner: QdrantServer, parts: list[str], call: str, body: bytes, wait: bool) -> Any:
