@@ -20,6 +20,7 @@ from PIL import Image
 
 from cbir_faiss.collection import Collection, recalled
 from cbir_faiss.config import parse_config
+from cbir_faiss.serve.plane import _learnt
 from cbir_faiss.types import Floats
 
 
@@ -283,11 +284,8 @@ def test_the_map_is_by_umap_where_that_is_installed(tmp_path: Path, monkeypatch:
             asked.append(options)
 
         def fit(self, rows: Floats) -> UMAP:
-            self.embedding_ = self.transform(rows)
+            self.embedding_ = rows[:, 2:4] + np.float32(7)
             return self
-
-        def transform(self, rows: Floats) -> Floats:
-            return rows[:, 2:4] + np.float32(7)
 
     def places() -> tuple[str, Floats]:
         with serving(tmp_path / "x.cbir") as server:
@@ -305,6 +303,22 @@ def test_the_map_is_by_umap_where_that_is_installed(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "umap", None)  # not installed, or not to be imported
     how, axes = places()
     assert (how, np.abs(axes).max()) == ("axes", 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # what it imports and compiles is its own affair
+def test_umap_itself_keeps_apart_what_is_apart() -> None:
+    """The real one, where it is installed: it is no dependency, since it holds NumPy back."""
+    pytest.importorskip("umap")
+    rng = np.random.default_rng(0)
+    middles = 20 * rng.standard_normal((3, 8))
+    rows = np.concatenate([middle + rng.standard_normal((100, 8)) for middle in middles]).astype(np.float32)
+    how, place = _learnt(rows[::2])
+    others = place(rows[1::2]).reshape(3, 50, 2)
+    spread = np.abs(others - others.mean(axis=1, keepdims=True)).max()
+    apart = [np.abs(others[i].mean(axis=0) - others[j].mean(axis=0)).max() for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert how == "umap"
+    assert min(apart) > spread
 
 
 def test_info_says_what_can_be_asked(served: Serving) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 import cbir_faiss as cf
 from cbir_faiss.cli import main
+from cbir_faiss.collection import room
 from cbir_faiss.config import load_config
 from cbir_faiss.errors import CbirError, ConfigError, InputError
 from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
@@ -298,6 +300,15 @@ def test_two_runs_at_one_place_are_one_line(config: Path, tmp_path: Path) -> Non
 
     with pytest.raises(CbirError, match=r"t\.tuning"):
         tune(config, "knn_recall@10 >= 0.5", out=tmp_path / "t.yaml", rungs=RUNGS, note=second)
+
+
+def test_a_disk_that_cannot_hold_the_vectors_is_said_before_they_are_copied(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100_000))
+    with pytest.raises(CbirError, match=r"800 vectors to tune on take 0\.1 MB on the disk, and 0\.1 MB are free"):
+        tune(config, "knn_recall@10 >= 0.5", out=tmp_path / "t.yaml", rungs=RUNGS)
+    assert not (tmp_path / "t.tuning" / "data" / "items.npy").exists()
 
 
 def test_no_time_is_said_with_what_was_reached(config: Path) -> None:

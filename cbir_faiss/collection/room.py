@@ -27,18 +27,25 @@ class Least:
 def check_room(out: Path, config: Config, source: Source, extractor: Extractor) -> None:
     """Raises CbirError where what a build at ``out`` is certain to write or hold is more than there is room for."""
     items, least = len(source.items()), least_of(config, source, extractor)
-    free = shutil.disk_usage(next(folder for folder in out.absolute().parents if folder.exists())).free
-    if least.disk > free:
-        raise CbirError(
-            f"{out}: {items:,} items take at least {_gb(least.disk)} on the disk, and {_gb(free)} are free: make room, "
-            "choose another --out, or keep less (a code, 'store: int8'); cbir plan says what a build takes"
-        )
+    check_disk(
+        out,
+        least.disk,
+        f"{items:,} items take at least",
+        "make room, choose another --out, or keep less (a code, 'store: int8'); cbir plan says what a build takes",
+    )
     memory = _available()
     if memory is not None and least.memory > memory:
         raise CbirError(
             f"{out}: an index of {items:,} items takes at least {_gb(least.memory)} of memory, and {_gb(memory)} are "
             "available: take a code or a smaller one; cbir plan says what a build takes"
         )
+
+
+def check_disk(out: Path, least: int, what: str, advice: str) -> None:
+    """Raises CbirError where ``out`` is certain to take more bytes than are free; ``what`` takes them."""
+    free = shutil.disk_usage(next(folder for folder in out.absolute().parents if folder.exists())).free
+    if least > free:
+        raise CbirError(f"{out}: {what} {_gb(least)} on the disk, and {_gb(free)} are free: {advice}")
 
 
 def least_of(config: Config, source: Source, extractor: Extractor) -> Least:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cbir_faiss._lib.files import write_durably
 from cbir_faiss.base import Extractor, Source
 from cbir_faiss.base.labels import Labels
+from cbir_faiss.collection.room import check_disk
 from cbir_faiss.comparison.combine import digest
 from cbir_faiss.config import Choice, Config, parse_config, read_config
 from cbir_faiss.errors import ConfigError, InputError
@@ -228,6 +229,9 @@ def _lay_out(
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob("*.np[yz]"):
             left.unlink()
+        asked_rows, asked_there = _block(asked, queries, column, metric)
+        least = 4 * len(items) * asked_rows.shape[1]
+        check_disk(folder, least, f"{len(items):,} vectors to tune on take", "make room, or choose another --out")
         kept = []
         file = ArrayFile(folder / "items.npy")
         for start in range(0, len(items), FILL_ROWS):
@@ -236,9 +240,8 @@ def _lay_out(
             file.append(block)
             kept.append(rows[there])
         file.close()
-        block, there = _block(asked, queries, column, metric)
-        np.save(folder / "queries.npy", block)
-        np.save(folder / "chosen.npy", queries[there])
+        np.save(folder / "queries.npy", asked_rows)
+        np.save(folder / "chosen.npy", queries[asked_there])
         np.save(folder / "order.npy", np.concatenate(kept) if kept else np.empty(0, np.int64))
         write_durably(folder / "data.json", json.dumps({"digest": what}).encode())
 
