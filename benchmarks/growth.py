@@ -12,7 +12,8 @@ works through `Collection` on a copy of what was built.
                and their documents; merges, and learning anew, are among them
     memory     peak of RssAnon over what it was when the collection was open: over those adds, and over a delete of a
                quarter of the large one, which writes what is left anew; of a new graph, its file is taken off
-    filter     milliseconds of a search for 10 among all items, of one of ten labels, and of a range of years
+    filter     milliseconds of a search for 10 among all items, and among those that a filter keeps, which are a
+               thousandth to half of them: with another filter each time, and with the same one again
 
 Raw figures go to benchmarks/results/growth.json.
 """
@@ -20,6 +21,7 @@ Raw figures go to benchmarks/results/growth.json.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
@@ -27,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ from cbir_faiss.config import parse_config
 
 DIM, BATCH, ADDS, TIMED = 512, 1000, 100, 12
 BACKENDS = ("faiss-binary-ivf", "faiss-binary-hnsw")
-FILTERS: dict[str, Any] = {"label": {"label": "c3"}, "years": {"year": {"gte": 2000, "lt": 2020}}}
+SHARES = {"0.1 %": 1, "1 %": 10, "10 %": 100, "50 %": 500}  # of 1,000 values that documents have alike
 
 
 def main() -> None:
@@ -89,7 +91,11 @@ def _summary(runs: dict[str, Any]) -> dict[str, float]:
         "bytes written for a byte": runs["written"]["written_bytes"] / runs["written"]["added_bytes"],
         **{f"{name}: peak MB": value for name, value in memory.items()},
         "search ms": 1e3 * plain,
-        **{f"filter by {name}: ms more": 1e3 * (statistics.median(runs["filter"][name]) - plain) for name in FILTERS},
+        **{
+            f"{name}, {how}": statistics.median(runs["filter"][how][name]) / plain
+            for name in SHARES
+            for how in ("a new filter", "the same again")
+        },
     }
 
 
@@ -139,12 +145,17 @@ def _merge(folder: Path) -> dict[str, Any]:
 
 def _filter(folder: Path) -> dict[str, Any]:
     with Collection.open(folder) as collection:
-        queries = iter(_vectors(1000, 10**7))
+        queries, first = iter(_vectors(1000, 10**7)), itertools.count()
 
-        def search(where: Any) -> Callable[[], Any]:
-            return lambda: collection.search_hits(next(queries)[None], 10, where)
+        def search(values: int | None, new: bool = False) -> Any:
+            start = next(first) if new else 0
+            where = None if values is None else {"draw": {"gte": start, "lt": start + values}}
+            return collection.search_hits(next(queries)[None], 10, where)
 
-        return {name: seconds(search(where), 30) for name, where in {"all": None, **FILTERS}.items()}
+        def each(new: bool) -> dict[str, list[float]]:
+            return {name: seconds(partial(search, values, new), 30) for name, values in SHARES.items()}
+
+        return {"all": seconds(partial(search, None), 30), "a new filter": each(True), "the same again": each(False)}
 
 
 WORK = {"add": _add, "many": _many, "merge": _merge, "filter": _filter}
@@ -203,7 +214,12 @@ def _vectors(n: int, seed: int) -> Any:
 
 
 def _documents(n: int, name: str) -> list[dict[str, Any]]:
-    return [{"path": f"{name}/{i}.jpg", "label": f"c{i % 10}", "year": 1950 + i % 100} for i in range(n)]
+    """``draw`` has values that other keys say nothing about."""
+    draws = np.random.default_rng(sum(name.encode())).integers(0, 1000, n).tolist()
+    return [
+        {"path": f"{name}/{i}.jpg", "label": f"c{i % 10}", "year": 1950 + i % 100, "draw": draw}
+        for i, draw in enumerate(draws)
+    ]
 
 
 if __name__ == "__main__":

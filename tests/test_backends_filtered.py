@@ -145,3 +145,32 @@ def test_ids_that_are_asked_for_again_are_those_that_live() -> None:
     backend.search(queries, 1, other, options)
     other[:] = np.arange(1, N + 1, 3)  # its owner writes to it
     assert set(backend.search(queries, N, other, options).ids.ravel().tolist()) - {-1} == set(range(4, N + 1, 3))
+
+
+@pytest.mark.parametrize("name", ["faiss-binary-ivf", "faiss-binary-multihash"])
+def test_a_filter_that_keeps_few_finds_them_whatever_changed(name: str, tmp_path: Path) -> None:
+    """What is kept of the last filter is of the rows that it kept then."""
+    backend, options = filled(name, OPTIONS.get(name, [{}])[0])
+    x, queries = data("binary")
+    few, others = np.arange(0, N, 100), np.arange(1, N, 100)
+
+    def check(allowed: Ids, among: Ids) -> None:
+        hits = backend.search(queries, K, allowed, options)
+        apart = np.bitwise_count(queries[:, None] ^ x[among][None]).sum(axis=2)
+        np.testing.assert_array_equal(hits.distances, np.sort(apart, axis=1)[:, :K])
+        assert np.isin(hits.ids, allowed).all()
+
+    for allowed in (few, few, others, few):
+        check(allowed, allowed)
+    backend.delete(few[::2])
+    check(few, few[1::2])
+    again = few[1::2] + 1
+    backend.upsert(few[1::2], x[again])
+    check(few, again)
+    backend.save(tmp_path / "saved")
+    backend.create(128, "binary")
+    backend.train(x[::2])
+    backend.upsert(np.arange(N), x[::-1])
+    check(others, N - 1 - others)
+    backend.restore(tmp_path / "saved")
+    check(others, others)

@@ -44,6 +44,8 @@ Raw = tuple[NDArray[Any], Ids]
 SEEN_EACH = 16
 """Rows that a walk in a graph compares for each candidate that it keeps."""
 _WIDEST = 1 << 22  # distances held at once while more is fetched than is asked for
+_COPIED_BYTES = 1 << 24  # of codes that a filter allows, scanned in a copy of them
+_COPIED_SHARE = 1 / 32  # of the rows; of more than these, enough are soon found
 _GPU_WIDEST = 2048  # neighbours that FAISS's GPU kernels can return
 _PAYLOAD = "payload.jsonl"
 
@@ -124,6 +126,7 @@ class FaissBackend(base.Backend):
     def _forget(self) -> None:
         self._index: Any = None
         self._rows = Rows()
+        self._copied: tuple[Mask, Ids, Any] | None = None
 
     def _create(self) -> None:
         self._forget()
@@ -172,7 +175,7 @@ class FaissBackend(base.Backend):
                 raise CorruptCollection(f"{folder / self.index_file}: it cannot be read: {error}") from error
             self.dim, self.kind, self.metric = meta["dim"], meta["kind"], meta["metric"]
             self._rows = Rows.from_arrays(meta["n"], arrays, payloads)
-            self._read_only = mmap
+            self._read_only, self._copied = mmap, None
             self._restored(arrays)
             self._index = self._to_device(self._index)
 
@@ -286,6 +289,8 @@ class FaissBackend(base.Backend):
         allowed = int(np.count_nonzero(keep))
         if self._flat() is not None and not self._walks(allowed, options):
             return self._scan(vectors, k, keep, options)
+        if self._copies(allowed):
+            return self._scan_copies(vectors, k, keep)
         wider = self._wider(options, allowed / len(keep))
         scans = self._flat() is not None and wider is not options
         most = allowed // SEEN_EACH if scans else len(keep)
@@ -310,6 +315,24 @@ class FaissBackend(base.Backend):
         """The nearest of the rows in ``keep``, each of them compared."""
         params = self._faiss.SearchParameters(sel=self._selector_of(keep))
         return cast("Raw", self._flat().search(self._inside(vectors), k, params=params))
+
+    def _copies(self, allowed: int) -> bool:
+        """Whether so few rows are scanned in a copy of them: of codes that the index compares without selectors.
+
+        To fetch more of them until enough are allowed takes a hundred times as long.
+        """
+        few = allowed <= _COPIED_SHARE * self._rows.n and allowed * (self.dim or 0) // 8 <= _COPIED_BYTES
+        return few and self.kind == "binary" and not self.selects and self._flat() is None and not self._on_gpu()
+
+    def _scan_copies(self, vectors: Codes, k: int, keep: Mask) -> Raw:
+        """The nearest of the rows in ``keep``, which are k at least; the last copy is kept, for filters come again."""
+        known = self._copied
+        if known is None or not np.array_equal(known[0], keep):
+            rows, copy = np.flatnonzero(keep), self._faiss.IndexBinaryFlat(self.dim)
+            copy.add(np.ascontiguousarray(self._vectors(rows)))
+            known = self._copied = keep.copy(), rows, copy
+        distances, places = known[2].search(vectors, k)
+        return distances, known[1][places]
 
     def _nearest(self, vectors: Codes, k: int, options: Any, selector: Any = None) -> Raw:
         """The index's own answer.

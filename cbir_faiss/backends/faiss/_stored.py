@@ -36,9 +36,29 @@ def _stored_codes(faiss: Any, index: Any, rows: Ids) -> NDArray[np.uint8]:
         return flat.reshape(-1, storage.code_size)[rows]
     if isinstance(storage, faiss.IndexBinaryIVF):
         _map_rows(storage)
+        if storage.direct_map.type == faiss.DirectMap.Array:
+            return _codes_in_lists(faiss, storage, rows)
     codes = np.empty((len(rows), index.code_size), np.uint8)
     for place, row in zip(codes, rows.tolist(), strict=True):
         place[:] = storage.reconstruct(row)
+    return codes
+
+
+def _codes_in_lists(faiss: Any, ivf: Any, rows: Ids) -> NDArray[np.uint8]:
+    """List by list: FAISS itself gives one row at a time."""
+    map_of_rows, held = ivf.direct_map.array, ivf.invlists
+    places = faiss.rev_swig_ptr(map_of_rows.data(), map_of_rows.size())[rows]
+    lists, offsets = places >> 32, places & 0xFFFFFFFF
+    order = np.argsort(lists, kind="stable")
+    ends = [*(np.flatnonzero(np.diff(lists[order])) + 1).tolist(), len(rows)]
+    codes, start = np.empty((len(rows), ivf.code_size), np.uint8), 0
+    for end in ends if len(rows) else ():
+        some, start = order[start:end], end
+        number = int(lists[some[0]])
+        pointer = held.get_codes(number)
+        block = faiss.rev_swig_ptr(pointer, held.list_size(number) * ivf.code_size).reshape(-1, ivf.code_size)
+        codes[some] = block[offsets[some]]
+        held.release_codes(number, pointer)
     return codes
 
 
