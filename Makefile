@@ -26,8 +26,8 @@ $(VENV)/.dev: $(BIN)/uv pyproject.toml
 demo: $(VENV)/.demo  ## set up, compare raw and binary indexing on built-in data -> runs/demo/report.html (10 s)
 	$(BIN)/cbir compare configs/demo.yaml --out runs/demo
 
-# A process for each core, at most four: each may load torch.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+# A process for each core, at most four: each may load torch. Compiled tests are kept, or every process would do it again.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test: $(VENV)/.dev  ## set up and run the whole test suite (17 min)
 	$(PYTEST)

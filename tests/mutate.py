@@ -183,6 +183,7 @@ class Copy:
         shutil.copytree(root, self.tree, ignore=left_out)
         self._env = {**os.environ, "PYTHONPATH": f"{self.tree}{os.pathsep}{self.tree / 'connectors'}"}
         self._env.pop("PYTHONDONTWRITEBYTECODE", None)
+        self._env["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # loading them takes longer than most mutants
 
     def check_imported(self, files: Sequence[str]) -> None:
         """SystemExit where another file than the one of this tree would be imported."""

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from _readme import PLAIN
+
 HERE = Path(__file__).parent
 TESTS = """
 import time
@@ -33,7 +35,7 @@ def test_what_is_listed_is_there() -> None:
 
 def run(place: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "pytest.ini", *arguments]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=place, env=PLAIN, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr
 
 
@@ -45,5 +47,5 @@ def test_slow_tests_are_found_and_left_out(tmp_path: Path) -> None:
     assert "2 passed" in run(tmp_path, "--find-slow")
     assert (tmp_path / "slow.txt").read_text() == "test_some.py::test_slow\n"
     assert "1 passed, 1 deselected" in run(tmp_path, "-m", "not slow")
-    assert "leave -n out" in run(tmp_path, "--find-slow", "-n", "2")
+    assert "leave -n out" in run(tmp_path, "-p", "xdist", "--find-slow", "-n", "2")
     assert (tmp_path / "slow.txt").read_text() == "test_some.py::test_slow\n"
