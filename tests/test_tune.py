@@ -387,7 +387,7 @@ def test_an_engine_that_cannot_be_tuned_on_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_whole_space_can_be_built_and_compared() -> None:
-    x, _ = clusters(1_500, 160)
+    x, _ = clusters(750, 160)
     found = cf.tune(x, "knn_recall@10 >= 0.9", minimise="latency", rungs=RUNGS)
     assert found.met
     refused = [(title, reason) for title, reason in found.others if "FAISS" in reason or "Error" in reason]

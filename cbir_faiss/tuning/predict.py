@@ -299,15 +299,14 @@ def _carried_on(distances: NDArray[Any]) -> Curve:
         return lambda u: np.full(np.shape(u), level)
     some = np.unique(np.round(np.geomspace(1, len(ranks), 40)).astype(int)) - 1
     u, mean = _digamma(ranks)[some], mean[some]
-    best: tuple[float, float, Values] | None = None
-    for end in u.max() + np.geomspace(0.3, 300, 60):
-        columns = np.stack([np.ones_like(u), -np.sqrt(end - u)], axis=1)
-        solved = np.linalg.lstsq(columns, mean, rcond=None)[0]
-        error = float(np.square(columns @ solved - mean).sum())
-        if best is None or error < best[0]:
-            best = error, float(end), solved
-    assert best is not None
-    _, end, (level, slope) = best
+    # Of all ends at once, the line through the means against the root of what is left.
+    ends = u.max() + np.geomspace(0.3, 300, 60)
+    roots = np.sqrt(ends[:, None] - u)
+    apart, level = roots - roots.mean(axis=1, keepdims=True), float(mean.mean())
+    slopes = -(apart @ (mean - level)) / np.square(apart).sum(axis=1)
+    best = int(np.square(level - slopes[:, None] * apart - mean).sum(axis=1).argmin())
+    end, slope = float(ends[best]), float(slopes[best])
+    level += slope * float(roots[best].mean())
     return lambda u: np.asarray(level - slope * np.sqrt(np.maximum(end - u, 0)))
 
 
