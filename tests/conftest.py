@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,14 @@ SLOW_SECONDS = 0.3
 _spent: Counter[str] = Counter()
 
 
+def _fsync(descriptor: int) -> None:
+    """As ``os.fsync``, for what is open: a killed process loses nothing without it, and a test cuts no power."""
+    os.fstat(descriptor)
+
+
+os.fsync = _fsync
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--find-slow", action="store_true", help="write tests/slow.txt anew, from what this run takes")
 
@@ -29,6 +38,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--find-slow") and config.getoption("numprocesses", None):
         raise pytest.UsageError("--find-slow counts what one process does: leave -n out")
+    _time_few_queries()
+
+
+def _time_few_queries() -> None:
+    """No test is about how long a search takes, so that a comparison need not ask many queries to tell."""
+    from cbir_faiss.comparison import timing
+
+    timing.QUERIES, timing.BATCH = 20, 50
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -69,12 +86,26 @@ def own_logging() -> Iterator[None]:
     root.handlers[:] = handlers
 
 
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tests' caches are: to number thousands of folders, pytest would read all their names every time."""
+    return tmp_path_factory.mktemp("caches")
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nothing a test computes is found by another, or left with the user."""
-    folder = tmp_path_factory.mktemp("cache")
+    folder = Path(tempfile.mkdtemp(dir=caches))
     monkeypatch.setenv("CBIR_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def only_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparisons draw no charts, and start no process that says what an index takes in memory: for tests to which
+    neither matters."""
+    monkeypatch.setattr("cbir_faiss.comparison.resident.ResidentMeter.measure", lambda *_: None)
+    monkeypatch.setattr("cbir_faiss.report.charts._svg", lambda draw: "<svg></svg>")
 
 
 @pytest.fixture

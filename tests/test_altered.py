@@ -122,6 +122,7 @@ backends: [{name: faiss-flat, metric: l2}, {name: faiss-binary-flat}]
 """
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_a_comparison_asks_altered_queries(pictures: Path, tmp_path: Path) -> None:
     pytest.importorskip("faiss")
     for name in ("stripes", "checks"):

@@ -62,6 +62,7 @@ def test_its_log_is_beside_its_config() -> None:
 @pytest.mark.shared
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.usefixtures("only_measured")
 def test_it_reaches_its_targets(name: str, tmp_path: Path) -> None:
     if not (SHARED / name).is_dir():
         pytest.skip(f"needs {name} in ../shared/datasets")

@@ -77,6 +77,7 @@ def test_results_have_the_documented_shape(config: Path, tmp_path: Path) -> None
     assert by_backend["raw", "faiss-lsh", "none"]["bytes"]["codes"] == 27 * 4
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_ties_have_a_spread_and_approximate_search_has_none(config: Path, tmp_path: Path) -> None:
     rows = run(load_config(config), tmp_path / "out")["rows"]
     for row in rows:
@@ -89,6 +90,7 @@ def test_ties_have_a_spread_and_approximate_search_has_none(config: Path, tmp_pa
                 assert metrics["map@5_min"] - 1e-12 <= metrics[f"map@5{key}"] <= metrics["map@5_max"] + 1e-12
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_short_codes_tie_and_say_so(data: dict[str, Any]) -> None:
     (row,) = cf.compare(**data, codecs=[{"name": "lsh", "bits": 8}], backends=["faiss-binary-flat"])
     metrics = row["metrics"]
@@ -105,6 +107,7 @@ def test_a_combination_that_cannot_be_is_skipped_with_its_reason(config: Path, t
     assert "at most 320 bits" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_raw_rows_equal_sklearn_over_the_full_ranking(data: dict[str, Any]) -> None:
     n = len(data["vectors"])
     (row,) = cf.compare(**data, codecs=["raw"], backends=["faiss-flat"], k=[n])
@@ -116,6 +119,7 @@ def test_raw_rows_equal_sklearn_over_the_full_ranking(data: dict[str, Any]) -> N
     assert row["metrics"][f"map_full@{n}"] == pytest.approx(np.mean(expected), abs=1e-6)
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_the_same_codes_in_any_exact_backend_measure_the_same(data: dict[str, Any]) -> None:
     rows = cf.compare(
         **data,
@@ -126,6 +130,7 @@ def test_the_same_codes_in_any_exact_backend_measure_the_same(data: dict[str, An
     assert rows[0]["curves"]["pr"] == rows[1]["curves"]["pr"]
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_rescoring_all_items_by_l2_equals_raw(data: dict[str, Any]) -> None:
     rows = cf.compare(
         **data,
@@ -141,6 +146,7 @@ def test_rescoring_all_items_by_l2_equals_raw(data: dict[str, Any]) -> None:
     assert again["bytes"]["rescore"] == len(data["vectors"]) * 16 * 4
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_exact_neighbours_are_those_of_what_is_searched(data: dict[str, Any]) -> None:
     def truths(**more: Any) -> list[tuple[str, str, str, str]]:
         rows = cf.compare(
@@ -209,6 +215,7 @@ def test_disk_is_what_a_build_of_the_row_takes(config: Path, pictures: Path, tmp
     assert abs(row["bytes"]["disk"] - built) <= heads
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_latency_is_of_one_thread_and_the_best_of_rounds(data: dict[str, Any]) -> None:
     (row,) = cf.compare(**data, threads=2)
     latency = row["latency_ms"]
@@ -218,17 +225,20 @@ def test_latency_is_of_one_thread_and_the_best_of_rounds(data: dict[str, Any]) -
     assert latency["p50"] <= latency["p95"] <= latency["p99"]
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_without_labels_only_neighbours_are_measured(data: dict[str, Any]) -> None:
     (row,) = cf.compare(vectors=data["vectors"], queries=data["queries"])
     assert row["metrics"] == {"knn_recall@10": pytest.approx(row["metrics"]["knn_recall@10"])}
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_several_labels_an_item_are_relevant_by_one_in_common(data: dict[str, Any]) -> None:
     labels = [[str(y), "all"] for y in data["labels"]]
     (row,) = cf.compare(vectors=data["vectors"], queries=data["queries"], labels=labels, query_labels=[["all"]] * 20)
     assert row["metrics"]["precision@10"] == 1.0
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_a_factory_goes_with_the_codecs_of_its_kind(data: dict[str, Any]) -> None:
     rows = cf.compare(
         **data,
@@ -245,6 +255,7 @@ def test_a_factory_goes_with_the_codecs_of_its_kind(data: dict[str, Any]) -> Non
     ]
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_k_beyond_the_collection(data: dict[str, Any]) -> None:
     (row,) = cf.compare(
         vectors=data["vectors"][:3],
@@ -257,6 +268,7 @@ def test_k_beyond_the_collection(data: dict[str, Any]) -> None:
     assert row["metrics"]["knn_recall@10"] == 1.0
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_one_class_only(data: dict[str, Any]) -> None:
     (row,) = cf.compare(vectors=data["vectors"], queries=data["queries"], labels=["x"] * 300, query_labels=["x"] * 20)
     assert row["metrics"]["map@5"] == 1.0
@@ -282,6 +294,7 @@ def test_wrong_arrays_and_sections(
         cf.compare(**{**data, **changed})
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_a_second_run_extracts_nothing(config: Path, tmp_path: Path) -> None:
     first = run(load_config(config), tmp_path / "a")["rows"]
     again = run(load_config(config), tmp_path / "b")["rows"]
@@ -290,6 +303,7 @@ def test_a_second_run_extracts_nothing(config: Path, tmp_path: Path) -> None:
     assert [row["metrics"] for row in again] == [row["metrics"] for row in first]
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_a_search_option_makes_a_search_exact(data: dict[str, Any]) -> None:
     (backend,) = [{"name": "usearch", "search": {"exact": [True, False]}}]
     rows = cf.compare(**data, codecs=[{"name": "lsh", "bits": 32}], backends=[backend, "faiss-binary-flat"])
@@ -298,6 +312,7 @@ def test_a_search_option_makes_a_search_exact(data: dict[str, Any]) -> None:
     assert by_search["False"]["map@5_min"] is None
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_broken_files_are_counted_in_the_results(config: Path, pictures: Path, tmp_path: Path) -> None:
     (pictures / "blob" / "zz.png").write_bytes(b"no picture")
     results = run(load_config(config), tmp_path / "out")
@@ -305,6 +320,7 @@ def test_broken_files_are_counted_in_the_results(config: Path, pictures: Path, t
     assert results["rows"][0]["failed"] == 1
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_queries_from_another_source(pictures: Path, tmp_path: Path) -> None:
     text = CONFIG.format(more="").replace("{every: 4}", "{source: {name: folder, root: pictures}}")
     (pictures.parent / "c.yaml").write_text(text)

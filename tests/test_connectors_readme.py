@@ -37,6 +37,7 @@ def test_the_example_is_short() -> None:
     assert code["test_my_sqlite.py"] <= 7
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_the_connector_in_the_readme_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", np.random.default_rng(0).standard_normal((120, 16), dtype=np.float32))

@@ -166,7 +166,8 @@ class KilledSchedule(Schedule):
 
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["test_crashes"])  # imported once, not by every process
+# Imported once, not by every process; of LanceDB what begins no thread, which would not be there after a fork.
+PROCESSES.set_forkserver_preload(["test_crashes", "faiss", "pyarrow.dataset", "lance_namespace"])
 
 TestSchedules = Schedule.TestCase
 TestSchedules.settings = settings(

@@ -338,6 +338,7 @@ def test_a_build_goes_on_by_another_runtime(
 
 
 @pytest.mark.usefixtures("exported")
+@pytest.mark.usefixtures("only_measured")
 def test_results_name_the_runtime(folder: Path, pictures: Path, tmp_path: Path) -> None:
     results = run(parse_config({**document(folder, pictures), "metrics": {"k": [1]}}), tmp_path / "out")
     assert [row["options"]["extractor"]["runtime"] for row in results["rows"]] == ["onnx"]

@@ -267,6 +267,7 @@ def test_probabilities_are_there_for_a_rescorer(trained: Path, pictures: Path, t
 
 
 @pytest.mark.usefixtures("one_cache")
+@pytest.mark.usefixtures("only_measured")
 def test_a_comparison_of_code_and_features(trained: Path, plain: Path, pictures: Path, tmp_path: Path) -> None:
     """Both embeddings of one extractor, and a network without a code, by every codec that takes them."""
     (tmp_path / "c.yaml").write_text(

@@ -189,6 +189,7 @@ def test_groups_of_a_config_are_those_of_its_network(file: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("only_measured")
 def test_the_cut_is_chosen_off_the_queries(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("faiss")

@@ -138,6 +138,7 @@ def test_differences_are_tested_over_seeds() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("only_measured")
 def test_a_whole_run(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("cv2", "faiss", "sklearn"):
         pytest.importorskip(library)

@@ -392,6 +392,7 @@ def document(pictures: Path) -> dict[str, Any]:
     return {"source": {"name": "folder", "root": str(pictures)}, **DOCUMENT}
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_a_comparison_with_ties_ordered_by_the_hash(document: dict[str, Any], tmp_path: Path) -> None:
     document["rescore"] = [
         {"name": "none"},

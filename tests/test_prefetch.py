@@ -33,7 +33,7 @@ def matrix(tmp_path: Path) -> Any:
 def forget(path: Path) -> None:
     gc.collect()
     handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
+    os.fdatasync(handle)
     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(handle)
 

@@ -33,6 +33,7 @@ def average_precision(run: list[str], right: set[str]) -> float:
     return float(sum(found[i] / (i + 1) for i, name in enumerate(ranking) if name in right) / len(right))
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_a_run_and_its_judgements_have_the_measures_of_the_row(pictures: Path, tmp_path: Path) -> None:
     pytest.importorskip("faiss")
     (pictures / "blob" / "00.png").rename(pictures / "blob" / "0 0%.png")

@@ -203,7 +203,7 @@ def config(pictures: Path, **words: Any) -> Any:
     return load_config(path)
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "only_measured")
 def test_a_sweep_of_the_threshold_is_a_row_each(pictures: Path, tmp_path: Path) -> None:
     chosen = config(pictures, none="{name: none}, ", t="[0.0, 0.1, 0.2, 0.9, 1.0]")
     rows = run(chosen, tmp_path / "out")["rows"]
@@ -223,7 +223,7 @@ def test_a_sweep_of_the_threshold_is_a_row_each(pictures: Path, tmp_path: Path) 
         assert row["bytes"]["rescore"] == (28 * 3 * 4 if row["rescore"] == "relevance" else 0)
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "only_measured")
 def test_an_extractor_without_the_column_loses_only_the_rows_that_need_it(pictures: Path, tmp_path: Path) -> None:
     results = run(config(pictures, none="{name: none}, ", more=", {name: hog, size: 32}"), tmp_path / "out")
     assert [(row["extractor"], row["rescore"]) for row in results["rows"]] == [

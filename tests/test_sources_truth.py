@@ -329,6 +329,7 @@ metrics: {{k: [1, 50]}}
 """
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_holidays_compared(tmp_path: Path) -> None:
     """No query finds itself, and what it finds instead is counted from the first rank."""
     root = holidays(tmp_path / "jpg")
@@ -359,6 +360,7 @@ def compute_ap(ranking: list[str], right: set[str]) -> float:
     return ap
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_oxford_compared(tmp_path: Path) -> None:
     """By hand: whole pictures as queries find their own first, so that AP follows from the order of the rest."""
     oxford(tmp_path)

@@ -24,7 +24,8 @@ def vectors(n: int) -> np.ndarray:
 
 
 def built(structure: Structure, x: np.ndarray, place: Path) -> int:
-    codec = structure.codec.make().fit(x, [()] * len(x))
+    taught = x[:4_000]  # not what it is foretold by; more make better codes, of the same size
+    codec = structure.codec.make().fit(taught, [()] * len(taught))
     backend = structure.backend.make()
     codes = codec.encode(x)
     fill(backend, [(np.arange(len(x)), codes, None)], kind=codec.kind, width=codec.width, sample=lambda: codes)
