@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import tempfile
@@ -48,6 +49,15 @@ def _time_few_queries() -> None:
     timing.QUERIES, timing.BATCH = 20, 50
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported now stays: nobody need look through millions of objects, now or later, for what to free."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What is listed in slow.txt is slow, as what is marked so."""
@@ -66,6 +76,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    gc.unfreeze()
     if session.config.getoption("--find-slow"):
         slow = sorted(name for name, seconds in _spent.items() if seconds >= SLOW_SECONDS)
         SLOW.write_text("".join(f"{name}\n" for name in slow), encoding="utf-8")

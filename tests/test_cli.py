@@ -44,6 +44,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cbir_faiss.comparison.timing.BUSY_CORES", float("inf"))
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_a_busy_machine_is_told(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cbir_faiss.comparison.timing.BUSY_CORES", -1.0)
     result = cbir("compare", config, "--out", tmp_path / "out")
@@ -72,6 +73,7 @@ def test_margin_and_time_decide_what_is_recommended(config: Path, tmp_path: Path
         assert cbir("compare", config, *wrong).exit_code == 2
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_failures_go_to_stderr_with_reasons(config: Path, pictures: Path, tmp_path: Path) -> None:
     for i in range(7):
         (pictures / "blob" / f"bad{i}.png").write_bytes(b"")

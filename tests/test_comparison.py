@@ -97,6 +97,7 @@ def test_short_codes_tie_and_say_so(data: dict[str, Any]) -> None:
     assert metrics["map@5_min"] < metrics["map@5"] < metrics["map@5_max"]
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_a_combination_that_cannot_be_is_skipped_with_its_reason(config: Path, tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("{name: raw}", "{name: raw}, {name: itq, bits: 512}"))
     results = run(load_config(config), tmp_path / "out")

@@ -82,9 +82,7 @@ def test_a_round_is_single_queries_after_a_warm_up_then_a_batch() -> None:
     ("n", "seconds", "singles", "batch"),
     [(500, 1 / 1024, 200, 500), (5000, 1 / 1024, 200, 1000), (500, 1, 20, 20), (12, 1, 12, 12), (30, 1 / 1024, 30, 30)],
 )
-def test_rounds_of_fast_and_slow_searches_and_few_queries(
-    n: int, seconds: float, singles: int, batch: int
-) -> None:
+def test_rounds_of_fast_and_slow_searches_and_few_queries(n: int, seconds: float, singles: int, batch: int) -> None:
     clock = Clock(seconds, batch_seconds=1)
     row = timed(clock, n)
     row.round()

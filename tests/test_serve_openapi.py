@@ -104,6 +104,6 @@ def test_requests_made_from_the_description_are_answered_as_it_says(served: Serv
 
 @pytest.mark.slow
 def test_many_requests_made_from_the_description_are_answered_as_it_says(served: Serving) -> None:
-    ask(served, 25, {"name": "c", "id": 1})
-    ask(served, 10, {})
+    ask(served, 12, {"name": "c", "id": 1})
+    ask(served, 5, {})
     assert served.client.get("/readyz").status_code == 200

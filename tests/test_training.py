@@ -1207,6 +1207,7 @@ def test_it_needs_torch(colours: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("only_measured")
 def test_what_was_trained_is_an_extractor(colours: Path, tmp_path: Path) -> None:
     """And its code finds pictures of the class."""
     start(colours, tmp_path / "out", fit={"epochs": 8}, losses=[{"name": "csq"}, {"name": "classification"}])
