@@ -22,6 +22,8 @@ def running_postgres() -> Iterator[Path]:
         path = Path(folder, "data")
         with closing(Pgvector(path=str(path))), administrator(path) as connection:
             connection.execute("CREATE EXTENSION vector")
+            connection.execute("ALTER SYSTEM SET fsync = off")  # a killed server loses nothing by it
+            connection.execute("SELECT pg_reload_conf()")
             yield path
 
 

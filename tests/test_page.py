@@ -610,16 +610,15 @@ def test_nothing_is_wider_than_a_phone(page: Any, server: Server) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("scheme", "rules"), [("light", {}), ("dark", {"runOnly": ["cat.color"]})])
-def test_axe_finds_no_fault(page: Any, server: Server, scheme: str, rules: dict[str, list[str]]) -> None:
-    """In the dark only the colours are others."""
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_fault(page: Any, server: Server, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python").Axe()
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     faults = []
     for name, fragment in STATES.items():
         enter(page, server, fragment)
         settled(page)
-        for fault in axe.run(page, options={"resultTypes": ["violations"], **rules}).response["violations"]:
+        for fault in axe.run(page, options={"resultTypes": ["violations"]}).response["violations"]:
             places = [node["target"] for node in fault["nodes"]][:3]
             faults.append((name, fault["impact"], fault["id"], places, fault["nodes"][0]["failureSummary"]))
     assert faults == []
