@@ -99,7 +99,7 @@ def own_logging() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tests' caches are: to number thousands of folders, pytest would read all their names every time."""
+    """Where the tests' caches are: what pytest numbers costs more, a link to the newest or a look at all the others."""
     return tmp_path_factory.mktemp("caches")
 
 
