@@ -558,7 +558,7 @@ def seconds_of(work: Callable[[], bool]) -> float:
 
 
 @pytest.mark.slow
-def test_a_build_killed_at_any_moment_goes_on_and_ends_the_same(
+def test_a_build_killed_at_50_moments_goes_on_and_ends_the_same(
     many: Path, tmp_path: Path, processes: Processes
 ) -> None:
     config, out = document(many), tmp_path / "x.cbir"
@@ -567,7 +567,7 @@ def test_a_build_killed_at_any_moment_goes_on_and_ends_the_same(
     takes = seconds_of(lambda: processes.run(_builds.build, config, out, tmp_path / "cache"))
     expected, killed, resumed = contents(out), 0, 0
     shutil.rmtree(out)
-    for number, moment in enumerate(moments(16, takes)):
+    for number, moment in enumerate(moments(50, takes)):
         own = tmp_path / f"cache{number}"
         ended = processes.run(_builds.build, config, out, own, kill_after=moment)
         killed += not ended
@@ -581,8 +581,8 @@ def test_a_build_killed_at_any_moment_goes_on_and_ends_the_same(
         assert sorted(path.name for path in tmp_path.glob("x.cbir*")) == [out.name]
         shutil.rmtree(out)
         shutil.rmtree(own, ignore_errors=True)
-    assert killed > 8
-    assert resumed > 1
+    assert killed > 25
+    assert resumed > 5
 
 
 @pytest.mark.slow
@@ -609,7 +609,7 @@ def test_a_change_killed_at_any_moment_happens_or_does_not(
     counts = {len(Collection.open(start)), len(Collection.open(after))}
     assert len(counts) == 2
     met = set()
-    for number, moment in enumerate(moments(8, 1.1 * takes)):
+    for number, moment in enumerate(moments(20, 1.1 * takes)):
         out = tmp_path / f"{number}.cbir"
         shutil.copytree(start, out)
         processes.run(work[0], out, *work[1:], kill_after=moment)
