@@ -3,6 +3,7 @@
     python benchmarks/papers/luo2022_train.py --out runs/luo2022      the networks, on the same splits
     python benchmarks/papers/luo2022.py --with runs/luo2022/cbam-{seed} --without runs/luo2022/plain-{seed}
     python benchmarks/papers/luo2022.py table --seeds 0 1 2 3 4
+    python benchmarks/papers/luo2022.py robustness --methods CNN …    some methods; rows of the others stay as they are
     python benchmarks/papers/luo2022.py time            hash tables against exhaustive search, on synthetic vectors
 
 Each seed is one draw of 10 queries a class; what needs learning learns from the other pictures. The paper does not say
@@ -19,6 +20,7 @@ collection, by which feedback is measured without crediting what was told).
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
@@ -103,6 +105,7 @@ def main() -> None:
     parser.add_argument("--splits", type=Path, default=Path("runs/luo2022"), help="split.py's folder; made if missing")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--per-class", type=int, default=PER_CLASS, help="queries of each class")
+    parser.add_argument("--methods", nargs="+", default=[""], help="those whose names have one of these in them (all)")
     parser.add_argument("--with", dest="attention", help="folder of the network with CBAM, {seed} in its name")
     parser.add_argument("--without", dest="plain", help="folder of the same network without it")
     parser.add_argument("--weights", type=Path, help="state dict of squeezenet1_1: the features off the shelf")
@@ -120,6 +123,8 @@ def main() -> None:
     if "time" in wanted:
         done["time"] = times(quick=chosen.quick)
     if not chosen.quick:
+        for name, section in done.items():
+            _keep_others(chosen.out / "luo2022.json", name, section)
         print(f"\n{store('luo2022', done, folder=chosen.out)}")
 
 
@@ -182,7 +187,7 @@ def methods(chosen: argparse.Namespace) -> list[Method]:
         if path:
             found.append(Method(name.replace("hash tables", "exhaustive"), _trained(path), EXHAUSTIVE))
             found.append(Method(name, _trained(path), hash_tables()))
-    return found
+    return [method for method in found if any(part in method.name for part in chosen.methods)]
 
 
 def _sift(seed: int, folder: Path) -> dict[str, Any]:
@@ -326,12 +331,20 @@ def _section(
     return {"settings": settings, "rows": rows, "differences": differences}
 
 
+def _keep_others(file: Path, name: str, section: dict[str, Any]) -> None:
+    """Put rows that are stored, of methods that were not measured now, before those that were."""
+    measured_now = {row.get("method") for row in section["rows"]}
+    stored = json.loads(file.read_text()).get(name, {}).get("rows", []) if file.exists() else []
+    section["rows"] = [row for row in stored if row.get("method") not in measured_now] + section["rows"]
+
+
 def _means(method: str, queries: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     by_seed = {m: [round(float(outcome[m].mean()), 6) for outcome in outcomes] for m in MEASURES}
     return {
         "method": method,
         "queries": queries,
         **{measure: statistics.mean(values) for measure, values in by_seed.items()},
+        "seeds": len(outcomes),
         "by seed": by_seed,
     }
 
