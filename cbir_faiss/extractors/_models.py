@@ -59,7 +59,7 @@ class ModelExtractor(NetworkExtractor):
     """The distribution whose release fixes what names of models and weights stand for; also what it is imported as."""
     extra: ClassVar[str]
     # Paths, and names of weights, count by their digest.
-    free_options: ClassVar[frozenset[str]] = frozenset({"weights", "batch_size"})
+    free_options: ClassVar[frozenset[str]] = NetworkExtractor.free_options | {"weights"}
 
     @property
     def embeddings(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from collections.abc import Sequence
@@ -135,13 +136,21 @@ def session(file: Path, device: Literal["cpu", "cuda"], cores: int) -> Any:
         raise ConfigError(f"no such file: {file}", path="model")
     if _PROVIDERS[device] not in ort.get_available_providers():
         raise ConfigError(f"this ONNX Runtime has no {_PROVIDERS[device]}: pip install onnxruntime-gpu", path="device")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = cores
-    # Threads that spin while they wait take the cores from those that decode.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    try:
+
+    def started(precise: str) -> Any:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = cores
+        # Threads that spin while they wait take the cores from those that decode.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Without an instruction for it (VNNI) a CPU adds products of 8 bits up in 16, which overflow.
+        options.add_session_config_entry("session.x64quantprecision", precise)
+        options.log_severity_level = 4  # what is wrong is raised
         return ort.InferenceSession(str(file), options, providers=[_PROVIDERS[device]])
+
+    with contextlib.suppress(Exception):  # it cannot be had where layers share weights
+        return started("1")
+    try:
+        return started("0")
     except Exception as error:  # ONNX Runtime's errors have no common base but this
         raise ConfigError(f"{file} is not a model that ONNX Runtime can load: {_one_line(error)}") from error
 

@@ -50,7 +50,7 @@ class TwoTowerExtractor(ModelExtractor):
 
     Options: ClassVar[type[TwoTowerOptions]] = TwoTowerOptions
     options: TwoTowerOptions
-    free_options: ClassVar[frozenset[str]] = frozenset({"model", "weights", "batch_size"})
+    free_options: ClassVar[frozenset[str]] = ModelExtractor.free_options | {"model"}
 
     @property
     def _has_text(self) -> bool:

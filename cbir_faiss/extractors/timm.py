@@ -20,7 +20,7 @@ class Timm(ModelExtractor):
     name: ClassVar[str] = "timm"
     library: ClassVar[str] = "timm"
     extra: ClassVar[str] = "timm"
-    free_options: ClassVar[frozenset[str]] = frozenset({"model", "weights", "batch_size"})
+    free_options: ClassVar[frozenset[str]] = ModelExtractor.free_options | {"model"}
 
     class Options(ModelOptions):
         """model: a name that ``timm.list_models`` knows, with or without a tag, ``hf-hub:<owner>/<name>``, or a folder

@@ -28,7 +28,7 @@ class Trained(NetworkExtractor):
 
     name: ClassVar[str] = "trained"
     # The weights count by their digest.
-    free_options: ClassVar[frozenset[str]] = frozenset({"path", "batch_size"})
+    free_options: ClassVar[frozenset[str]] = NetworkExtractor.free_options | {"path"}
 
     class Options(NetworkOptions):
         """path: the folder that was trained into. output: ``code``, ``features`` or both; where left out, the code if

@@ -43,3 +43,10 @@ def device(name: str) -> Any:
     if not there[name]:
         raise ConfigError(f"torch sees no {name} device here", path="device")
     return torch.device(name)
+
+
+def has_bfloat16(where: Any) -> bool:
+    """Whether a torch device computes in bfloat16; others have to emulate it, and are slower than in float32."""
+    if where.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(where.type == "cuda")

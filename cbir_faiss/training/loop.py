@@ -19,7 +19,7 @@ from cbir_faiss.config import located
 from cbir_faiss.errors import ConfigError, InputError, TrainingFailed
 from cbir_faiss.nets.model import finish_saving, new_card, save_model
 from cbir_faiss.nets.weights import device as device_of
-from cbir_faiss.nets.weights import fill
+from cbir_faiss.nets.weights import fill, has_bfloat16
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.pipeline.extraction import Failure, Progress
 from cbir_faiss.storage.lock import writer_lock
@@ -322,10 +322,7 @@ def _half(fit: Fit, device: Any) -> bool:
     """Whether training computes in bfloat16."""
     if fit.precision != "auto":
         return fit.precision == "bfloat16"
-    if device.type == "cpu":
-        # Others have to emulate it, and are slower than in float32.
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return bool(device.type == "cuda")
+    return has_bfloat16(device)
 
 
 def _scaled(x: Any, scale: float) -> Any:
