@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cbir_faiss.extractors._torch import Network
 
 _log = logging.getLogger(__name__)
+_Run = Callable[[NDArray[Any], int], dict[str, NDArray[Any]]]
 _AGREES = 1e-3  # largest difference between an export and its network, relative to the largest value
 
 
@@ -202,12 +203,12 @@ class NetworkExtractor(base.Extractor):
 
     def _load_torch(self) -> _Loaded:
         network = self._network(self.options.device)
-        run = network.run
+        run: _Run = network.run
         if self.options.precision == "bfloat16":
             run = self._in_bfloat16(network)
         return self._tried(network.preprocess, lambda batch: run(batch, self.options.batch_size))
 
-    def _in_bfloat16(self, network: Network) -> Callable[[NDArray[Any], int], dict[str, NDArray[Any]]]:
+    def _in_bfloat16(self, network: Network) -> _Run:
         """``network.run`` in bfloat16. ConfigError where the device has none, or it is not near float32."""
         import torch
 
