@@ -63,11 +63,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         os.environ["CBIR_CACHE"] = place  # so that nothing is exported yet
         rounds = 1 if quick else chosen.rounds
-        precisions = _precisions(Path(place), 8 if quick else 128, rounds)
         if not chosen.int8:
             some = 128 if quick else chosen.pictures
             root = _pictures(Path(place), some) if some else CALTECH
             result = _measure(root, Path(place), rounds)
+        precisions = _precisions(Path(place), 8 if quick else 128, rounds)
     sections = {"caltech101-mobilenet_v2-int8": precisions}
     _show(f"int8 beside float32, {precisions['images']} pictures", precisions)
     print(*(f"{name}: {precisions[name]}" for name in ("VNNI", "over_float32", *_NEAR)), sep="\n")

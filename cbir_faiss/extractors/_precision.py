@@ -38,7 +38,7 @@ def check_close(
         lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         cosine = float((np.einsum("ij,ij->i", a, b) / np.where(lengths > 0, lengths, np.inf)).mean())
         if not cosine >= _CLOSE:
-            reason = f"{precision} gives '{column}' a mean cosine of {cosine:.3f} to float32, below {_CLOSE}"
+            reason = f"{precision} gives '{column}' a mean cosine of {cosine:.4f} to float32, below {_CLOSE}"
             raise ConfigError(f"{reason}: use precision float32", path="precision")
 
 
