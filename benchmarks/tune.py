@@ -152,7 +152,7 @@ def _run(chosen: argparse.Namespace) -> dict[str, Any]:
         "items": len(data.items), "dim": data.dim, "every": chosen.every,
         "grid": [structure.title for structure in space.structures],
         "sweep_seconds": sum(row["seconds"] for row in rows), "sweep": rows, "asked": asked,
-        "met": _met(asked), "prediction": _errors(rows),
+        "met": _met(asked), "prediction": [{"of": name, **errors} for name, errors in _errors(rows).items()],
     }  # fmt: skip
 
 

@@ -147,9 +147,9 @@ def test_ids_that_are_asked_for_again_are_those_that_live() -> None:
     assert set(backend.search(queries, N, other, options).ids.ravel().tolist()) - {-1} == set(range(4, N + 1, 3))
 
 
-@pytest.mark.parametrize("name", ["faiss-binary-ivf", "faiss-binary-multihash"])
+@pytest.mark.parametrize("name", [name for name in registry.names("backends") if name.startswith("faiss-binary")])
 def test_a_filter_that_keeps_few_finds_them_whatever_changed(name: str, tmp_path: Path) -> None:
-    """What is kept of the last filter is of the rows that it kept then."""
+    """What is kept of the last filter is of the rows that it kept then; and every code is given back as it is now."""
     backend, options = filled(name, OPTIONS.get(name, [{}])[0])
     x, queries = data("binary")
     few, others = np.arange(0, N, 100), np.arange(1, N, 100)
@@ -167,6 +167,10 @@ def test_a_filter_that_keeps_few_finds_them_whatever_changed(name: str, tmp_path
     again = few[1::2] + 1
     backend.upsert(few[1::2], x[again])
     check(few, again)
+    now = x.copy()
+    now[few[1::2]] = x[again]
+    everybody = np.random.default_rng(0).permutation(np.setdiff1d(np.arange(N), few[::2]))
+    np.testing.assert_array_equal(backend.fetch(everybody), now[everybody])
     backend.save(tmp_path / "saved")
     backend.create(128, "binary")
     backend.train(x[::2])

@@ -10,16 +10,18 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from _rows import raw
-from _serving import Serving, problem, serving
+from _serving import Serving, problem, serving, until
 from PIL import Image
 
 from cbir_faiss.collection import Collection, recalled
 from cbir_faiss.config import parse_config
+from cbir_faiss.serve.asking import Asking
 from cbir_faiss.serve.plane import _learnt
 from cbir_faiss.types import Floats
 
@@ -319,6 +321,25 @@ def test_umap_itself_keeps_apart_what_is_apart() -> None:
     apart = [np.abs(others[i].mean(axis=0) - others[j].mean(axis=0)).max() for i, j in ((0, 1), (0, 2), (1, 2))]
     assert how == "umap"
     assert min(apart) > spread
+
+
+def test_what_the_first_pictures_need_is_there_before_they_come(
+    served: Serving, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The extractor has extracted, the collection was searched, and every decoder runs, but nothing counts as asked."""
+    found, search = [], Asking.by_pictures
+
+    def noted(*given: Any) -> Any:
+        found.append(search(*given))
+        return found[-1]
+
+    monkeypatch.setattr(Asking, "by_pictures", noted)
+    with serving(place / "both.cbir", warming=True) as server:
+        until(lambda: found)
+        decoders = server.server.api.decoders
+        assert len(decoders.processes()) == decoders.count
+        assert server.get("collections/both")["latency_ms"]["p50"] is None
+    assert len(found[0][0][0]) == 1
 
 
 def test_info_says_what_can_be_asked(served: Serving) -> None:

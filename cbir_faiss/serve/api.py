@@ -83,11 +83,12 @@ class Api:
         self._cores = threads.available()
 
     async def warm(self) -> None:
-        """Load what the first pictures need, before they come."""
+        """Load what the first pictures need, before they come: one is searched for, and every decoder prepares one."""
         for live in self.collections.values():
             with suppress(CbirError, Problem), live.generation() as generation:
                 await asyncio.gather(
-                    *(self._prepared(live, generation, [("", _DOT)]) for _ in range(self.decoders.count))
+                    self._found(live, generation, models.Search(k=1), [("", _DOT)]),
+                    *(self._prepared(live, generation, [("", _DOT)]) for _ in range(1, self.decoders.count)),
                 )
 
     async def close(self) -> None:

@@ -45,7 +45,8 @@ SEEN_EACH = 16
 """Rows that a walk in a graph compares for each candidate that it keeps."""
 _WIDEST = 1 << 22  # distances held at once while more is fetched than is asked for
 _COPIED_BYTES = 1 << 24  # of codes that a filter allows, scanned in a copy of them
-_COPIED_SHARE = 1 / 32  # of the rows; of more than these, enough are soon found
+_COPIED_SHARE = 1 / 4  # of the rows
+_COPIED_FROM_LISTS = 1 / 32  # of the rows in lists
 _GPU_WIDEST = 2048  # neighbours that FAISS's GPU kernels can return
 _PAYLOAD = "payload.jsonl"
 
@@ -287,10 +288,11 @@ class FaissBackend(base.Backend):
         query has to look as much farther, and everywhere for a query around which there are none of them.
         """
         allowed = int(np.count_nonzero(keep))
-        if self._flat() is not None and not self._walks(allowed, options):
-            return self._scan(vectors, k, keep, options)
-        if self._copies(allowed):
+        walks = self._flat() is not None and self._walks(allowed, options)
+        if not walks and self._copies(allowed):
             return self._scan_copies(vectors, k, keep)
+        if self._flat() is not None and not walks:
+            return self._scan(vectors, k, keep, options)
         wider = self._wider(options, allowed / len(keep))
         scans = self._flat() is not None and wider is not options
         most = allowed // SEEN_EACH if scans else len(keep)
@@ -317,12 +319,15 @@ class FaissBackend(base.Backend):
         return cast("Raw", self._flat().search(self._inside(vectors), k, params=params))
 
     def _copies(self, allowed: int) -> bool:
-        """Whether so few rows are scanned in a copy of them: of codes that the index compares without selectors.
+        """Whether so few codes are scanned in a copy of them, which passes over nothing.
 
-        To fetch more of them until enough are allowed takes a hundred times as long.
+        A selector is asked about every row. Where there is none, as for codes in lists, to fetch more of them until
+        enough are allowed takes a hundred times as long for few; but to copy many from lists takes long, too.
         """
-        few = allowed <= _COPIED_SHARE * self._rows.n and allowed * (self.dim or 0) // 8 <= _COPIED_BYTES
-        return few and self.kind == "binary" and not self.selects and self._flat() is None and not self._on_gpu()
+        if self.kind != "binary" or self._on_gpu() or allowed * (self.dim or 0) // 8 > _COPIED_BYTES:
+            return False
+        share = _COPIED_SHARE if self.selects or self._flat() is not None else _COPIED_FROM_LISTS
+        return allowed <= share * self._rows.n
 
     def _scan_copies(self, vectors: Codes, k: int, keep: Mask) -> Raw:
         """The nearest of the rows in ``keep``, which are k at least; the last copy is kept, for filters come again."""
