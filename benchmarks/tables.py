@@ -241,9 +241,7 @@ def figures(words: Sequence[str]) -> str:
 
 
 def values(words: Sequence[str]) -> str:
-    section = json.loads((RESULTS / f"{words[0]}.json").read_text()).get(words[1])
-    if section is None:
-        return "Not measured yet."
+    section = json.loads((RESULTS / f"{words[0]}.json").read_text())[words[1]]
     found = {**section, **section.get("images_per_second", {})}
     shown = {name: statistics.median(v) if isinstance(v := found[name], list) else v for name in words[2:]}
     return _markdown(["figure", ""], [[name.replace("_", " "), _text(value)] for name, value in shown.items()])
