@@ -29,11 +29,12 @@ demo: $(VENV)/.demo  ## set up, compare raw and binary indexing on built-in data
 # A process for each core, at most four: each may load torch. Compiled tests are kept, or every process would do it again.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-test: $(VENV)/.dev  ## set up and run the whole test suite (17 min)
-	$(PYTEST)
+# What takes long is known from tests/spent.txt.
+test: $(VENV)/.dev  ## set up and run the tests; with ALL=yes the slow ones, too (6 min; 17)
+	$(PYTEST) $(if $(ALL),,-m 'not slow')
 
-test-fast: $(VENV)/.dev  ## the tests without the slow ones (3 min)
-	$(PYTEST) -m 'not slow'
+test-fast: $(VENV)/.dev  ## the tests that take next to nothing (1 min)
+	$(PYTEST) -m 'not slow and not medium'
 
 servers: $(VENV)/.dev  ## the contract kit against Qdrant and PostgreSQL in Docker (2 min)
 	connectors/test-servers.sh

@@ -6,12 +6,14 @@ import gc
 import logging
 import os
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 # Threads that wait for work must not spin: beside another process of tests that takes ten times as long. Read by the
@@ -19,9 +21,11 @@ from PIL import Image
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SHARED = Path(__file__).parents[1].parent / "shared"
-SLOW = Path(__file__).with_name("slow.txt")
-SLOW_SECONDS = 0.3
+SPENT = Path(__file__).with_name("spent.txt")
+LEAST = {"medium": 0.05, "slow": 2.0}
+"""Seconds from which a test, with all its parameters, is of a kind."""
 _spent: Counter[str] = Counter()
+_aside = np.zeros(2)
 
 
 def _fsync(descriptor: int) -> None:
@@ -33,12 +37,12 @@ os.fsync = _fsync
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--find-slow", action="store_true", help="write tests/slow.txt anew, from what this run takes")
+    parser.addoption("--write-spent", action="store_true", help="write tests/spent.txt anew, from what this run takes")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--find-slow") and config.getoption("numprocesses", None):
-        raise pytest.UsageError("--find-slow counts what one process does: leave -n out")
+    if config.getoption("--write-spent") and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--write-spent counts what one process does: leave -n out")
     _time_few_queries()
 
 
@@ -60,26 +64,50 @@ def pytest_collection() -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is listed in slow.txt is slow, as what is marked so."""
-    slow = set(SLOW.read_text(encoding="utf-8").split())
+    """What spent.txt says, beside what is marked in the tests themselves."""
+    lines = (line.split() for line in SPENT.read_text(encoding="utf-8").splitlines())
+    spent = {name: float(seconds) for name, seconds in lines}
     for item in items:
-        if _name(item) in slow:
-            item.add_marker("slow")
+        for kind, least in LEAST.items():
+            if spent.get(_name(item), 0.0) >= least:
+                item.add_marker(kind)
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Processor time is counted, because it depends least on what else the machine does."""
-    before = sum(os.times()[:4])
+    before = _now()
+    _aside[:] = 0
     yield
-    _spent[_name(item)] += sum(os.times()[:4]) - before
+    _spent[_name(item)] += float((_now() - before - _aside).max())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Iterator[None]:
+    """What several tests use is not of the one that happens to be the first."""
+    before = _now()
+    yield
+    if fixturedef.scope != "function":
+        _aside[:] += _now() - before
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """Nor is its end of the last one."""
+    before = _now()
+    yield
+    _aside[:] += _now() - before
+
+
+def _now() -> NDArray[np.float64]:
+    """Processor time depends least on what else the machine does; what waits holds up a process, if not a core."""
+    return np.array([sum(os.times()[:4]), time.monotonic() / 2])
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     gc.unfreeze()
-    if session.config.getoption("--find-slow"):
-        slow = sorted(name for name, seconds in _spent.items() if seconds >= SLOW_SECONDS)
-        SLOW.write_text("".join(f"{name}\n" for name in slow), encoding="utf-8")
+    if session.config.getoption("--write-spent"):
+        lines = [f"{name} {spent:.2f}\n" for name, spent in sorted(_spent.items()) if spent >= LEAST["medium"]]
+        SPENT.write_text("".join(lines), encoding="utf-8")
 
 
 def _name(item: pytest.Item) -> str:

@@ -45,7 +45,17 @@ class Storing(BackendTests):
         filled.flush()
         after = self.find(filled, self.data(case, 4, seed=1))
         assert filled.count() == self.items
-        np.testing.assert_allclose(after.distances, before.distances, rtol=1e-4, atol=1e-4)
+        if self.recall == 1:
+            np.testing.assert_allclose(after.distances, before.distances, rtol=1e-4, atol=1e-4)
+            return
+        # Which items an approximate search passes over may depend on where in a list they stand.
+        kept = 0
+        for old, new in zip(before, after, strict=True):
+            was, now = ({hit.id: hit.distance for hit in hits} for hits in (old, new))
+            both = was.keys() & now.keys()
+            np.testing.assert_allclose([now[i] for i in both], [was[i] for i in both], rtol=1e-4, atol=1e-4)
+            kept += len(both)
+        assert kept >= 0.9 * before.ids.size
 
     def test_upsert_replaces_vector_and_payload(self, filled: Backend, case: Case) -> None:
         """Troubleshooting: replace the whole item; payload that is not given anew is gone."""
