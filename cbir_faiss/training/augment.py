@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -20,10 +20,10 @@ class Augment(Options):
     above 1, [0.8, 1.2] for instance, it is seen from farther away. shift: how far a crop may lie from the middle, as a
     share of the picture, beside the room that scale leaves. rotate: degrees to either side. flip: left to right, half
     of the time. brightness, contrast: 0.2 multiplies by 0.8 to 1.2. noise: deviation of what is added, of pixels from 0
-    to 1. pad: pixels of reflection added at each side, before a part of the old size is cut out. cutout: side of a
+    to 1. pad: pixels added at each side, before a part of the old size is cut out. cutout: side of a
     square that is made the picture's mean colour, as a share of the shorter side. mixup: the parameter of the Beta
     distribution of the share by which pictures of a step, and their losses, are mixed with others of it; 0 does not.
-    What lies beyond the picture is its reflection.
+    beyond: what lies beyond the picture, its reflection or black.
     """
 
     scale: tuple[Annotated[float, Field(gt=0, le=4)], Annotated[float, Field(gt=0, le=4)]] = (1.0, 1.0)
@@ -36,6 +36,7 @@ class Augment(Options):
     pad: int = Field(default=0, ge=0, le=256)
     cutout: Share = 0.0
     mixup: float = Field(default=0.0, ge=0, le=10)
+    beyond: Literal["reflection", "black"] = "reflection"
 
     @property
     def moves(self) -> bool:
@@ -53,7 +54,7 @@ def augment(x: Any, how: Augment, generator: torch.Generator) -> Any:
     if how.moves:
         x = _moved(x, how, even)
     if how.pad:
-        x = _shifted(x, how.pad, even)
+        x = _shifted(x, how.pad, how.beyond, even)
     if how.flip:
         flipped = even(0, 1) < 0.5
         x = torch.where(flipped[:, None, None, None], x.flip(3), x)
@@ -75,11 +76,11 @@ def mixing(n: int, how: Augment, generator: torch.Generator) -> tuple[Any, float
     return torch.randperm(n, generator=generator), share
 
 
-def _shifted(x: Any, pixels: int, even: Any) -> Any:
+def _shifted(x: Any, pixels: int, beyond: str, even: Any) -> Any:
     """Whole pixels up or down, and left or right: nothing is resampled."""
     n, _, h, w = x.shape
     pixels = min(pixels, h - 1, w - 1)
-    padded = torch.nn.functional.pad(x, [pixels] * 4, mode="reflect")
+    padded = torch.nn.functional.pad(x, [pixels] * 4, mode="constant" if beyond == "black" else "reflect")
     top, left = (even(0, 2 * pixels + 1).long()[:, None] for _ in range(2))
     rows, columns = top + torch.arange(h, device=x.device), left + torch.arange(w, device=x.device)
     pictures = torch.arange(n, device=x.device)[:, None, None]
@@ -110,4 +111,5 @@ def _moved(x: Any, how: Augment, even: Any) -> Any:
         torch.stack([sine / aspect, cosine, even(-1, 1) * room], 1),
     ]
     grid = torch.nn.functional.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
-    return torch.nn.functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    padding = "zeros" if how.beyond == "black" else how.beyond
+    return torch.nn.functional.grid_sample(x, grid, padding_mode=padding, align_corners=False)
