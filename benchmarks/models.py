@@ -2,7 +2,8 @@
 
     python benchmarks/models.py             512 pictures of Caltech-101 from ../shared, random weights, 3 rounds
     python benchmarks/models.py --quick     32 pictures, one round, to see that it runs; stores nothing
-    python benchmarks/models.py --store     the raw figures go to benchmarks/results/models.json
+
+Raw figures go to benchmarks/results/models.json.
 
 Extraction: `cbir build` with `timm`, vit_small_patch16_224, by its default options; its rate is what it reports,
 without loading the model. of_runtime is beside ONNX Runtime on pixels that are ready, with its default threads, in
@@ -43,7 +44,6 @@ BATCH = 32
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few pictures, one round, nothing stored")
-    parser.add_argument("--store", action="store_true", help="store the raw figures")
     chosen = parser.parse_args()
     rounds, pictures, searches = (1, 32, 5) if chosen.quick else (3, 512, 200)
     with tempfile.TemporaryDirectory() as place:
@@ -53,17 +53,15 @@ def main() -> None:
             "timm-vit_small": _extraction(root, Path(place), rounds),
             "text": _text(root, Path(place), searches),
         }
-    rates = [
-        {"what": name, "images/s": statistics.median(found)}
-        for name, found in sections["timm-vit_small"]["images_per_second"].items()
-    ]
+    extraction = sections["timm-vit_small"]
+    rates = [{"what": name, "images/s": extraction[name]} for name in extraction["images_per_second"]]
     show(f"vit_small_patch16_224, {pictures} pictures", rates, ("what", "images/s"))
     for section, names in {
         "timm-vit_small": ("of_runtime", "int8_cosine", "bf16_cosine", "peak_mb"),
         "text": _SAID,
     }.items():
         print(*(f"{name}: {sections[section][name]:.4g}" for name in names), sep="\n")
-    if chosen.store and not chosen.quick:
+    if not chosen.quick:
         print(store("models", sections))
 
 
@@ -93,6 +91,7 @@ def _extraction(root: Path, place: Path, rounds: int) -> dict[str, Any]:
     alone = outputs["ONNX Runtime alone"]
     return {
         "images_per_second": rates,
+        **medians,
         "of_runtime": medians["cbir build"] / medians["ONNX Runtime alone"],
         "int8_cosine": _least_cosine(alone, outputs["ONNX Runtime, int8"]),
         "bf16_cosine": _least_cosine(alone, outputs["torch, bfloat16"]),
