@@ -29,9 +29,12 @@ demo: $(VENV)/.demo  ## set up, compare raw and binary indexing on built-in data
 # A process for each core, at most four: each may load torch. Compiled tests are kept, or every process would do it again.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
+test: $(VENV)/.dev  ## set up and run the whole test suite (17 min)
+	$(PYTEST)
+
 # What takes long is known from tests/spent.txt.
-test: $(VENV)/.dev  ## set up and run the tests; with ALL=yes the slow ones, too (6 min; 17)
-	$(PYTEST) $(if $(ALL),,-m 'not slow')
+test-most: $(VENV)/.dev  ## the tests without the slow ones (6 min)
+	$(PYTEST) -m 'not slow'
 
 test-fast: $(VENV)/.dev  ## the tests that take next to nothing (1 min)
 	$(PYTEST) -m 'not slow and not medium'
@@ -45,7 +48,7 @@ lint: $(VENV)/.dev  ## format, lint and types (1 min)
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file tests/mypy.ini
 
-check: lint test-fast  ## what must be green before a commit: lint and test-fast (4 min)
+check: lint test-fast  ## what must be green before a commit: lint and test-fast (2 min)
 
 format: $(VENV)/.dev  ## format and sort imports (1 s)
 	$(BIN)/ruff format .
@@ -60,4 +63,4 @@ docs: $(VENV)/.dev  ## the documents as a site -> site/index.html; warnings are 
 release: $(VENV)/.dev  ## build dist/, check what is in it and try the wheel; TAG=yes tags the commit (2 min)
 	.ci/release $(TAG)
 
-.PHONY: help demo test test-fast servers lint check format reference docs release
+.PHONY: help demo test test-most test-fast servers lint check format reference docs release

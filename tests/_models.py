@@ -18,6 +18,11 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
 
 
+def pooled(found: Any) -> Any:
+    """What a tower of transformers gives, which before version 5 is a tensor."""
+    return getattr(found, "pooler_output", found)
+
+
 def directions(x: Any) -> Any:
     x = x.detach().numpy()
     return x / np.linalg.norm(x, axis=1, keepdims=True)

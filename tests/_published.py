@@ -104,6 +104,7 @@ def _caltech101() -> dict[str, bytes]:
             "101_ObjectCategories/BACKGROUND_Google/image_0001.jpg": jpeg(9),
             "101_ObjectCategories/ant/._image_0001.jpg": b"what a Mac leaves",
             "101_ObjectCategories/../../outside/image_0001.jpg": jpeg(1),
+            "101_ObjectCategories/ant/../image_0001.jpg": jpeg(1),
         }
     )
     outer = io.BytesIO()

@@ -200,6 +200,8 @@ def test_addresses_and_digests_are_those_of_torchvision() -> None:
     resources = {f"{datasets.MNIST.mirrors[0]}{name}": md5 for name, md5 in datasets.MNIST.resources}
     assert dict(PUBLISHED["mnist"].files) == resources
     source = Path(datasets.caltech.__file__).read_text(encoding="utf-8")
+    if "drive.google.com" in source:
+        pytest.skip("this torchvision names an address of before")
     for address, md5 in PUBLISHED["caltech101"].files.items():
         assert address in source
         assert md5 in source

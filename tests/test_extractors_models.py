@@ -14,7 +14,7 @@ from typing import Any
 import _models
 import numpy as np
 import pytest
-from _models import directions, pictures
+from _models import directions, pictures, pooled
 
 _models.quietly_imported("torch", "torchvision", "onnxruntime", "timm", "open_clip", "transformers", "tokenizers")
 
@@ -133,7 +133,7 @@ def test_transformers_is_transformers(name: str, place: Path) -> None:
         if name == "vit":
             expected = model(pixel_values=x).last_hidden_state.mean(dim=1)
         else:
-            expected = model.get_image_features(pixel_values=x).pooler_output
+            expected = pooled(model.get_image_features(pixel_values=x))
     np.testing.assert_allclose(extractor.extract(pixels)["embedding"], expected.numpy(), atol=1e-5)
 
 
@@ -229,6 +229,26 @@ def test_bad_input_is_one_line(make: Callable[[Path], Extractor], message: str, 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("model_type", ["vit", "of_its_own"])
+def test_code_that_comes_with_a_model_is_not_run(
+    model_type: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is anybody asked whether to run it."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    folder = shutil.copytree(place / "vit", tmp_path / "vit")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": model_type, "auto_map": {"AutoConfig": "code.Own", "AutoModel": "code.Own"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    extractor = Transformers(model=str(folder), runtime="torch")
+    if model_type == "vit":  # the library has it without that code
+        extractor.load()
+    else:
+        with pytest.raises(ConfigError, match="holds no model of transformers"):
+            extractor.load()
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_folder_that_is_not_there(place: Path) -> None:
     with pytest.raises(ConfigError, match=r"model: .*/vitt: No such file or directory; did you mean 'vit'"):
         Transformers(model=str(place / "vitt")).fingerprint()
@@ -304,7 +324,7 @@ def test_texts_of_transformers(name: str, place: Path) -> None:
         _models.TEXTS, padding="max_length", truncation=True, max_length=16, return_tensors="pt"
     )
     with torch.inference_mode():
-        expected = directions(model.get_text_features(**tokens).pooler_output)
+        expected = directions(pooled(model.get_text_features(**tokens)))
     np.testing.assert_allclose(extractor.embed_text(_models.TEXTS)["embedding"], expected, atol=1e-5)
     length = extractor._text._session.get_inputs()[0].shape[1]
     assert length == (16 if name == "siglip" else "length")

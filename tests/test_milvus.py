@@ -48,10 +48,13 @@ class InOne(BackendContract):
 
     plugin = Milvus
     address: ClassVar[dict[str, Any]] = {}
+    made: ClassVar[set[str]] = set()
 
     def make(self, place: Path, case: Case) -> Backend:
         metric = {} if case[1] == "hamming" else {"metric": case[1]}
-        return Milvus(**self.address, **metric, collection=f"test_{zlib.crc32(str(place).encode())}")
+        name = f"test_{zlib.crc32(str(place).encode())}"
+        self.made.add(name)
+        return Milvus(**self.address, **metric, collection=name)
 
 
 @embedded
@@ -98,11 +101,11 @@ if uri := os.environ.get("CBIR_MILVUS_URI"):
 
         @pytest.fixture(scope="class", autouse=True)
         def tidy(self) -> Iterator[None]:
+            made = type(self).made = set()
             yield
             backend = Milvus(**self.address)
-            for name in backend._live.list_collections():
-                if name.startswith("test_"):
-                    backend._live.drop_collection(name)
+            for name in made.intersection(backend._live.list_collections()):  # others are somebody's
+                backend._live.drop_collection(name)
             backend.close()
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from _page import CHROMIUM
 from _rows import comparison, made_up, raw
 from click.testing import CliRunner, Result
 
@@ -122,8 +122,7 @@ def test_the_page_has_classes_worst_queries_and_pairs(finished: Path) -> None:
 
 def test_two_rows_are_chosen_in_a_browser(finished: Path, tmp_path: Path) -> None:
     """As it opens the first two; after another is chosen, that; a row with itself is not tested."""
-    browser = shutil.which("chromium")
-    if browser is None:
+    if CHROMIUM is None:
         pytest.skip("chromium is not installed")
     page = write_report(finished)
     pairs = json.loads((finished / "results.json").read_text())["differences"]["pairs"]
@@ -142,7 +141,7 @@ def test_two_rows_are_chosen_in_a_browser(finished: Path, tmp_path: Path) -> Non
     tried = tmp_path / "tried.html"
     tried.write_text(page.read_text().replace("</body>", choose))
     seen = subprocess.run(
-        [browser, *flags, "--dump-dom", tried.as_uri()], capture_output=True, text=True, timeout=120, check=True
+        [CHROMIUM, *flags, "--dump-dom", tried.as_uri()], capture_output=True, text=True, timeout=120, check=True
     ).stdout
     title = html.unescape(seen[seen.index("<title>") + 7 : seen.index("</title>")])
     first, turned, itself = title.split("|")

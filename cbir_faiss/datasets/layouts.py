@@ -21,7 +21,9 @@ def caltech101(archives: Mapping[str, Path], folder: Path, first: int | None) ->
         name = next(name for name in outer.namelist() if name.endswith("caltech-101/101_ObjectCategories.tar.gz"))
         with outer.open(name) as inner, tarfile.open(fileobj=inner, mode="r|gz") as tar:
             for path, content in _files(tar):
-                if path.parent.name == "BACKGROUND_Google" or not re.fullmatch(r"image_\d+\.jpg", path.name):
+                if path.parent.name in ("BACKGROUND_Google", "..", "") or not re.fullmatch(
+                    r"image_\d+\.jpg", path.name
+                ):
                     continue
                 if first is None or int(path.stem.removeprefix("image_")) <= first:
                     _write(folder / path.parent.name / path.name, content)

@@ -19,6 +19,8 @@ from cbir_faiss.extractors._tapped import seeded
 from cbir_faiss.extractors._torch import TextTower
 from cbir_faiss.nets.weights import fill, read_state_dict
 
+# Left open, the library asks on the terminal whether to run the code that comes with a model.
+_SAFE = {"trust_remote_code": False}
 _INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
 
 
@@ -85,7 +87,7 @@ def preset(name: str, *, needed: bool) -> dict[str, Any]:
     """
     try:
         with _quiet():
-            told = AutoImageProcessor.from_pretrained(name).to_dict()
+            told = AutoImageProcessor.from_pretrained(name, **_SAFE).to_dict()
     except Exception as error:  # no such file, or not one of a processor of pictures
         if not needed:
             return {}
@@ -107,7 +109,7 @@ def text_tower(model: Any, name: str) -> tuple[TextTower, str]:
         raise ConfigError(f"'{name}' ({model.config.model_type}) has no text tower: leave embed out", path="embed")
     try:
         with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, **_SAFE)
     except Exception as error:  # files that are not there, or the hub
         raise ConfigError(f"'{name}': cannot get its tokenizer: {one_line(error)[:300]}", path="embed") from error
     texts = getattr(model.config, "text_config", model.config)
@@ -121,7 +123,7 @@ def save(model: Any, name: str, with_text: bool, folder: Path) -> None:
     with _quiet():
         model.save_pretrained(folder)
         if with_text:
-            AutoTokenizer.from_pretrained(name).save_pretrained(folder)
+            AutoTokenizer.from_pretrained(name, **_SAFE).save_pretrained(folder)
 
 
 def revision(name: str) -> str:
@@ -134,7 +136,7 @@ def _config(name: str, folder: Path | None) -> Any:
         raise ConfigError(f"{folder} holds no model of transformers: there is no config.json", path="model")
     try:
         with _quiet():
-            return AutoConfig.from_pretrained(name)
+            return AutoConfig.from_pretrained(name, **_SAFE)
     except Exception as error:  # the hub, the network, or JSON of something else
         near = near_names(name, _downloaded())
         raise ConfigError(
@@ -147,7 +149,7 @@ def _config(name: str, folder: Path | None) -> Any:
 
 def _loaded(name: str, config: Any) -> tuple[Any, set[str]]:
     try:
-        model, told = AutoModel.from_pretrained(name, config=config, output_loading_info=True)
+        model, told = AutoModel.from_pretrained(name, config=config, output_loading_info=True, **_SAFE)
     except Exception as error:  # the hub, the network, or weights of something else
         raise ConfigError(f"cannot get the weights of '{name}': {one_line(error)[:300]}", path="weights") from error
     missing = set(told["missing_keys"])
