@@ -454,6 +454,13 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, name: str, words: str
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_nothing_is_built_for_an_address_that_cannot_be_served(pictures: Path) -> None:
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        for options in (["--port", taken.getsockname()[1]], ["--host", "0.0.0.0"]):
+            assert cbir("serve", pictures, *options).exit_code in (1, 2)
+    assert [path.name for path in pictures.parent.iterdir()] == [pictures.name]
+
+
 def test_other_addresses_and_ports_in_use_are_one_line(folder: Path) -> None:
     result = cbir("serve", folder, "--host", "0.0.0.0")
     assert (result.exit_code, "--token" in result.stderr) == (2, True)

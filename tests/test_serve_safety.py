@@ -28,6 +28,7 @@ from PIL import Image
 from cbir_faiss.collection import Collection
 from cbir_faiss.config import parse_config
 from cbir_faiss.errors import CbirError, ConfigError
+from cbir_faiss.serve import decoder
 from cbir_faiss.serve.decoding import Decoders
 from cbir_faiss.serve.limits import Limits
 from cbir_faiss.serve.problems import Problem
@@ -109,6 +110,7 @@ def test_the_link_opens_the_page_once(small: Path) -> None:
         assert browser.get("/api/v1/collections").status_code == 200
         with httpx.Client(base_url=server.url, trust_env=False) as another:
             assert "used" in another.get(server.link).text
+            assert browser.get(server.link).status_code == 303, "who is in already needs no other link"
             assert another.get("/?token=x").status_code == 401
             assert another.get("/").status_code == 401
             assert another.get("/", params={"token": TOKEN}).status_code == 303, "who has the token needs no link"
@@ -493,8 +495,9 @@ def test_what_is_no_http_is_refused(served: Serving) -> None:
         POST_IN_PARTS,
         POST_IN_PARTS + b"2\r\n{}\r\n0\r\nX: ",
         POST_IN_PARTS + b"2\r\n{}\r\n0\r\n\r\nGET /?",
+        POST_IN_PARTS + b"1800000\r\n" + bytes(24 << 20) + b"\r\n0\r\n\r\nGET /?",
     ],
-    ids=["a header", "a line", "the size of a part", "a trailer", "the next request"],
+    ids=["a header", "a line", "the size of a part", "a trailer", "the next request", "what follows a large body"],
 )
 def test_what_is_no_body_does_not_go_on_for_ever(served: Serving, begin: bytes) -> None:
     with socket.create_connection(("127.0.0.1", served.server.port), 20) as opened:
@@ -537,6 +540,13 @@ def test_a_connection_that_says_nothing_is_let_go(hasty: Serving) -> None:
 
 
 # -- decoding in processes that may die
+
+
+def test_where_memory_cannot_be_told_it_is_not_limited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As on macOS: without this, every decoder would end before its first picture."""
+    monkeypatch.setattr(decoder, "_MEMORY_NOW", tmp_path / "nowhere")
+    monkeypatch.setattr(decoder.resource, "setrlimit", lambda *_: pytest.fail("a limit of what?"))
+    decoder.limit_memory()
 
 
 def test_decoders_that_are_killed_are_replaced(served: Serving) -> None:

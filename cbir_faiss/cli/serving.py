@@ -48,12 +48,13 @@ def serve(
 
     for module in ("starlette", "uvicorn", "python_multipart"):
         need(module, "serve")
-    from cbir_faiss.serve.server import Server, Settings
+    from cbir_faiss.serve.server import Server, Settings, check
 
     if log_json:
         to_json(sys.stderr)
-    collections, runs = _sorted(places, log_json)
     settings = Settings(host, port, token, write, uploads, frozenset(map(str.lower, names)), frozenset(cors))
+    check(settings)
+    collections, runs = _sorted(places, log_json)
     server = Server(collections, runs, settings)
     say(server.link)
     if not log_json:  # then stderr is for those who read JSON, and a secret belongs in no log

@@ -98,7 +98,7 @@ class Guarded:
             if (
                 path == "/"
                 and method == "GET"
-                and (cookie := self._guard.enter(scope["query_string"].decode("latin-1")))
+                and (cookie := self._guard.enter(scope["query_string"].decode("latin-1"), headers))
             ):
                 return RedirectResponse("/", 303, headers={"Set-Cookie": cookie})
             self._guard.check_token(path, headers)

@@ -24,6 +24,7 @@ from cbir_faiss.errors import CbirError
 LENGTHS = struct.Struct(">II")
 _MEMORY = 3 << 30
 """Bytes of memory beyond what it begins with: the largest picture allowed, several times over."""
+_MEMORY_NOW = Path("/proc/self/statm")
 _SHOWN = {"JPEG": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp"}
 Answer = tuple[dict[str, Any], bytes]
 
@@ -64,8 +65,11 @@ def frame(head: dict[str, Any], body: bytes) -> bytes:
 
 
 def limit_memory() -> None:
-    """A picture that takes more is an error of its own, not of the machine."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    """A picture that takes more is an error of its own, not of the machine. No limit where there is no /proc."""
+    try:
+        pages = int(_MEMORY_NOW.read_text().split()[0])
+    except OSError:
+        return
     most = pages * resource.getpagesize() + _MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 

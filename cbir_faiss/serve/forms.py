@@ -38,18 +38,20 @@ class Receiver:
         if announced.isdigit() and int(announced) > self._limits.body:
             raise self._too_large()
         parts: list[bytes] = []
+        mine = 0
         try:
             with _Timer(self._limits.receiving):
                 async for part in request.stream():
                     parts.append(part)
-                    self._hold(len(part), sum(map(len, parts)))
+                    mine += len(part)
+                    self._hold(len(part), mine)
             yield b"".join(parts)
         except _Late:
             raise Problem(408, f"the body took more than {self._limits.receiving:g} s to arrive") from None
         except ClientDisconnect:
             raise Problem(400, "the body ended before it was whole") from None
         finally:
-            self.held -= sum(map(len, parts))
+            self.held -= mine
 
     def _hold(self, more: int, mine: int) -> None:
         self.held += more

@@ -77,8 +77,8 @@ class Guard:
                 {"WWW-Authenticate": "Bearer"},
             )
 
-    def enter(self, query: str) -> str | None:
-        """The cookie for whoever comes by ``/?token=``; None where there is no token in the query.
+    def enter(self, query: str, headers: Mapping[str, str]) -> str | None:
+        """The cookie for whoever comes by ``/?token=``, or has it; None where there is no token in the query.
 
         Raises:
             Problem: 401, another token, or a link that was used.
@@ -87,7 +87,7 @@ class Guard:
         if not given:
             return None
         by_link = _equal(given[0], self.link) and not self._linked
-        if not by_link and not _equal(given[0], self.token):
+        if not by_link and not _equal(given[0], self.token) and not self._has_cookie(headers):
             raise Problem(401, "this link was used, or is of another server: each is good once, so start it again")
         self._linked = self._linked or by_link
         return f"{self.cookie}={self._session}; Path=/; HttpOnly; SameSite=Lax"

@@ -63,11 +63,7 @@ class Server:
     """
 
     def __init__(self, collections: Sequence[Path], runs: Sequence[Path], settings: Settings = Settings()) -> None:
-        if not is_loopback(settings.host) and not settings.token:
-            raise ConfigError(
-                f"--host {settings.host} is open to other machines: give a --token, or leave it at 127.0.0.1 and put a "
-                "reverse proxy before it"
-            )
+        _check_host(settings)
         live = _named([Live(folder) for folder in collections], lambda one: one.name, "collections")
         named_runs = _named(runs, lambda folder: folder.absolute().name, "runs")
         self._socket = listen(settings.host, settings.port)
@@ -119,6 +115,20 @@ class Server:
     def stop(self) -> None:
         """Finish what runs, and return from ``run``. From any thread."""
         self._server.should_exit = True
+
+
+def check(settings: Settings) -> None:
+    """Raises what ``Server`` would, of its address: before anything is built for it."""
+    _check_host(settings)
+    listen(settings.host, settings.port).close()
+
+
+def _check_host(settings: Settings) -> None:
+    if not is_loopback(settings.host) and not settings.token:
+        raise ConfigError(
+            f"--host {settings.host} is open to other machines: give a --token, or leave it at 127.0.0.1 and put a "
+            "reverse proxy before it"
+        )
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -226,7 +236,8 @@ class _Impatient(HttpToolsProtocol):
             self._time(self.head_seconds)  # something has come, but no head that is whole
 
     def on_message_begin(self) -> None:
-        self._in_head = True
+        # What a body left to be subtracted is no room for the next head.
+        self._in_head, self._beside = True, max(0, self._beside)
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
