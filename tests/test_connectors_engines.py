@@ -23,6 +23,7 @@ from cbir_faiss.backends import database
 from cbir_faiss.backends.database import retried
 from cbir_faiss.base import Backend
 from cbir_faiss.base.filters import And, In, Not, Or, Where
+from cbir_faiss.base.options import parse_options
 from cbir_faiss.errors import BackendError, ConfigError, Unsupported
 from cbir_faiss.types import Codes, Floats
 
@@ -309,7 +310,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.fixture
 def busy() -> Iterator[tuple[Busy, ClientTarget]]:
     server = Busy()
-    target = ClientTarget(Qdrant.Options(url=server.url, retries=3))
+    target = ClientTarget(parse_options(Qdrant.Options, {"url": server.url, "retries": 3}))
     yield server, target
     target.close()
     server.http.shutdown()

@@ -229,6 +229,24 @@ def test_bad_input_is_one_line(make: Callable[[Path], Extractor], message: str, 
     assert "\n" not in str(caught.value)
 
 
+def test_the_tokenizer_is_frozen_with_weights_that_cannot_be_exported(place: Path, tmp_path: Path) -> None:
+    """open_clip's own comes with it, that of a SigLIP from the hub does not."""
+    folder = shutil.copytree(place / "open_clip", tmp_path / "model")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "google/siglip"
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    for file in (place / "siglip").glob("*token*"):
+        shutil.copy(file, folder)
+    extractor = OpenClip(model=str(folder), embed="image+text", runtime="torch")
+    frozen = tmp_path / "frozen"
+    frozen.mkdir()
+    extractor._freeze_weights(frozen)
+    expected = extractor.embed_text(_models.TEXTS)["embedding"]
+    shutil.rmtree(folder)
+    again = OpenClip(model=str(frozen), embed="image+text", runtime="torch")
+    np.testing.assert_allclose(again.embed_text(_models.TEXTS)["embedding"], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("model_type", ["vit", "of_its_own"])
 def test_code_that_comes_with_a_model_is_not_run(
     model_type: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

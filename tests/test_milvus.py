@@ -22,6 +22,7 @@ from cbir_connectors._terms import terms
 from cbir_connectors.milvus import Milvus
 
 from cbir_faiss.base import Backend
+from cbir_faiss.base.options import parse_options
 from cbir_faiss.collection import Collection
 from cbir_faiss.collection.sync import Target, difference, push
 from cbir_faiss.config import parse_config
@@ -200,8 +201,8 @@ def test_inverted_lists(file: Path) -> None:
     backend.flush()
     backend.close()
     again = Milvus(path=str(file), collection="lists")  # the options of the index are the engine's to know
-    assert not again.is_exact(again.SearchOptions())
-    assert again.is_exact(again.SearchOptions(exact=True))
+    assert not again.is_exact(parse_options(Milvus.SearchOptions, {}))
+    assert again.is_exact(parse_options(Milvus.SearchOptions, {"exact": True}))
     distances = ((data[:20, None] - data) ** 2).sum(axis=2)
     right = np.argsort(distances, axis=1)[:, :10]
     hits = again.search(data[:20], 10, options={"exact": True})
@@ -214,10 +215,10 @@ def test_inverted_lists(file: Path) -> None:
 
 def test_a_graph_cannot_compare_with_everything() -> None:
     backend = Milvus.__new__(Milvus)
-    backend.options, backend._index = Milvus.Options(uri="http://x"), {"index_type": "HNSW"}
-    assert backend._search_parameters(100, Milvus.SearchOptions()) == {"params": {"ef": 100}}
+    backend.options, backend._index = parse_options(Milvus.Options, {"uri": "http://x"}), {"index_type": "HNSW"}
+    assert backend._search_parameters(100, parse_options(Milvus.SearchOptions, {})) == {"params": {"ef": 100}}
     with pytest.raises(Unsupported, match="hnsw, which cannot compare with everything"):
-        backend._search_parameters(100, Milvus.SearchOptions(exact=True))
+        backend._search_parameters(100, parse_options(Milvus.SearchOptions, {"exact": True}))
 
 
 # -- what is stored

@@ -97,15 +97,21 @@ def preset(model: Any) -> dict[str, Any]:
 
 def text_tower(model: Any, name: str, folder: Path | None) -> tuple[TextTower, str]:
     """The tower of texts, and its tokenizer as JSON."""
+    return TextTower(Texts(model)), _tokenizer.of_open_clip(_tokenizer_of(name, folder))
+
+
+def _tokenizer_of(name: str, folder: Path | None) -> Any:
     try:
-        tokenizer = open_clip.get_tokenizer(name if folder is None else f"local-dir:{folder}")
+        return open_clip.get_tokenizer(name if folder is None else f"local-dir:{folder}")
     except Exception as error:  # files that are not there, or the hub
         raise ConfigError(f"'{name}': cannot get its tokenizer: {one_line(error)[:300]}", path="embed") from error
-    return TextTower(Texts(model)), _tokenizer.of_open_clip(tokenizer)
 
 
-def save(model: Any, name: str, folder: Path | None, to: Path) -> None:
-    """Config, weights and tokenizer below ``to``, to be built from there."""
+def save(model: Any, name: str, folder: Path | None, with_text: bool, to: Path) -> None:
+    """Config, weights and, if asked for, the tokenizer below ``to``, to be built from there."""
+    words = getattr(_tokenizer_of(name, folder), "tokenizer", None) if with_text else None
+    if words is not None:  # open_clip's own comes with it
+        words.save_pretrained(to)
     config = _config(folder) if folder is not None else {"model_cfg": open_clip.get_model_config(name)}
     config["preprocess_cfg"] = open_clip.get_model_preprocess_cfg(model)
     (to / _CONFIG).write_text(json.dumps(config))

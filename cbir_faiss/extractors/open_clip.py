@@ -67,6 +67,6 @@ class OpenClip(TwoTowerExtractor):
         from cbir_faiss.extractors import _open_clip
 
         o = self.options
-        _open_clip.save(model, o.model, self._folder, folder)
+        _open_clip.save(model, o.model, self._folder, self._has_text, folder)
         how = self._preprocess(_open_clip.preset(model)).model_dump(mode="json")
         return {"model": "./", "layer": o.layer, "pool": o.pool, "preprocess": how}
