@@ -71,12 +71,14 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (root / "demo" / "results.json").write_text(json.dumps(results), encoding="utf-8")
     (root / "demo" / "report.html").write_text("<!doctype html><title>report</title><p>all of it", encoding="utf-8")
+    (root / "cut short").mkdir()
+    (root / "cut short" / "results.json").write_text('{"rows": [')
     return root
 
 
 @pytest.fixture(scope="module")
 def server(shelf: Path) -> Iterator[Server]:
-    places = [shelf / name for name in ("scenes.cbir", "colours.cbir", "many.cbir", "demo")]
+    places = [shelf / name for name in ("scenes.cbir", "colours.cbir", "many.cbir", "demo", "cut short")]
     with served(*places, cache=shelf / "cache") as running:
         yield running
 
@@ -515,6 +517,20 @@ def test_what_is_not_served_is_told(page: Any, server: Server) -> None:
     expect(page.get_by_role("dialog")).to_contain_text("No item with id 99999")
     enter(page, server, "#/c/scenes?%F0%9F%filter=[&k=x&like=,-1,a&item=")
     expect(page.locator(".told")).to_contain_text("50 items")
+
+
+def test_a_run_that_cannot_be_read_takes_nothing_along(page: Any, server: Server) -> None:
+    enter(page, server, "#/runs")
+    expect(page.get_by_role("link", name="demo")).to_contain_text("4 rows")
+    broken = page.get_by_role("link", name="cut short")
+    expect(broken).to_contain_text("run 'cut short': results.json cannot be read")
+    broken.click()
+    expect(page.locator(".notice.bad")).to_contain_text("results.json cannot be read")
+    page.route("**/api/v1/runs", lambda route: route.fulfill(status=503, json={"detail": "it is too busy"}))
+    enter(page, server)
+    expect(page.locator(".told")).to_have_text("50 items")
+    page.get_by_role("link", name="Runs").click()
+    expect(page.locator(".notice.bad")).to_contain_text("It is too busy")
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CBIR_CACHE", str(folder / "cache"))
         Collection.build(parse_config(document), folder / "c.cbir").close()
-        with serving(folder / "c.cbir", runs=(run,), write=True) as server:
+        with serving(folder / "c.cbir", runs=(run, folder / "gone"), write=True) as server:
             yield server
 
 

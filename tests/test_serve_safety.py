@@ -269,10 +269,11 @@ def test_no_problem_says_where_anything_lies(small: Path, tmp_path: Path) -> Non
     for name in ("small", "gone", "cut"):
         shutil.copytree(small, place / f"{name}.cbir")
     shutil.copytree(Path(__file__).parent / "fixtures" / "vectors-0.1", place / "vectors.cbir")
-    for name in ("bad", "none"):
+    for name in ("bad", "none", "lacks"):
         (place / name).mkdir()
     (place / "bad" / "results.json").write_text("{")
-    runs = (place / "bad", place / "none")
+    (place / "lacks" / "results.json").write_text('{"rows": [{}]}')
+    runs = (place / "bad", place / "none", place / "lacks")
     told = []
     with serving(*place.glob("*.cbir"), runs=runs, limits=LIMITS, write=True) as server:
         shutil.rmtree(place / "gone.cbir")
@@ -284,8 +285,9 @@ def test_no_problem_says_where_anything_lies(small: Path, tmp_path: Path) -> Non
         for place_of, asked in (("search", picture), ("items", picture), ("search", {"json": {"text": "a red bus"}})):
             told.append(server.problem("POST", f"collections/vectors/{place_of}", 422, **asked))
         told.append(server.problem("POST", "collections/small/search", 404, json={"ids": [10**6]}))
-        told += [server.problem("GET", f"runs/{name}", 503) for name in ("bad", "none")]
+        told += [server.problem("GET", f"runs/{name}", 503) for name in ("bad", "none", "lacks")]
         told.append(server.problem("GET", "runs/bad/report", 404))
+        assert [one["problem"] for one in server.get("runs")["runs"]] == told[-4:-1]
         told += [str(one["problem"]) for one in server.get("collections")["collections"]]
     assert not [detail for detail in told if "my own things" in detail or str(tmp_path) in detail]
     assert any("gone.cbir" in detail for detail in told), "but what it is called"

@@ -20,7 +20,7 @@ from cbir_faiss.base import Extractor
 from cbir_faiss.collection import recalled
 from cbir_faiss.collection.duplicates import Duplicate, find_duplicates
 from cbir_faiss.collection.stages import float_column
-from cbir_faiss.errors import BadImage, CbirError, Unsupported
+from cbir_faiss.errors import BadImage, CbirError, CorruptCollection, Unsupported
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.report.row import Row, knn_measure, main_measure, name_of
 from cbir_faiss.serve import models
@@ -327,7 +327,8 @@ class Api:
 
     async def list_runs(self, request: Request) -> Any:
         """The comparisons that are served."""
-        return {"runs": [await self.work.alone(partial(_about_run, *run)) for run in self.runs.items()]}
+        found = [await self.work.alone(partial(_about_run, *run)) for run in self.runs.items()]
+        return {"runs": [{**about, "problem": problem and self.told(problem).detail} for about, problem in found]}
 
     async def run(self, request: Request) -> Any:
         """The rows of a comparison, and what they were measured on."""
@@ -454,14 +455,22 @@ def _percentiles(seconds: Sequence[float]) -> dict[str, float | None]:
     return {f"p{p}": round(1000 * ordered[min(len(ordered) - 1, len(ordered) * p // 100)], 3) for p in _PERCENTILES}
 
 
-def _about_run(name: str, folder: Path) -> dict[str, Any]:
-    return {"name": name, "rows": len(_results(folder)["rows"]), "report": (folder / "report.html").is_file()}
+def _about_run(name: str, folder: Path) -> tuple[dict[str, Any], Problem | None]:
+    """What the list says of a run, and why it cannot be shown."""
+    about = {"name": name, "rows": None, "report": (folder / "report.html").is_file()}
+    try:
+        return {**about, "rows": len(_told(folder)["rows"])}, None
+    except Problem as problem:
+        return about, problem
 
 
 def _told(folder: Path) -> dict[str, Any]:
     """The results, with what people call each row, and the measures that tables begin with."""
     results = _results(folder)
-    rows = [Row.from_json(row) for row in results["rows"]]
+    try:
+        rows = [Row.from_json(row) for row in results["rows"]]
+    except CorruptCollection as error:
+        raise Problem(503, f"run '{folder.name}': results.json: {error}") from None
     named = [{**row, "name": name_of(told)} for row, told in zip(results["rows"], rows, strict=True)]
     measures = {"measure": main_measure(rows), "knn": knn_measure(rows)} if rows else {}
     return {**results, **measures, "rows": named}

@@ -191,8 +191,9 @@ class Info(BaseModel):
 
 class RunName(BaseModel):
     name: str
-    rows: int
+    rows: int | None = Field(description="null: it cannot be read, `problem` says why.")
     report: bool
+    problem: str | None = None
 
 
 class Runs(BaseModel):

@@ -82,7 +82,7 @@ function complete(route) {
 }
 
 function header(route) {
-  const { collections, runs } = session;
+  const { collections, runs, unlisted } = session;
   const name = route.kind === "c" ? route.name : (collections[0]?.name ?? "");
   const query =
     route.kind === "c"
@@ -98,7 +98,7 @@ function header(route) {
   };
   const tabs = [
     ...(collections.length ? Object.keys(SHOWN).slice(0, 5) : []),
-    ...(runs.length || !collections.length ? ["runs"] : []),
+    ...(runs.length || unlisted || !collections.length ? ["runs"] : []),
   ];
   fill(
     document.getElementById("top"),

@@ -20,15 +20,15 @@ export class Runs extends View {
   }
 
   async update() {
-    const runs = session.runs.map(({ name, rows }) =>
+    const runs = session.runs.map(({ name, rows, problem: wrong }) =>
       el(
         "li",
         {},
         el(
           "a",
-          { href: link({ kind: "runs", name }) },
+          { href: link({ kind: "runs", name }), class: wrong && "bad" },
           el("b", {}, name),
-          el("span", { class: "soft" }, several(rows, "row")),
+          el("span", { class: "soft" }, wrong ?? several(rows, "row")),
         ),
       ),
     );
@@ -36,7 +36,9 @@ export class Runs extends View {
       this.element,
       el("h1", {}, "Runs"),
       el("ul", { class: "cards", role: "list" }, runs),
+      session.unlisted && problem(session.unlisted),
       !runs.length &&
+        !session.unlisted &&
         el(
           "p",
           { class: "notice" },

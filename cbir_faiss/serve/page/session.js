@@ -2,10 +2,16 @@
 
 import * as api from "./api.js";
 
-export const session = { collections: [], runs: [], infos: new Map() };
+export const session = { collections: [], runs: [], unlisted: null, infos: new Map() };
 
+/** Ask what is served. Photos are shown whatever the runs are: `unlisted` says why there is no list of them. */
 export async function begin() {
-  [session.collections, session.runs] = await Promise.all([api.collections(), api.runs()]);
+  const listed = api.runs().then(
+    (runs) => ({ runs, unlisted: null }),
+    (unlisted) => ({ runs: [], unlisted }),
+  );
+  session.collections = await api.collections();
+  Object.assign(session, await listed);
 }
 
 /** What the server says of a collection, asked once until something changes. */
