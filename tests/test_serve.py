@@ -360,9 +360,7 @@ def test_info_says_what_recall_found_last(served: Serving, place: Path) -> None:
 
 
 def test_runs_are_shown_with_their_report_apart(served: Serving, place: Path) -> None:
-    assert served.get("runs")["runs"] == [
-        {"name": "demo", "rows": 1, "report": True, "problem": None}
-    ]
+    assert served.get("runs")["runs"] == [{"name": "demo", "rows": 1, "report": True, "problem": None}]
     told = served.get("runs/demo")
     assert told["rows"] == json.loads(json.dumps([{**raw().as_json(), "name": "raw, faiss-flat l2"}]))
     assert (told["measure"], told["knn"]) == ("map@5", "knn_recall@10")

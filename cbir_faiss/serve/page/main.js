@@ -84,10 +84,7 @@ function complete(route) {
 function header(route) {
   const { collections, runs, unlisted } = session;
   const name = route.kind === "c" ? route.name : (collections[0]?.name ?? "");
-  const query =
-    route.kind === "c"
-      ? { ...queryOf(route), filter: route.filter, where: route.where }
-      : {};
+  const query = route.kind === "c" ? { ...queryOf(route), filter: route.filter, where: route.where } : {};
   const tab = (view, words) => {
     const target =
       view === "runs"
