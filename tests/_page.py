@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,21 @@ def enter(page: Any, server: Server, fragment: str = "") -> None:
 
 def drop(page: Any, *files: Path, shift: bool = False) -> None:
     """Let files fall onto the page."""
+    page.dispatch_event("#main", "drop", {"dataTransfer": _carried(page, files), "shiftKey": shift})
+
+
+def paste(page: Any, *files: Path) -> None:
+    """Paste files into the page."""
+    page.evaluate(
+        """(clipboardData) =>
+            document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }))""",
+        _carried(page, files),
+    )
+
+
+def _carried(page: Any, files: Sequence[Path]) -> Any:
     told = [{"name": file.name, "data": base64.b64encode(file.read_bytes()).decode()} for file in files]
-    transfer = page.evaluate_handle(
+    return page.evaluate_handle(
         """(files) => {
             const transfer = new DataTransfer();
             for (const { name, data } of files) {
@@ -89,7 +102,6 @@ def drop(page: Any, *files: Path, shift: bool = False) -> None:
         }""",
         told,
     )
-    page.dispatch_event("#main", "drop", {"dataTransfer": transfer, "shiftKey": shift})
 
 
 def settled(page: Any) -> None:

@@ -8,11 +8,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import numpy as np
 import pytest
-from _page import CHROMIUM, Server, chromium, drop, enter, served, settled
+from _page import CHROMIUM, Server, chromium, drop, enter, paste, served, settled
 from _rows import made_up, raw
 from _scenes import KINDS, album
 
@@ -103,6 +103,13 @@ def page(browser: Any) -> Iterator[Any]:
         assert [text for text in complaints if "Failed to load resource" not in text] == []
 
 
+# The numbers of the tiles that are whole in the window.
+IN_WINDOW = """() => [...document.querySelectorAll(".grid .tile")]
+    .filter((one) => one.getBoundingClientRect().top >= 0 && one.getBoundingClientRect().bottom <= innerHeight)
+    .map((one) => Number(one.dataset.index))
+    .sort((a, b) => a - b)"""
+
+
 def expect(found: Any) -> Any:
     return playwright.expect(found)
 
@@ -158,6 +165,19 @@ def test_a_photo_can_be_chosen(page: Any, server: Server, shelf: Path) -> None:
     )
     assert shown == [[True, 56, "1"]] * 2
     assert names(page)[0].startswith("hills/")
+
+
+def test_a_photo_is_pasted_and_more_are_shown(page: Any, server: Server, shelf: Path) -> None:
+    enter(page, server)
+    settled(page)
+    paste(page, shelf / "photos" / "city" / "003.jpg")
+    expect(page.locator(".told")).to_contain_text("48 results")
+    assert names(page)[0] == "city/003.jpg"
+    page.get_by_label("How many results").focus()
+    page.get_by_label("How many results").select_option("12")
+    expect(page.locator(".told")).to_contain_text("12 results")
+    assert page.evaluate("document.activeElement.dataset.key") == "k", "the focus stays"
+    assert re.search(r"[?&]k=12(&|$)", page.url)
 
 
 def test_filters_have_counts_and_back_undoes_them(page: Any, server: Server) -> None:
@@ -304,6 +324,55 @@ def test_one_photo_is_opened_stepped_through_and_closed(page: Any, server: Serve
     page.wait_for_url("**/#/c/scenes?like=3")
 
 
+def test_one_steps_on_into_what_is_not_loaded_yet(page: Any, server: Server) -> None:
+    page.route("**/items?offset=120&*", lambda route: route.fulfill(status=503, json={"detail": "wait a moment"}))
+    enter(page, server, "#/c/many?item=119")
+    box = page.get_by_role("dialog", name="Photo")
+    expect(box.locator("dd").first).not_to_be_empty()
+    page.keyboard.press("ArrowRight")
+    expect(box.get_by_text("Wait a moment")).to_be_in_viewport()
+    page.unroute("**/items?offset=120&*")
+    page.keyboard.press("ArrowRight")
+    expect(box.locator("h2")).to_have_text("000000120")
+    enter(page, server, "#/c/many?item=0")
+    expect(box.locator("h2")).to_have_text("000000000")
+    page.keyboard.press("ArrowLeft")
+    expect(box.get_by_text("There is no other.")).to_be_in_viewport()
+    page.keyboard.press("ArrowRight")
+    expect(box.locator("h2")).to_have_text("000000001")
+    expect(box.get_by_text("There is no other.")).to_have_count(0)
+    enter(page, server, "#/c/many?item=2500")
+    expect(box.locator("h2")).to_have_text("000002500")
+    page.keyboard.press("ArrowRight")
+    expect(box.get_by_text("What is beside it is not loaded.")).to_be_in_viewport()
+
+
+def test_keys_of_one_character_can_be_turned_off(page: Any, server: Server) -> None:
+    enter(page, server)
+    settled(page)
+    page.keyboard.press("?")
+    page.get_by_role("checkbox", name="Keys of one character").uncheck()
+    page.keyboard.press("Escape")
+    enter(page, server)
+    settled(page)
+    keys = page.get_by_role("dialog", name="Keys")
+    page.locator(".grid .photo").first.focus()
+    for key in "?5tfm":
+        page.keyboard.press(key)
+    expect(keys).to_have_count(0)
+    expect(page.locator(".told")).to_have_text("50 items")
+    assert page.evaluate("document.activeElement.title") == names(page)[0]
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog", name="Photo").locator("h2")).to_have_text(names(page)[1])
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Keys").click()
+    page.get_by_role("checkbox", name="Keys of one character").check()
+    page.keyboard.press("Escape")
+    page.keyboard.press("5")
+    page.wait_for_url("**/state")
+
+
 def test_a_link_is_a_state(page: Any, server: Server) -> None:
     enter(page, server)
     settled(page)
@@ -354,6 +423,48 @@ def test_thousands_of_items_are_a_few_tiles(page: Any, server: Server) -> None:
     expect(page.locator(".grid [aria-posinset='3000'] .photo")).to_have_attribute("title", "000002999")
     assert page.locator(".tile").count() < 250
     expect(page.locator(".query")).to_contain_text("holds vectors")
+
+
+def test_every_one_of_a_million_items_can_be_reached(page: Any, server: Server) -> None:
+    """More rows than a browser has pixels for."""
+
+    def items(route: Any) -> None:
+        asked = parse_qs(urlsplit(route.request.url).query)
+        first, number = (int(asked.get(name, ["0"])[0]) for name in ("offset", "limit"))
+        some = range(first, min(first + number, 1_000_000))
+        route.fulfill(json={"total": 1_000_000, "items": [{"id": i, "path": f"{i:06}", "label": None} for i in some]})
+
+    def seen() -> list[int]:
+        return list(page.evaluate(f"({IN_WINDOW})()"))
+
+    def wait(wanted: str) -> None:
+        page.wait_for_function(f"() => {{ const seen = ({IN_WINDOW})(); return {wanted}; }}")
+
+    page.route("**/collections/many/items?*", items)
+    enter(page, server, "#/c/many")
+    expect(page.locator(".told")).to_contain_text("1,000,000 items")
+    settled(page)
+    tall = page.evaluate("document.documentElement.scrollHeight")
+    for key, index in (("g", 0), ("End", 999_999), ("ArrowLeft", 999_998)):
+        page.keyboard.press(key)
+        page.wait_for_function("(title) => document.activeElement.title === title", arg=f"{index:06}")
+        assert index in seen()
+    page.evaluate("scrollTo(0, 0)")
+    wait("seen[0] === 0")
+    assert page.evaluate("document.documentElement.scrollHeight") == tall, "what has the focus lies elsewhere"
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function("document.activeElement.title === '999997'")
+    assert 999_997 in seen()
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight / 2)")
+    wait("seen.some((index) => Math.abs(index - 500_000) < 100)")
+    there = seen()
+    assert there == [*range(there[0], there[-1] + 1)]
+    page.keyboard.press("5")
+    expect(page.locator(".figures")).to_be_visible()
+    page.go_back()
+    wait(f"seen[0] === {there[0]}")
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    wait("seen.at(-1) === 999_999")
 
 
 # -- side by side
@@ -431,6 +542,32 @@ def test_rows_of_a_run_are_sorted_filtered_and_paired(page: Any, server: Server)
     with page.context.expect_page() as opening:
         page.get_by_role("link", name="The report").click()
     expect(opening.value.locator("p")).to_have_text("all of it")
+
+
+def test_what_is_being_composed_is_left_alone(page: Any, server: Server) -> None:
+    """Letters that become a word by an input method, in fields that are made anew with every letter."""
+    labels = [[f"label {number}", 1] for number in range(12)]
+    page.route("**/facets", lambda route: route.fulfill(json={"fields": {"label": [*labels, ["橋", 1]]}}))
+    method = page.context.new_cdp_session(page)
+    for fragment, name, written, shown in (
+        ("#/runs/demo", "Rows with", "itq", page.locator("tbody tr", has_text="itq")),
+        ("#/c/scenes", "Find values of label", "橋", page.locator("label.value")),
+    ):
+        enter(page, server, fragment)
+        settled(page)
+        field = page.get_by_label(name)
+        field.focus()
+        for number in (1, 2, 3):
+            letters = "has"[:number] if written == "橋" else written[:number]
+            method.send("Input.imeSetComposition", {"text": letters, "selectionStart": number, "selectionEnd": number})
+            page.evaluate("() => new Promise((soon) => setTimeout(soon))")
+        method.send("Input.insertText", {"text": written})
+        expect(field).to_have_value(written)
+        expect(field).to_be_focused()
+        assert field.evaluate("one => one.selectionStart") == len(written)
+        expect(shown).to_have_count(2 if written == "itq" else 1)
+        page.keyboard.type(" x")
+        expect(field).to_have_value(f"{written} x")
 
 
 def test_state_tells_what_it_takes(page: Any, server: Server) -> None:

@@ -51,9 +51,16 @@ export function button(name, words, onclick, { wide = false, ...props } = {}) {
   );
 }
 
-/** Put `children` into `host`; what had the focus, by its data-key, keeps it, with what was being written. */
+let composing = null; // the field in which an input method makes a word of letters
+document.addEventListener("compositionstart", ({ target }) => (composing = target), true);
+document.addEventListener("compositionend", () => (composing = null), true);
+
+/** Put `children` into `host`; what had the focus, by its data-key, keeps it, with what was being written. A word that is
+ *  being composed would be lost, so that is waited for. */
 export function fill(host, ...children) {
   const before = host.contains(document.activeElement) ? document.activeElement : null;
+  if (before && before === composing)
+    return before.addEventListener("compositionend", () => fill(host, ...children), { once: true });
   host.replaceChildren(...present(children));
   const same = (one) => one.dataset.key === before?.dataset.key;
   const instead = before?.matches(".photo") ? host.querySelector(".photo") : null;

@@ -1,4 +1,5 @@
-/* Tiles in rows, of which only those near the window exist: a thousand or a hundred thousand make no difference. */
+/* Tiles in rows, of which only those near the window exist: a thousand or a million make no difference. Where the rows
+   are taller than a page can be, it goes by them faster than it is scrolled; the arrows go by one. */
 
 import { el } from "./dom.js";
 
@@ -9,14 +10,15 @@ const TALLEST = 12_000_000; // pixels; browsers have a limit
 
 /** A list of tiles. `make(item, index, count)` gives the element of one; `caption` is what a tile has below its square.
  *
- *  A source has `count`, `at(index)`, which is null for what is still on its way, and `find(id)`. */
+ *  A source has `count`, `at(index)`, which is null for what is still on its way, and `find(id)`; `reach(index)`
+ *  waits for what is on its way. */
 export class Grid {
   constructor(make, { label, least = 156, leastNarrow = 104, caption = 28 }) {
     Object.assign(this, { make, least, leastNarrow, caption });
     this.element = el("ul", { class: "grid", role: "list", "aria-label": label });
     this.tiles = new Map();
-    this.current = this.count = 0;
-    this.source = { count: 0, at: () => null, find: () => -1 };
+    this.current = this.count = this.skipped = 0;
+    this.source = listed([]);
     this.gone = new AbortController();
     const { signal } = this.gone;
     addEventListener("scroll", () => this.soon(), { signal, passive: true });
@@ -42,6 +44,9 @@ export class Grid {
     for (const [index, tile] of this.tiles)
       if (tile.dataset.waiting !== undefined && this.source.at(index)) this.drop(index);
     this.draw();
+    const focus = document.activeElement;
+    if (this.element.contains(focus) && indexOf(focus) !== this.current)
+      this.at(this.current)?.focus({ preventScroll: true }); // the arrows were faster than the server
   }
 
   close() {
@@ -66,9 +71,10 @@ export class Grid {
     this.columns = Math.max(2, Math.floor((width + GAP) / (least + GAP)));
     this.side = (width - GAP * (this.columns - 1)) / this.columns;
     this.pitch = this.side + this.caption + GAP;
-    this.count = Math.min(this.source.count, Math.floor(TALLEST / this.pitch) * this.columns);
-    const rows = Math.ceil(this.count / this.columns);
-    this.element.style.height = `${Math.max(0, rows * this.pitch - GAP)}px`;
+    this.count = this.source.count;
+    this.rows = Math.max(0, Math.ceil(this.count / this.columns) * this.pitch - GAP); // pixels
+    this.height = Math.min(TALLEST, this.rows);
+    this.element.style.height = `${this.height}px`;
     for (const [index, tile] of this.tiles) this.place(tile, index);
     this.draw();
   }
@@ -83,7 +89,13 @@ export class Grid {
 
   draw() {
     if (!this.columns || !this.element.isConnected) return;
-    const top = -this.element.getBoundingClientRect().top;
+    const { above } = this;
+    const skipped = this.skips(above, this.height);
+    if (skipped !== this.skipped) {
+      this.skipped = skipped;
+      for (const [index, tile] of this.tiles) this.place(tile, index);
+    }
+    const top = above + skipped;
     const first = Math.max(0, Math.floor((top - innerHeight) / this.pitch)) * this.columns;
     const last = Math.min(this.count, Math.ceil((top + 2 * innerHeight) / this.pitch) * this.columns);
     for (const [index, tile] of this.tiles)
@@ -94,6 +106,18 @@ export class Grid {
     const made = (indices) => indices.map((index) => this.tile(index));
     this.element.prepend(...made(fresh.filter((index) => index < start))); // in the order in which they are read
     this.element.append(...made(fresh.filter((index) => index > start)));
+  }
+
+  /** How much of the grid is above the window. */
+  get above() {
+    return -this.element.getBoundingClientRect().top;
+  }
+
+  /** How many pixels of rows a page has no room for above the window, where `above` of `all` of its pixels are above, or
+   *  of those of the rows. */
+  skips(above, all) {
+    const more = this.rows - this.height;
+    return more && more * Math.min(1, Math.max(0, above / (all - innerHeight)));
   }
 
   tile(index) {
@@ -111,8 +135,9 @@ export class Grid {
 
   place(tile, index) {
     const x = (index % this.columns) * (this.side + GAP);
-    const y = Math.floor(index / this.columns) * this.pitch;
-    tile.style.transform = `translate(${x}px, ${y}px)`;
+    const y = Math.floor(index / this.columns) * this.pitch - this.skipped;
+    const there = y < this.height ? y : -TALLEST; // what keeps the focus out of sight must not make the page taller
+    tile.style.transform = `translate(${x}px, ${there}px)`;
     tile.style.width = `${this.side}px`;
     tile.style.height = `${this.side + this.caption}px`;
   }
@@ -120,7 +145,7 @@ export class Grid {
   // -- one stop for Tab, arrows inside
 
   focused({ target }) {
-    const index = Number(target.closest("[data-index]")?.dataset.index);
+    const index = indexOf(target);
     if (Number.isInteger(index)) this.at(index);
   }
 
@@ -154,10 +179,13 @@ export class Grid {
 
   /** The tile with `index`, in the window and with the focus. */
   focus(index) {
-    const top = this.element.getBoundingClientRect().top + scrollY + Math.floor(index / this.columns) * this.pitch;
-    const above = document.getElementById("top").offsetHeight + GAP;
-    if (top < scrollY + above) scrollTo(0, top - above);
-    else if (top + this.pitch > scrollY + innerHeight) scrollTo(0, top + this.pitch - innerHeight + GAP);
+    const row = Math.floor(index / this.columns) * this.pitch;
+    const { above } = this;
+    const top = above + this.skips(above, this.height);
+    const highest = row - document.getElementById("top").offsetHeight - GAP;
+    const lowest = row + this.pitch - innerHeight + GAP;
+    const to = Math.min(highest, Math.max(lowest, top));
+    if (to !== top) scrollBy(0, to - this.skips(to, this.rows) - above);
     this.draw();
     this.at(index)?.focus({ preventScroll: true });
   }
@@ -168,41 +196,59 @@ export class Grid {
   }
 }
 
+const indexOf = (element) => Number(element.closest("[data-index]")?.dataset.index);
+
 /** A source over a list that is here. */
 export const listed = (list) => ({
   count: list.length,
   at: (index) => list[index] ?? null,
+  reach: (index) => list[index] ?? null,
   find: (id) => list.findIndex((item) => item.id === id),
 });
 
 /** A source that asks for its pages as they come into sight; `arrived` is called for each. */
 export class Paged {
   constructor(load, first, size, arrived) {
-    Object.assign(this, { load, size, arrived, count: first.total, pages: new Map([[0, first.items]]) });
+    Object.assign(this, { load, size, arrived, count: first.total, pages: new Map([[0, first]]) });
   }
 
   at(index) {
-    if (index < 0 || index >= this.count) return null;
-    const number = Math.floor(index / this.size);
-    const page = this.pages.get(number);
-    if (page === undefined) this.fetch(number);
-    return page?.[index % this.size] ?? null;
+    return this.page(index)?.items?.[index % this.size] ?? null;
   }
 
-  async fetch(number) {
-    this.pages.set(number, null);
-    try {
-      this.pages.set(number, (await this.load(number * this.size, this.size)).items);
-      this.arrived();
-    } catch {
-      this.pages.delete(number);
-      setTimeout(() => this.arrived(), AGAIN); // asks for it again, if it is still in sight
-    }
+  async reach(index) {
+    const page = this.page(index);
+    await page?.coming;
+    if (page?.error) throw page.error;
+    return this.at(index);
+  }
+
+  page(index) {
+    if (index < 0 || index >= this.count) return null;
+    const number = Math.floor(index / this.size);
+    if (!this.pages.has(number)) this.fetch(number);
+    return this.pages.get(number);
+  }
+
+  fetch(number) {
+    const page = {};
+    this.pages.set(number, page);
+    page.coming = this.load(number * this.size, this.size).then(
+      ({ items }) => {
+        page.items = items;
+        this.arrived();
+      },
+      (error) => {
+        page.error = error;
+        this.pages.delete(number);
+        setTimeout(() => this.arrived(), AGAIN); // asks for it again, if it is still in sight
+      },
+    );
   }
 
   find(id) {
-    for (const [number, page] of this.pages) {
-      const place = page?.findIndex((item) => item.id === id) ?? -1;
+    for (const [number, { items = [] }] of this.pages) {
+      const place = items.findIndex((item) => item.id === id);
       if (place >= 0) return number * this.size + place;
     }
     return -1;

@@ -26,6 +26,8 @@ const KEYS = [
   { keys: ["?"], words: "This list", does: () => help() },
 ];
 
+const OFF = "keys of one character are off"; // in localStorage; whoever dictates presses such keys unawares
+
 /** Listen; `current` gives the view that is shown. */
 export function listen(current) {
   addEventListener("keydown", (event) => {
@@ -33,6 +35,7 @@ export function listen(current) {
     if (event.target.matches(".strip .photo")) walk(event);
     const open = document.querySelector("dialog[open]");
     if (open && !open.classList.contains("lightbox")) return;
+    if (localStorage.getItem(OFF)) return;
     const route = read();
     if (/^[1-6]$/.test(event.key) && !open)
       return go(
@@ -72,10 +75,18 @@ export function help() {
     "Keys",
     el("h2", {}, "Keys"),
     el("table", {}, el("tbody", {}, rows)),
+    el(
+      "label",
+      { class: "value" },
+      el("input", { type: "checkbox", checked: !localStorage.getItem(OFF), onchange: turn }),
+      "Keys of one character (u, 1, ?) are on",
+    ),
     el("p", { class: "soft" }, "Every state of this page has its own link: copy the address to come back to it."),
     el("form", { method: "dialog" }, el("button", { class: "button wide", autofocus: "" }, "Close")),
   );
 }
+
+const turn = ({ target }) => (target.checked ? localStorage.removeItem(OFF) : localStorage.setItem(OFF, "yes"));
 
 function focusFilters() {
   const filters = document.querySelector("details.filters");

@@ -24,11 +24,13 @@ export class Lightbox {
   open() {
     this.stage = el("figure", { class: "stage" });
     this.facts = el("div", { class: "facts" });
+    this.told = el("div", { class: "edge", role: "status" });
     this.box = dialog(
       "lightbox",
       "Photo",
       this.stage,
       this.facts,
+      this.told,
       button("close", "Close (Escape)", () => this.box.close(), { class: "corner" }),
       button("back", "The one before (left arrow)", () => this.step(-1), { class: "before" }),
       button("forward", "The next (right arrow)", () => this.step(1), { class: "after" }),
@@ -52,10 +54,17 @@ export class Lightbox {
     if (step) this.step(step);
   }
 
-  step(by) {
-    const next = this.view.beside?.(this.route.item, by);
-    if (next) go({ ...this.route, item: next.id }, { replace: true });
-    else say("There is no other.");
+  async step(by) {
+    const { route, view, told } = this;
+    const known = view.known?.(route.item);
+    try {
+      const next = await view.beside?.(route.item, by);
+      if (this.route !== route || !this.box) return; // somebody went on meanwhile
+      if (next) go({ ...route, item: next.id }, { replace: true });
+      else fill(told, el("p", {}, known ? "There is no other." : "What is beside it is not loaded."));
+    } catch (error) {
+      fill(told, problem(error));
+    }
   }
 
   async show(known) {
@@ -64,6 +73,7 @@ export class Lightbox {
     this.request = new AbortController();
     const { signal } = this.request;
     this.box.dataset.id = known.id;
+    fill(this.told);
     fill(
       this.stage,
       info.images ? photo(route.name, known) : el("span", { class: "none" }, "A vector, without a picture"),

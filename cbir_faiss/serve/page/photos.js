@@ -90,10 +90,10 @@ export class Photos extends View {
     return [new Paged(load, first, PAGE, () => this.grid.refresh()), [el("b", {}, several(first.total, "item")), of]];
   }
 
-  /** The item `step` places from another, for what shows one at a time. */
+  /** The item `step` places from another, for what shows one at a time; a promise where it is not here yet. */
   beside(id, step) {
     const place = this.grid.source.find(id);
-    return place < 0 ? null : this.grid.source.at(place + step);
+    return place < 0 ? null : this.grid.source.reach(place + step);
   }
 
   /** Where an item is known from already. */
