@@ -9,6 +9,7 @@ for codes that spread, that is a few for each item, not all the others.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -59,14 +60,14 @@ class Duplicates:
         return [*self.copies, *self.alike]
 
 
-def find_duplicates(store: Store, radius: int | None = None) -> Duplicates:
+def find_duplicates(store: Store, radius: int | None = None, most: float = math.inf) -> Duplicates:
     """Copies, and items that are at most ``radius`` bits from the first of their group.
 
     ``radius`` is by default a 32nd of the code. In a collection of floats only copies are found.
 
     Raises:
         Unsupported: a radius for a collection without binary codes. InputError: a negative one, or so wide a one that
-            nearly everything is alike.
+            nearly everything is alike, or that more than ``most`` pairs of codes would be compared.
     """
     bits = store.manifest.bits
     if bits is None and radius is not None:
@@ -80,18 +81,25 @@ def find_duplicates(store: Store, radius: int | None = None) -> Duplicates:
     ids, codes = _codes(store)
     other = ~np.isin(ids, [item for some in same for item in some[1:]])
     ids, codes = ids[other], codes[other]
-    found = map(np.array, around_firsts(codes, bits // 32 if radius is None else radius))
+    radius = bits // 32 if radius is None else min(radius, bits)
+    if expected_work(bits, radius, len(codes)) > most:
+        within = bisect.bisect_right(range(radius), most, key=lambda less: expected_work(bits, less, len(codes))) - 1
+        raise InputError(
+            f"to find what is within {radius} bits of each of {len(codes):,} takes too long: take a radius of at most "
+            f"{within}"
+        )
+    found = map(np.array, around_firsts(codes, radius, most))
     alike = [_described(store, ids[rows], hamming(codes[rows[:1]], codes[rows]), same=False) for rows in found]
     return Duplicates(copies, alike)
 
 
-def around_firsts(codes: NDArray[np.uint8], radius: int) -> list[list[int]]:
+def around_firsts(codes: NDArray[np.uint8], radius: int, most: float = math.inf) -> list[list[int]]:
     """Rows of ``codes`` ``(n, bytes)``, in groups of two or more that are at most ``radius`` bits from their first.
 
     Row by row: one that is in no group yet takes all that are near it and in none.
 
     Raises:
-        InputError: more pairs are near each other than can be held.
+        InputError: more pairs are near each other than can be held, or more than ``most`` would be compared.
     """
     if not len(codes):
         return []
@@ -99,7 +107,7 @@ def around_firsts(codes: NDArray[np.uint8], radius: int) -> list[list[int]]:
     in_order = np.argsort(first)  # of the distinct codes, as they come
     rank = np.argsort(in_order)
     owner = np.arange(len(first))
-    left, right = _near(codes[first[in_order]], radius)
+    left, right = _near(codes[first[in_order]], radius, most)
     starts = np.searchsorted(left, np.arange(len(first) + 1))
     for one in np.unique(left).tolist():
         if owner[one] == one:
@@ -111,10 +119,10 @@ def around_firsts(codes: NDArray[np.uint8], radius: int) -> list[list[int]]:
     return [some.tolist() for some in np.split(rows, limits) if len(some) > 1]
 
 
-def _near(codes: NDArray[np.uint8], radius: int) -> Pairs:
+def _near(codes: NDArray[np.uint8], radius: int, most: float) -> Pairs:
     """Every pair of rows (a, b), a < b, of distinct codes that are near each other, once; by a, then b."""
     n, pairs = len(codes), [np.empty(0, np.int64)]
-    for a, b in near_pairs(codes, radius) if radius else ():
+    for a, b in near_pairs(codes, radius, most) if radius else ():
         pairs.append(np.unique(np.minimum(a, b) * n + np.maximum(a, b)))
         if sum(map(len, pairs)) > _MOST_PAIRS:
             pairs = [np.unique(np.concatenate(pairs))]
@@ -124,14 +132,21 @@ def _near(codes: NDArray[np.uint8], radius: int) -> Pairs:
     return left, right
 
 
-def near_pairs(codes: NDArray[np.uint8], radius: int) -> Iterator[Pairs]:
-    """Every pair of rows of distinct ``codes`` ``(n, bytes)`` at most ``radius`` bits apart, some repeatedly."""
+def near_pairs(codes: NDArray[np.uint8], radius: int, most: float = math.inf) -> Iterator[Pairs]:
+    """Every pair of rows of distinct ``codes`` ``(n, bytes)`` at most ``radius`` bits apart, some repeatedly.
+
+    Raises InputError where that takes more than ``most`` comparisons.
+    """
+    compared = 0
     parts, flips = _parts(codes.shape[1] * 8, radius, len(codes))
     for start, stop in parts:
         keys = _key(codes, start, stop)
         order = np.argsort(keys, kind="stable")
         for mask in _masks(stop - start, flips):
             for left, right in _equal_keys(keys[order], keys[order] ^ mask):
+                compared += len(left)
+                if compared > most:
+                    raise InputError(f"within {radius} bits too many codes are to be compared: take a smaller radius")
                 a, b = order[left], order[right]
                 near = hamming(codes[a], codes[b]) <= radius
                 yield a[near], b[near]
@@ -161,22 +176,30 @@ def _shown(root: Path, group: Sequence[Duplicate]) -> list[tuple[Duplicate | Non
     return [*some, *[(None, "")] * (len(group) > _SHOWN_EACH)]
 
 
-def _parts(bits: int, radius: int, n: int) -> tuple[list[tuple[int, int]], int]:
-    """The limits of the parts, and how many bits may differ in one, so that the least work is expected.
+def expected_work(bits: int, radius: int, n: int) -> float:
+    """Comparisons of two codes that ``n`` codes take, if they spread; 0 for a radius of 0."""
+    return n * _work(bits, radius, n, _how_many(bits, radius, n)) if radius else 0.0
+
+
+def _work(bits: int, radius: int, n: int, m: int) -> float:
+    """The same for one code, cut into ``m`` parts.
 
     Few long parts need a look-up for every way to flip some of their bits; many short ones let many candidates through.
     """
+    length = min(bits // m, _KEY_BITS)
+    lookups = sum(math.comb(length, count) for count in range(radius // m + 1))
+    return m * lookups * (_LOOKUP + n / float(2**length))
 
-    def parts_with(flips: int) -> int:
-        return min(bits, radius // (flips + 1) + 1)
 
-    def work(flips: int) -> float:
-        m = parts_with(flips)
-        length = min(bits // m, _KEY_BITS)
-        lookups = sum(math.comb(length, count) for count in range(radius // m + 1))
-        return m * lookups * (_LOOKUP + n / float(2**length))
+def _how_many(bits: int, radius: int, n: int) -> int:
+    """The parts with which the least work is expected."""
+    counts = dict.fromkeys(min(bits, radius // (flips + 1) + 1) for flips in range(radius + 1))
+    return min(counts, key=lambda m: _work(bits, radius, n, m))
 
-    m = parts_with(min(range(radius + 1), key=work))
+
+def _parts(bits: int, radius: int, n: int) -> tuple[list[tuple[int, int]], int]:
+    """The limits of the parts, and how many bits may differ in one."""
+    m = _how_many(bits, radius, n)
     limits = [bits * i // m for i in range(m + 1)]
     # A long part may be compared by its beginning alone: that only lets more candidates through.
     return [(start, min(stop, start + _KEY_BITS)) for start, stop in itertools.pairwise(limits)], radius // m

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ from cbir_faiss.base import Extractor
 from cbir_faiss.collection import recalled
 from cbir_faiss.collection.duplicates import Duplicate, find_duplicates
 from cbir_faiss.collection.stages import float_column
-from cbir_faiss.errors import BadImage, CbirError, CorruptCollection, Unsupported
+from cbir_faiss.errors import BadImage, CbirError, CorruptCollection, InputError, Unsupported
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.report.row import Row, knn_measure, main_measure, name_of
 from cbir_faiss.serve import models
@@ -37,6 +37,7 @@ from cbir_faiss.serve.asking import (
 )
 from cbir_faiss.serve.decoding import Decoders
 from cbir_faiss.serve.forms import FORM, JSON, Receiver, media_type, read_fields, read_form, read_json, read_query
+from cbir_faiss.serve.heavy import Heavy
 from cbir_faiss.serve.limits import Limits
 from cbir_faiss.serve.live import Generation, Live, Reading
 from cbir_faiss.serve.pictures import Picture, Pictures
@@ -45,6 +46,7 @@ from cbir_faiss.serve.problems import Problem
 from cbir_faiss.serve.uploads import Uploads
 from cbir_faiss.serve.work import Work
 from cbir_faiss.storage.facets import facets
+from cbir_faiss.storage.store import Store
 from cbir_faiss.types import Columns, Floats
 
 T = TypeVar("T")
@@ -79,6 +81,7 @@ class Api:
     def __post_init__(self) -> None:
         self.receiver = Receiver(self.limits)
         self.pictures = Pictures(self.decoders, default_cache() / "thumbs")
+        self.heavy = Heavy(self.limits)
         self._writing = asyncio.Lock()
         self._cores = threads.available()
 
@@ -92,6 +95,7 @@ class Api:
                 )
 
     async def close(self) -> None:
+        await self.heavy.close()
         await self.decoders.close()
         await asyncio.to_thread(self.work.close)
         for live in self.collections.values():
@@ -221,7 +225,7 @@ class Api:
                 if where is None:
                     ids = generation.once("ids", lambda: store.live_ids)
                 else:
-                    ids = generation.once(("ids", asked.where), lambda: store.select(where))
+                    ids = generation.once("ids", lambda: store.select(where), asked.where)
                 some = ids[asked.offset : asked.offset + asked.limit]
                 documents = store.documents(some)
             items = [_listed(item, document) for item, document in zip(some.tolist(), documents, strict=True)]
@@ -265,7 +269,7 @@ class Api:
 
         def count(generation: Generation) -> Any:
             with generation.held() as collection:
-                return {"fields": generation.once(("facets", asked.where), lambda: facets(collection.store, where))}
+                return {"fields": generation.once("facets", lambda: facets(collection.store, where), asked.where)}
 
         return await self._of(request, count)
 
@@ -273,24 +277,16 @@ class Api:
         """Items that are there more than once: the same bytes, or codes that differ in a few bits."""
         asked = read_query(models.Radius, request)
 
-        def find(generation: Generation) -> Any:
-            with generation.held() as collection:
-                found = generation.once(
-                    ("duplicates", asked.radius), lambda: find_duplicates(collection.store, asked.radius)
-                )
+        def find(store: Store) -> Any:
+            found = find_duplicates(store, asked.radius, self.limits.compared)
             return {"exact": _groups(found.copies), "alike": _groups(found.alike), "total": len(found.groups)}
 
-        return await self._of(request, find)
+        return await self._heavy(request, "duplicates", asked.radius, find)
 
     async def map(self, request: Request) -> Any:
         """The collection as points in a plane."""
         asked = read_query(models.Points, request)
-
-        def points(generation: Generation) -> Any:
-            with generation.held() as collection:
-                return generation.once(("map", asked.points), lambda: plane(collection.store, asked.points))
-
-        return await self._of(request, points)
+        return await self._heavy(request, "map", asked.points, partial(plane, points=asked.points))
 
     async def list(self, request: Request) -> Any:
         """The collections that are served."""
@@ -396,6 +392,21 @@ class Api:
         with self._live(request).generation() as generation:
             return await self.work.alone(partial(call, generation))
 
+    async def _heavy(self, request: Request, kind: str, what: Hashable, make: Callable[[Store], Any]) -> Any:
+        """What ``make`` gives of the collection, worked out once; or why it cannot be."""
+
+        def made(generation: Generation) -> Any:
+            with generation.held() as collection:
+                return generation.once(kind, partial(_or_why_not, make, collection.store), what)
+
+        with self._live(request).generation() as generation:
+            found = generation.kept(kind, what)
+            if found is None:
+                found = await self.heavy.shared((generation, kind, what), partial(made, generation))
+        if isinstance(found, Problem):
+            raise Problem(found.status, found.detail)
+        return found
+
     async def _filter(self, where: str | dict[str, Any] | None) -> Any:
         return None if where is None else await self.work.alone(partial(read_filter, where, self.limits.depth))
 
@@ -416,6 +427,13 @@ class Api:
 def _embedding(generation: Generation, columns: Columns) -> Floats:
     name = generation.collection.manifest.embedding
     return columns[name if name in columns else "embedding"]
+
+
+def _or_why_not(make: Callable[[Store], Any], store: Store) -> Any:
+    try:
+        return make(store)
+    except InputError as error:  # it may have taken as long as an answer, and would each time
+        return Problem.of(error)
 
 
 def _id(request: Request) -> int:

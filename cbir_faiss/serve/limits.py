@@ -13,7 +13,8 @@ class Limits:
     search (422). k, depth: results, and levels of a filter (422). page: items of a listing (422). megapixels: of a
     picture (422). seconds: of work (503). receiving: seconds for a body to arrive (408), or for a part of an answer to
     be read (the connection is closed). head: for a request's head (the same). decoding: for one picture (422).
-    waiting: questions in one queue (429). connections: open ones (503).
+    waiting: questions in one queue (429). heavy: pieces of work that may take minutes, one of which runs (429).
+    compared: pairs of codes, to find duplicates (422). connections: open ones (503).
     """
 
     body: int = 32 << 20
@@ -29,4 +30,6 @@ class Limits:
     head: float = 10.0
     decoding: float = 15.0
     waiting: int = 256
+    heavy: int = 8
+    compared: float = 4e9
     connections: int = 1000

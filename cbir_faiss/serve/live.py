@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,7 +32,7 @@ class Generation:
         self.collection, self.mark = collection, mark
         self._lock = threading.Lock()
         self._users, self._retired = 0, False
-        self._known: dict[Hashable, Any] = {}
+        self._known: defaultdict[str, dict[Hashable, Any]] = defaultdict(dict)
         files = collection.manifest.files.items()
         self._files = [(str(collection.folder / name), entry.size) for name, entry in files]
 
@@ -54,15 +54,20 @@ class Generation:
             self._retired = True
         self._leave(0)
 
-    def once(self, what: Hashable, make: Callable[[], Any]) -> Any:
-        """``make()``, or what it gave the first time; the last few are kept."""
-        found = self._known.get(what)
+    def kept(self, kind: str, what: Hashable = None) -> Any:
+        """What ``once`` gave; None where that is not known (any more)."""
+        return self._known[kind].get(what)
+
+    def once(self, kind: str, make: Callable[[], Any], what: Hashable = None) -> Any:
+        """``make()``, or what it gave the first time for this ``what``; the last few of each kind are kept."""
+        found = self.kept(kind, what)
         if found is None:
             found = make()
             with self._lock:
-                while len(self._known) >= _KEPT:
-                    del self._known[next(iter(self._known))]
-                self._known[what] = found
+                known = self._known[kind]
+                while len(known) >= _KEPT:
+                    del known[next(iter(known))]
+                known[what] = found
         return found
 
     def damage(self) -> CbirError | None:

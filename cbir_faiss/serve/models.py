@@ -112,7 +112,14 @@ class Thumb(_Request):
 
 
 class Radius(_Request):
-    radius: Annotated[int | None, Field(ge=0, le=1 << 16, description="Bits; a 32nd of the code unless given.")] = None
+    radius: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=1 << 16,
+            description="Bits; a 32nd of the code unless given. 422 where that takes too long among so many items.",
+        ),
+    ] = None
 
 
 class Duplicate(BaseModel):

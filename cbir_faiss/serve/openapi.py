@@ -29,7 +29,7 @@ _WORDS = {
     415: "Another media type than these.",
     422: "It cannot be read, or is out of bounds.",
     429: "Too many at once.",
-    503: "Not ready, removed, damaged, or it took too long.",
+    503: "Not ready, removed, damaged, or it takes long: `detail` says whether it goes on.",
 }
 
 

@@ -72,7 +72,12 @@ class Work:
             raise Problem(429, "too many requests at once: try again in a moment", {"Retry-After": "1"})
         else:
             queue.waiting.append((question, answer))
-        return await self._in_time(answer)
+        late = Problem(503, f"took more than {self._limits.seconds:g} s: ask for less, or later")
+        return await in_time(answer, self._limits.seconds, late)
+
+    async def whole(self, call: Callable[[], T]) -> T:
+        """``call()`` in a thread, however long it takes."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
     def close(self) -> None:
         """Waits for what runs."""
@@ -95,12 +100,12 @@ class Work:
                 asked = [(question, answer) for question, answer in asked if not answer.done()]
                 found = await loop.run_in_executor(self._pool, _answers, call, [question for question, _ in asked])
                 for (_, answer), one in zip(asked, found, strict=True):
-                    _give(answer, one)
+                    give(answer, one)
                 asked = waiting[:_BATCH]
                 del waiting[:_BATCH]
         except BaseException as error:
             for _, answer in [*asked, *waiting]:
-                _give(answer, error)
+                give(answer, error)
             waiting.clear()
             if not isinstance(error, Exception):
                 raise
@@ -109,12 +114,14 @@ class Work:
             if not queue.lanes:
                 del self._queues[kind]
 
-    async def _in_time(self, answer: asyncio.Future[T]) -> T:
-        timer = asyncio.get_running_loop().call_later(self._limits.seconds, _late, answer, self._limits.seconds)
-        try:
-            return await answer
-        finally:
-            timer.cancel()
+
+async def in_time(answer: asyncio.Future[T], seconds: float, late: Problem) -> T:
+    """The answer; raises ``late`` where there is none after so many seconds."""
+    timer = asyncio.get_running_loop().call_later(seconds, give, answer, late)
+    try:
+        return await answer
+    finally:
+        timer.cancel()
 
 
 async def _joined(asked: list[Any], waiting: list[Any], coming: Callable[[], bool]) -> None:
@@ -139,15 +146,11 @@ def _answers(call: Callable[[list[Any]], Sequence[Any]], questions: list[Any]) -
     return [_answers(call, [question])[0] for question in questions]
 
 
-def _give(answer: asyncio.Future[Any], found: Any) -> None:
+def give(answer: asyncio.Future[Any], found: Any) -> None:
+    """``found`` to who waits for it still; an error is raised there."""
     if answer.done():
         return
     if isinstance(found, BaseException):
         answer.set_exception(found if isinstance(found, Exception) else asyncio.CancelledError())
     else:
         answer.set_result(found)
-
-
-def _late(answer: asyncio.Future[Any], seconds: float) -> None:
-    if not answer.done():
-        answer.set_exception(Problem(503, f"took more than {seconds:g} s: ask for less, or later"))
