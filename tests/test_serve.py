@@ -21,8 +21,10 @@ from PIL import Image
 
 from cbir_faiss.collection import Collection, recalled
 from cbir_faiss.config import parse_config
+from cbir_faiss.serve import plane
 from cbir_faiss.serve.asking import Asking
 from cbir_faiss.serve.plane import _learnt
+from cbir_faiss.storage.store import Store
 from cbir_faiss.types import Floats
 
 
@@ -305,6 +307,57 @@ def test_the_map_is_by_umap_where_that_is_installed(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "umap", None)  # not installed, or not to be imported
     how, axes = places()
     assert (how, np.abs(axes).max()) == ("axes", 1.0)
+
+
+@pytest.mark.parametrize("shape", [(50, 12), (40, 70), (30, 30), (2, 9), (5, 1)])
+def test_the_axes_are_those_in_which_the_rows_differ_most(shape: tuple[int, int], monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    rng = np.random.default_rng(0)
+    rows = (rng.standard_normal(shape) * rng.uniform(0.1, 3, shape[1]) + 5).astype(np.float32)
+    how, place = _learnt(rows)
+    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
+    directions = np.linalg.svd(centred, full_matrices=False)[2][:2]
+    expected = np.zeros((len(rows), 2))
+    expected[:, : len(directions)] = centred @ directions.T
+    places = place(rows)
+    signs = np.where((places * expected).sum(axis=0) < 0, -1, 1)
+    assert how == "axes"
+    np.testing.assert_allclose(places * signs, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["umap", "axes"])
+def test_rows_of_any_width_have_a_map(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their covariance would take 29 GB; and no more rows are held at once than is said."""
+    wide, most = 62_720, 150
+
+    class UMAP:
+        def __init__(self, **_: object) -> None: ...
+
+        def fit(self, rows: Floats) -> UMAP:
+            self.embedding_ = rows[:, :2]
+            return self
+
+    module = SimpleNamespace(UMAP=UMAP) if name == "umap" else None
+    monkeypatch.setitem(sys.modules, "umap", module)
+    monkeypatch.setattr(plane, "_NUMBERS", most * wide)
+    held, rows_of = [], plane._rows
+
+    def counted(store: Store, ids: Any) -> Floats:
+        held.append(len(ids))
+        return rows_of(store, ids)
+
+    monkeypatch.setattr(plane, "_rows", counted)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((200, wide), dtype=np.float32))
+    document = {
+        "source": {"name": "vectors", "file": str(tmp_path / "x.npy")},
+        "codecs": [{"name": "raw"}],
+        "backends": [{"name": "faiss-flat"}],
+    }
+    with Collection.build(parse_config(document), tmp_path / "x.cbir") as collection:
+        found = plane.plane(collection.store, 1000)
+    assert found["how"] == name
+    assert len(found["x"]) == 200
+    assert max(held) == most
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from cbir_faiss.types import Floats, Ids
 
 _LEARNT_FROM = 5_000
 _AT_ONCE = 8_192
+_NUMBERS = 1 << 25  # of the rows that are held at once, however wide they are
 _NEIGHBOURHOODS = 100  # rows from which UMAP has something to go by
 _BESIDE = 15  # nearest ones that say where a row comes to lie: as many as UMAP takes
 _LABELS = 10  # more colours cannot be told apart
@@ -35,8 +36,10 @@ def plane(store: Store, points: int) -> dict[str, Any]:
     known = {"ids": ids.tolist(), "total": len(live), **_labels(store, ids)}
     if len(ids) < 2:
         return {**known, "how": "axes", "x": [0.0] * len(ids), "y": [0.0] * len(ids)}
-    how, place = _learnt(_rows(store, ids[sample_rows(len(ids), _LEARNT_FROM)]))
-    xy = np.concatenate([place(_rows(store, ids[start : start + _AT_ONCE])) for start in range(0, len(ids), _AT_ONCE)])
+    held = max(2, _NUMBERS // _rows(store, ids[:1]).shape[1])
+    how, place = _learnt(_rows(store, ids[sample_rows(len(ids), min(_LEARNT_FROM, held))]))
+    step = min(_AT_ONCE, held)
+    xy = np.concatenate([place(_rows(store, ids[start : start + step])) for start in range(0, len(ids), step)])
     xy /= np.maximum(np.abs(xy).max(axis=0), np.float32(1e-30))
     x, y = np.round(xy.astype(np.float64), 4).T
     return {**known, "how": how, "x": x.tolist(), "y": y.tolist()}
@@ -51,11 +54,25 @@ def _learnt(sample: Floats) -> tuple[Literal["axes", "umap"], Callable[[Floats],
             places = umap.UMAP(n_components=2, random_state=0, n_jobs=1).fit(sample).embedding_
             return "umap", partial(_beside, sample, places - (places.max(axis=0) + places.min(axis=0)) / 2)
     mean = sample.mean(axis=0)
+    axes = _principal((sample - mean).astype(np.float64))
+    return "axes", lambda rows: (rows - mean) @ axes
+
+
+def _principal(centred: NDArray[np.float64]) -> Floats:
+    """The two directions ``(d, 2)`` in which rows ``(m, d)`` differ most; zeros where there are fewer.
+
+    Of the products of the rows, or of the columns, whichever are fewer: wide rows have a covariance of gigabytes.
+    """
+    wide = centred.shape[1] > len(centred)
     with threads.phase("fit"):
-        _, axes = np.linalg.eigh(np.cov(sample - mean, rowvar=False, ddof=0).reshape(2 * [sample.shape[1]]))
-    two = np.zeros((sample.shape[1], 2), np.float32)
-    two[:, : axes.shape[1]] = axes[:, ::-1][:, :2]
-    return "axes", lambda rows: (rows - mean) @ two
+        _, vectors = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+        axes = vectors[:, ::-1][:, :2]
+        if wide:
+            axes = centred.T @ axes
+            axes /= np.maximum(np.linalg.norm(axes, axis=0), 1e-30)
+    two = np.zeros((centred.shape[1], 2), np.float32)
+    two[:, : axes.shape[1]] = axes
+    return two
 
 
 def _beside(sample: Floats, places: Floats, rows: Floats) -> Floats:
