@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -30,7 +31,9 @@ from cbir_faiss.config import parse_config
 from cbir_faiss.errors import BadImage, CbirError, ConfigError, CorruptCollection, InputError, UnknownId
 from cbir_faiss.serve.app import as_json
 from cbir_faiss.serve.client import connect
+from cbir_faiss.serve.limits import Limits
 from cbir_faiss.serve.photos import collection_of
+from cbir_faiss.serve.uploads import Uploads
 
 COLOURS = ("red", "green", "blue", "black", "orange")
 
@@ -245,6 +248,58 @@ def test_two_who_write_at_once_both_do(folder: Path) -> None:
             thread.join()
         assert done == [200] * 4
         assert count(served) == 9
+
+
+def test_a_change_that_takes_long_goes_on_and_the_next_one_waits_for_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, began = threading.Event(), []
+    add, delete = Uploads.add, Uploads.delete
+
+    def slowly(change: Any) -> Any:
+        def slow(self: Uploads, *given: Any) -> Any:
+            began.append(change)
+            assert go.wait(60)
+            return change(self, *given)
+
+        return slow
+
+    monkeypatch.setattr(Uploads, "add", slowly(add))
+    monkeypatch.setattr(Uploads, "delete", slowly(delete))
+    with serving(folder, write=True, limits=Limits(seconds=1.0)) as served:
+        assert "it goes on: ask the same again" in problem(post(served, photo("white")), 503)
+        assert "nothing was done" in served.problem("DELETE", "collections/c/items/0", 503)
+        go.set()
+        until(lambda: count(served) == 6)
+        again = until(lambda: (answer := post(served, photo("white"))).status_code == 200 and answer.json())
+        assert again["added"] == 0
+        assert served.client.get("/api/v1/collections/c/items/0").status_code == 200
+        go.clear()
+        assert "it goes on" in served.problem("DELETE", "collections/c/items/0", 503)
+        began.clear()
+        go.set()
+        until(lambda: count(served) == 5)
+        until(lambda: served.client.delete("/api/v1/collections/c/items/0").status_code == 404)
+        go.clear()
+        assert "it goes on" in problem(post(served, photo("yellow")), 503)
+        threading.Timer(0.2, go.set).start()
+    with Collection.open(folder) as collection:
+        assert len(collection) == 6, "the end waits for what is being written"
+
+
+def test_a_change_that_fails_late_keeps_what_is_an_item(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def added(opened: Collection, paths: Any) -> Any:
+        real(opened, paths[:1])
+        raise CbirError("a fault, when one of them was an item already")
+
+    real = Collection.add
+    uploads = Uploads.beside(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Collection, "add", added)
+        with pytest.raises(CbirError, match="a fault"):
+            uploads.add(folder, [(photo("white"), "PNG"), (photo("yellow"), "PNG")])
+    assert [path.read_bytes() for path in uploads.folder.iterdir()] == [photo("white")]
+    assert uploads.add(folder, [(photo("white"), "PNG"), (photo("yellow"), "PNG")])[1] == 1
 
 
 @pytest.mark.parametrize("name", ["räder & söhne", "a b%2fc", "-x?y#z", "日本"])

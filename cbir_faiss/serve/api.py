@@ -44,7 +44,7 @@ from cbir_faiss.serve.pictures import Picture, Pictures
 from cbir_faiss.serve.plane import plane
 from cbir_faiss.serve.problems import Problem
 from cbir_faiss.serve.uploads import Uploads
-from cbir_faiss.serve.work import Work
+from cbir_faiss.serve.work import Work, in_time
 from cbir_faiss.storage.facets import facets
 from cbir_faiss.storage.store import Store
 from cbir_faiss.types import Columns, Floats
@@ -83,6 +83,7 @@ class Api:
         self.pictures = Pictures(self.decoders, default_cache() / "thumbs")
         self.heavy = Heavy(self.limits)
         self._writing = asyncio.Lock()
+        self._changing: asyncio.Future[Any] | None = None
         self._cores = threads.available()
 
     async def warm(self) -> None:
@@ -96,6 +97,8 @@ class Api:
 
     async def close(self) -> None:
         await self.heavy.close()
+        if self._changing is not None:
+            await asyncio.gather(self._changing, return_exceptions=True)
         await self.decoders.close()
         await asyncio.to_thread(self.work.close)
         for live in self.collections.values():
@@ -352,20 +355,36 @@ class Api:
                 raise Problem(422, "give pictures as parts 'image' of a form, and nothing else")
             formats = await self._each(pictures, self.decoders.check)
             contents = [content for _, content in pictures]
-            async with self._writing:
-                stored = partial(uploads.add, live.folder, [*zip(contents, formats, strict=True)])
-                ids, added, failed = await self.work.alone(stored)
-                await live.refresh()
+            stored = partial(uploads.add, live.folder, [*zip(contents, formats, strict=True)])
+            ids, added, failed = await self._changed(live, stored)
         return {"ids": ids, "added": added, "failed": failed}
 
     async def delete(self, request: Request) -> Any:
         """Delete an item from the collection; its file stays, unless it was uploaded."""
         live, uploads = self._writable(request)
         item = int(known([_id(request)])[0])
-        async with self._writing:
-            deleted, left = await self.work.alone(partial(uploads.delete, live.folder, item))
-            await live.refresh()
+        deleted, left = await self._changed(live, partial(uploads.delete, live.folder, item))
         return {"deleted": deleted, "items": left}
+
+    async def _changed(self, live: Live, change: Callable[[], T]) -> T:
+        """What ``change()`` gives; one at a time, and what has begun is done whole, though nobody waits any more."""
+        seconds, later = self.limits.seconds, {"Retry-After": "5"}
+        try:
+            await asyncio.wait_for(self._writing.acquire(), seconds)
+        except asyncio.TimeoutError:
+            said = "another change takes long, and of this one nothing was done: ask again later"
+            raise Problem(503, said, later) from None
+        self._changing = asyncio.create_task(self._whole(live, change))
+        said = f"not done in {seconds:g} s, but it goes on: ask the same again to see whether it was done"
+        return await in_time(asyncio.shield(self._changing), seconds, Problem(503, said, later))
+
+    async def _whole(self, live: Live, change: Callable[[], T]) -> T:
+        try:
+            found = await self.work.whole(change)
+            await live.refresh()
+            return found
+        finally:
+            self._writing.release()
 
     def _writable(self, request: Request) -> tuple[Live, Uploads]:
         live = self._live(request)

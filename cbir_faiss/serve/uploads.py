@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cbir_faiss._lib.files import write_durably
 from cbir_faiss.collection.collection import Collection
+from cbir_faiss.errors import CbirError
 from cbir_faiss.serve.asking import original
 from cbir_faiss.sources._paths import Paths
 from cbir_faiss.storage.files import writing_to
@@ -34,7 +35,7 @@ class Uploads:
     ) -> tuple[list[int], int, list[dict[str, str]]]:
         """Store pictures (bytes, format) by their content and add them; ids in their order, how many are new, failures.
 
-        Raises CbirError; nothing that was not there before is kept then.
+        Raises CbirError; what was stored is removed then, unless it is an item's by now.
         """
         paths = [self._path(content, form) for content, form in pictures]
         new = [path for path in dict.fromkeys(paths) if not path.exists()]
@@ -46,15 +47,12 @@ class Uploads:
                         write_durably(path, content)
             with Collection.open(collection) as opened:
                 done = opened.add(paths)
-                source = Paths(paths=[*dict.fromkeys(paths)], below=opened.manifest.root)
-                names = dict(zip(source.files.paths, [item.path for item in source.items()], strict=True))
-                records = {record.path: item for item, record in opened.store.records([*names.values()])}
+                ids = _items(opened, paths)
         except BaseException:
-            for path in new:
-                path.unlink(missing_ok=True)
+            with suppress(CbirError):  # of a collection that cannot be read nobody knows
+                _forget(collection, [path for path in new if path.exists()])
             raise
-        ids = [records[names[path]] for path in paths if names[path] in records]
-        return ids, done.added, [failure.as_dict() for failure in done.failed]
+        return [ids[path] for path in paths if path in ids], done.added, [failure.as_dict() for failure in done.failed]
 
     def delete(self, collection: Path, item: int) -> tuple[int, int]:
         """Delete an item, and its file if it was uploaded; how many were deleted, and are left. Raises CbirError."""
@@ -69,3 +67,20 @@ class Uploads:
 
     def _path(self, content: bytes, form: str) -> Path:
         return self.folder / (hashlib.sha256(content).hexdigest()[:32] + _SUFFIXES.get(form, f".{form.lower()}"))
+
+
+def _items(opened: Collection, paths: Sequence[Path]) -> dict[Path, int]:
+    """The ids of those files that are items."""
+    source = Paths(paths=[*dict.fromkeys(paths)], below=opened.manifest.root)
+    names = [item.path for item in source.items()]
+    records = {record.path: item for item, record in opened.store.records(names)}
+    return {path: records[name] for path, name in zip(source.files.paths, names, strict=True) if name in records}
+
+
+def _forget(collection: Path, paths: Sequence[Path]) -> None:
+    """Remove those files that are no items."""
+    with Collection.open(collection) as opened:
+        items = _items(opened, paths) if paths else {}
+    for path in paths:
+        if path not in items:
+            path.unlink(missing_ok=True)
