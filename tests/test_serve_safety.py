@@ -575,6 +575,48 @@ def test_a_picture_that_ends_its_decoder_is_no_more_than_bad(
         assert server.search("small", **BODY)
 
 
+STUCK = (sys.executable, "-c", "import time; time.sleep(600)")
+
+
+def test_a_form_has_a_limit_of_time_as_a_whole(small: Path) -> None:
+    """Each of its pictures would be given its own, one after the other."""
+    with serving(small, limits=Limits(decoding=60, seconds=1), decoder=STUCK) as server:
+        assert "ask for fewer pictures" in problem(form(server, *[saved("PNG")] * 20), 503)
+        assert server.server.api.decoders.processes() == [], "what nobody waits for is no more"
+        assert server.search("small", **BODY)
+
+
+@pytest.mark.parametrize("what", ["thumb", "shown", "check"])
+def test_every_queue_for_decoders_has_a_length_and_an_end(what: str) -> None:
+    async def asked() -> list[int]:
+        decoders = Decoders(2, Limits(waiting=3, seconds=0.5), STUCK)
+        ask = {"thumb": lambda: decoders.thumb("x", 20), "shown": lambda: decoders.shown("x")}
+        try:
+            many = [ask.get(what, lambda: decoders.check(b""))() for _ in range(5)]
+            found = await asyncio.gather(*many, return_exceptions=True)
+            return sorted(one.status for one in found if isinstance(one, Problem))
+        finally:
+            await decoders.close()
+
+    assert asyncio.run(asked()) == [429, 429, 503, 503, 503]
+
+
+def test_who_scrolls_sends_nobody_away_who_searches(small: Path) -> None:
+    async def scrolling() -> str:
+        decoders = Decoders(2, Limits(waiting=3, seconds=20))
+        picture = saved("PNG")
+        try:
+            scrolls = [asyncio.create_task(decoders.shown(str(small.parent / "pictures" / "red.png"))) for _ in "abc"]
+            await asyncio.sleep(0)
+            found = await decoders.check(picture)
+            await asyncio.gather(*scrolls)
+            return found
+        finally:
+            await decoders.close()
+
+    assert asyncio.run(scrolling()) == "PNG"
+
+
 def test_a_decoder_has_a_limit_of_memory(served: Serving) -> None:
     """Text in a picture that unpacks to more than there may be."""
     text = zlib.compress(b"\0" * (1 << 20), 9)

@@ -6,8 +6,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -27,19 +27,39 @@ _KEEPING = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": s
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
+class _Line:
+    """Places, and a limit to how many have one or wait for it."""
+
+    def __init__(self, places: int, most: int) -> None:
+        self._places, self._most, self._there = asyncio.Semaphore(places), most, 0
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A place within the block. Raises Problem (429)."""
+        if self._there >= self._most:
+            raise Problem(429, "too many pictures at once: try again in a moment", {"Retry-After": "1"})
+        self._there += 1
+        try:
+            async with self._places:
+                yield
+        finally:
+            self._there -= 1
+
+
 class Decoders:
     """``count`` processes, started when they are first needed. Used from one event loop.
 
-    Thumbnails take all of them but one, so that who searches does not wait for who scrolls.
+    Thumbnails take all of them but one, so that who searches does not wait for who scrolls. Whatever is asked raises
+    Problem: 429 where too many wait, 503 where it takes too long with waiting.
     """
 
     def __init__(self, count: int, limits: Limits, command: Sequence[str] = COMMAND) -> None:
         self._limits, self._command, self.count = limits, command, count
         self._idle: list[asyncio.subprocess.Process] = []
         self._all: set[asyncio.subprocess.Process] = set()
-        self._places = asyncio.Semaphore(count)
-        self._patient = asyncio.Semaphore(max(1, count - 1))
-        self._waiting = self._preparing = 0
+        self._line = _Line(count, limits.waiting)
+        self._patient = _Line(max(1, count - 1), limits.waiting)
+        self._preparing = 0
 
     async def prepare(self, picture: bytes, entry: PluginEntry, folder: str) -> NDArray[Any]:
         """An uploaded picture, prepared for an extractor. Raises BadImage."""
@@ -57,14 +77,12 @@ class Decoders:
 
     async def thumb(self, path: str, side: int) -> bytes:
         """A small JPEG of a file. Raises BadImage."""
-        async with self._patient:
-            return (await self._run({"job": "thumb", "path": path, "side": side}))[1]
+        return (await self._run({"job": "thumb", "path": path, "side": side}, patient=True))[1]
 
     async def shown(self, path: str) -> tuple[str, bytes]:
         """Media type and bytes of a file as a browser can show it; no bytes: as it is. Raises BadImage."""
-        async with self._patient:
-            head, body = await self._run({"job": "shown", "path": path})
-            return str(head["type"]), body
+        head, body = await self._run({"job": "shown", "path": path}, patient=True)
+        return str(head["type"]), body
 
     def preparing(self) -> bool:
         """Whether pictures are on their way to an extractor."""
@@ -78,23 +96,25 @@ class Decoders:
         for process in list(self._all):
             await self._end(process)
 
-    async def _run(self, job: dict[str, Any], body: bytes = b"") -> tuple[dict[str, Any], bytes]:
-        if self._waiting >= self._limits.waiting:
-            raise Problem(429, "too many pictures at once: try again in a moment", {"Retry-After": "1"})
+    async def _run(self, job: dict[str, Any], body: bytes = b"", patient: bool = False) -> tuple[dict[str, Any], bytes]:
         message = frame({**job, "megapixels": self._limits.megapixels}, body)
-        self._waiting += 1
         try:
-            async with self._places:
-                process = self._idle.pop() if self._idle else await self._start()
-                found = await self._ask(process, message)
-                if found is None:  # it died, which may have been for no fault of this picture
-                    found = await self._ask(await self._start(), message)
-        finally:
-            self._waiting -= 1
+            found = await asyncio.wait_for(self._in_line(message, patient), self._limits.seconds)
+        except asyncio.TimeoutError:
+            said = f"not decoded in {self._limits.seconds:g} s: ask for fewer pictures at once, or later"
+            raise Problem(503, said, {"Retry-After": "5"}) from None
         head, answer = found or ({"error": "ends the process that decodes it"}, b"")
         if "error" in head:
             raise BadImage(str(head["error"]))
         return head, answer
+
+    async def _in_line(self, message: bytes, patient: bool) -> tuple[dict[str, Any], bytes] | None:
+        async with self._patient.place() if patient else nullcontext(), self._line.place():
+            process = self._idle.pop() if self._idle else await self._start()
+            found = await self._ask(process, message)
+            if found is None:  # it died, which may have been for no fault of this picture
+                found = await self._ask(await self._start(), message)
+            return found
 
     async def _ask(self, process: asyncio.subprocess.Process, message: bytes) -> tuple[dict[str, Any], bytes] | None:
         """The answer of a process, which is idle afterwards; None where it died."""
