@@ -30,8 +30,10 @@ from cbir_faiss.collection import Collection
 from cbir_faiss.config import parse_config
 from cbir_faiss.errors import BadImage, CbirError, ConfigError, CorruptCollection, InputError, UnknownId
 from cbir_faiss.serve.app import as_json
+from cbir_faiss.serve.asking import Asking
 from cbir_faiss.serve.client import connect
 from cbir_faiss.serve.limits import Limits
+from cbir_faiss.serve.live import Live
 from cbir_faiss.serve.photos import collection_of
 from cbir_faiss.serve.uploads import Uploads
 
@@ -330,6 +332,48 @@ def test_payload_of_every_kind_is_told_as_it_is(photos: Path, tmp_path: Path) ->
 
 def test_a_number_that_is_none_is_null() -> None:
     assert json.loads(as_json({"a": [float("nan"), 1.5], "b": float("inf")})) == {"a": [None, 1.5], "b": None}
+
+
+# -- what fails is said, and closed all the same
+
+
+def test_what_fails_before_the_first_request_is_logged_and_closed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed: list[Collection] = []
+    close = Collection.close
+    monkeypatch.setattr(Collection, "close", lambda self: (closed.append(self), close(self)))
+    monkeypatch.setattr(Asking, "by_pictures", lambda *_: 1 / 0)
+    with serving(folder, warming=True) as served:
+        until(lambda: "not loaded before" in caplog.text)
+        assert served.search("c", ids=[0])
+        collection = served.server.api.collections["c"]._current.collection
+    assert collection in closed
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_fault_beside_the_requests_is_logged_and_all_is_closed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(folder) as served:
+        looked: list[Live] = []
+        monkeypatch.setattr(Live, "look", lambda live: (looked.append(live), 1 / 0))
+        until(lambda: looked)
+    assert "ZeroDivisionError" in caplog.text
+    assert served.server.api.collections["c"]._current is None
+
+
+def test_a_new_generation_that_fails_to_open_is_said_and_tried_again(
+    folder: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(folder) as served:
+        with monkeypatch.context() as patch:
+            patch.setattr(Live, "_opened", lambda _: 1 / 0)
+            with Collection.open(folder) as collection:
+                collection.delete([0])
+            assert "division by zero" in until(lambda: _refused(served))
+        assert "ZeroDivisionError" in caplog.text
+        until(lambda: count(served) == 4)
 
 
 # -- its clients

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,7 @@ from cbir_faiss.storage.store import Store
 from cbir_faiss.types import Columns, Floats
 
 T = TypeVar("T")
+_log = logging.getLogger("cbir_faiss.serve")
 _PARSED_AT_ONCE = 1 << 16  # a body of more bytes is parsed in a thread
 _GROUPS = 1000
 # The smallest GIF: a picture to begin with.
@@ -89,11 +91,16 @@ class Api:
     async def warm(self) -> None:
         """Load what the first pictures need, before they come: one is searched for, and every decoder prepares one."""
         for live in self.collections.values():
-            with suppress(CbirError, Problem), live.generation() as generation:
-                await asyncio.gather(
-                    self._found(live, generation, models.Search(k=1), [("", _DOT)]),
-                    *(self._prepared(live, generation, [("", _DOT)]) for _ in range(1, self.decoders.count)),
-                )
+            try:
+                with live.generation() as generation:
+                    await asyncio.gather(
+                        self._found(live, generation, models.Search(k=1), [("", _DOT)]),
+                        *(self._prepared(live, generation, [("", _DOT)]) for _ in range(1, self.decoders.count)),
+                    )
+            except (CbirError, Problem):  # whoever asks is told
+                pass
+            except Exception:
+                _log.exception("the extractor of '%s' was not loaded before it is needed", live.name)
 
     async def close(self) -> None:
         await self.heavy.close()

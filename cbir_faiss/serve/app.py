@@ -11,7 +11,7 @@ import math
 import mimetypes
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -226,10 +226,9 @@ async def _running(api: Api, _: Starlette) -> AsyncIterator[None]:
         yield
     finally:
         looking.cancel()
-        with suppress(asyncio.CancelledError):
-            await looking
-        if warming is not None:
-            await warming
+        for ended in await asyncio.gather(looking, *filter(None, [warming]), return_exceptions=True):
+            if isinstance(ended, Exception):
+                _log.error("what ran beside the requests failed", exc_info=ended)
         await api.close()
 
 

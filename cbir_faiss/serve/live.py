@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -18,6 +19,7 @@ from cbir_faiss.errors import CbirError, CorruptCollection
 from cbir_faiss.serve.problems import Problem
 from cbir_faiss.storage.manifest import CURRENT, PluginEntry, check_sizes, name_of
 
+_log = logging.getLogger("cbir_faiss.serve")
 _LOOK_SECONDS = 0.02
 """How old the last look at the files may be: to read a mapped file that was cut short ends the process."""
 _LATENCIES = 2000
@@ -137,12 +139,14 @@ class Live:
                 return
             try:
                 opened = await asyncio.to_thread(self._opened)
-            except CbirError as error:
-                self._trouble = self._cannot(error)
+            except Exception as error:
+                before, self._trouble = self._trouble, self._cannot(error)
+                if not isinstance(error, CbirError) and self._trouble != before:  # it is tried again and again
+                    _log.exception("collection '%s' cannot be opened", self.name)
                 return
-            before, self._current, self._trouble = self._current, opened, ""
-            if before is not None:
-                before.retire()
+            old, self._current, self._trouble = self._current, opened, ""
+            if old is not None:
+                old.retire()
 
     def extractor(self, collection: Collection, reading: Reading) -> Extractor:
         """The frozen extractor, with what it needs to read those loaded once for all generations that have the same.
