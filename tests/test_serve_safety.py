@@ -32,7 +32,7 @@ from cbir_faiss.serve import decoder
 from cbir_faiss.serve.decoding import Decoders
 from cbir_faiss.serve.limits import Limits
 from cbir_faiss.serve.problems import Problem
-from cbir_faiss.serve.safety import Guard
+from cbir_faiss.serve.safety import HEADERS, Guard
 from cbir_faiss.serve.server import Server, Settings
 
 LIMITS = Limits(body=200_000, held=500_000, parts=3, megapixels=1.0)
@@ -483,6 +483,7 @@ def test_what_is_no_http_is_refused(served: Serving) -> None:
     long = b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\n" + last + b"\r\n"
     assert served.raw(long)[9:12] == b"422"
     assert b"application/problem+json" in served.raw(long)
+    assert b"x-content-type-options: nosniff\r\n" in served.raw(long)
     hosts = b"GET /healthz HTTP/1.1\r\nHost: example.com\r\n" + last + b"\r\n"
     assert served.raw(hosts)[9:12] == b"400"
     assert served.raw(b"GET /healthz HTTP/1.0\r\n\r\n")[9:12] == b"200"
@@ -527,6 +528,21 @@ def test_requests_that_are_sent_without_waiting_are_answered_in_turn(served: Ser
     ask = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
     answers = served.raw(50 * (ask + b"\r\n") + ask + b"Connection: close\r\n\r\n")
     assert answers.count(b"HTTP/1.1 200 OK") == 51
+
+
+def test_one_connection_too_many_is_told_by_a_problem(small: Path) -> None:
+    with serving(small, limits=Limits(connections=3)) as server, contextlib.ExitStack() as opened:
+        assert server.search("small", **BODY)
+        for _ in range(3):  # beside the client's own
+            opened.enter_context(socket.create_connection(("127.0.0.1", server.server.port), 20))
+        until(lambda: len(server.clients()) > 3)
+        refused = httpx.get(f"{server.url}/healthz", trust_env=False)
+        assert "too many connections" in problem(refused, 503)
+        assert all(refused.headers[name] == value for name, value in HEADERS.items())
+        assert refused.headers["connection"] == "close"
+        opened.close()
+        until(lambda: len(server.clients()) <= 3)
+        assert server.search("small", **BODY)
 
 
 def test_a_connection_that_says_nothing_is_let_go(hasty: Serving) -> None:

@@ -17,6 +17,8 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cbir_faiss._lib import threads
@@ -27,7 +29,7 @@ from cbir_faiss.serve.decoding import COMMAND, Decoders
 from cbir_faiss.serve.limits import Limits
 from cbir_faiss.serve.live import Live
 from cbir_faiss.serve.problems import MEDIA_TYPE, Problem
-from cbir_faiss.serve.safety import Guard, is_loopback
+from cbir_faiss.serve.safety import HEADERS, Guard, is_loopback
 from cbir_faiss.serve.uploads import Uploads
 from cbir_faiss.serve.work import Work
 
@@ -158,8 +160,9 @@ def _named(things: Sequence[Any], name: Callable[[Any], str], what: str) -> dict
 
 
 def _config(app: Any, settings: Settings) -> uvicorn.Config:
-    seconds = {"head_seconds": settings.limits.head, "reading_seconds": settings.limits.receiving}
-    protocol = type("Impatient", (_Impatient,), seconds)
+    limits = settings.limits
+    bounds = {"head_seconds": limits.head, "reading_seconds": limits.receiving, "most": limits.connections}
+    protocol = type("Impatient", (_Impatient,), bounds)
     return uvicorn.Config(
         app,
         host=settings.host,
@@ -173,8 +176,7 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=15,
-        timeout_graceful_shutdown=int(settings.limits.seconds),
-        limit_concurrency=settings.limits.connections,
+        timeout_graceful_shutdown=int(limits.seconds),
     )
 
 
@@ -210,11 +212,19 @@ class _Corked:
         return getattr(self._transport, name)
 
 
+async def _full(scope: Scope, receive: Receive, send: Send) -> None:
+    """Stands for the application where too many are connected."""
+    problem = Problem(503, "too many connections at once: try again in a moment")
+    headers = {**HEADERS, "Retry-After": "1", "Connection": "close"}
+    answer = Response(json.dumps(problem.as_dict()), problem.status, headers, MEDIA_TYPE)
+    await answer(scope, receive, send)
+
+
 class _Impatient(HttpToolsProtocol):
     """Closes a connection whose request has not come whole in time, whose body is not wanted any more, or whose answer
     nobody reads; and one that has brought more than 64 KiB and no whole head, or as much of anything else but body."""
 
-    head_seconds, reading_seconds = 10.0, 30.0
+    head_seconds, reading_seconds, most = 10.0, 30.0, 1000
     _timer: Any = None
     _unread: Any = None
     _in_head, _beside = True, 0
@@ -249,6 +259,7 @@ class _Impatient(HttpToolsProtocol):
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
             raise ValueError("not one host")  # whoever feeds the parser answers 400
+        self.app = self.config.loaded_app if len(self.connections) <= self.most else _full
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -265,7 +276,9 @@ class _Impatient(HttpToolsProtocol):
         content = json.dumps(problem.as_dict()).encode()
         head = (
             f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\ncontent-type: {MEDIA_TYPE}\r\n"
-            f"content-length: {len(content)}\r\nconnection: close\r\n\r\n"
+            f"content-length: {len(content)}\r\nconnection: close\r\n"
+            + "".join(f"{name.lower()}: {value}\r\n" for name, value in HEADERS.items())
+            + "\r\n"
         )
         self.transport.write(head.encode() + content)
         self.transport.close()
