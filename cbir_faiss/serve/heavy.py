@@ -56,7 +56,7 @@ class Heavy:
         if self._running is None or self._running.done():
             self._running = asyncio.get_running_loop().create_task(self._run())
         seconds = self._limits.seconds
-        again = f"not done in {seconds:g} s: it goes on, so ask for the same again, and have it once it is done"
+        again = f"takes more than {seconds:g} s: ask for the same again, which waits for what runs, until it is done"
         return await in_time(answer, seconds, Problem(503, again, {"Retry-After": "5"}))
 
     async def close(self) -> None:
