@@ -219,7 +219,7 @@ server.run()
 """
 
 
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("told", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_the_process_ends_though_it_runs(folder: Path, told: signal.Signals) -> None:
     words = [sys.executable, "-c", STUCK, str(folder), TOKEN]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
