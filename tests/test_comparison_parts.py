@@ -23,9 +23,9 @@ from cbir_faiss.comparison.environment import environment
 from cbir_faiss.comparison.evaluator import CURVE_KS
 from cbir_faiss.comparison.gallery import make_gallery
 from cbir_faiss.comparison.index import _per_item
-from cbir_faiss.comparison.split import Side, Split, split_of_vectors, splits
+from cbir_faiss.comparison.split import Side, Split, _title, split_of_vectors, splits
 from cbir_faiss.comparison.timing import Others, Timed, busier
-from cbir_faiss.config import load_config, parse_choices
+from cbir_faiss.config import Choice, load_config, parse_choices
 from cbir_faiss.errors import BadImage
 
 # -- times
@@ -203,6 +203,12 @@ def test_every_so_many_in_the_order_of_paths_is_a_query(pictures: Path) -> None:
         assert list(split.queries.labels) == [(name.split("/")[0],) for name in names[::every]]
         assert split.items.document(0)["path"] == names[1]
     assert (split.source, split.extractor, split.title) == ("folder", "hog", "hog")
+
+
+def test_rows_of_a_mirrored_network_are_told_apart() -> None:
+    options = {"path": "runs/hash", "mirrored": True}
+    assert _title(Choice("extractors", "trained", options), "code", several=False) == "hash mirrored"
+    assert _title(Choice("extractors", "trained", {**options, "mirrored": False}), "code", several=True) == "hash code"
 
 
 def test_each_embedding_of_an_extractor_is_a_split(pictures: Path) -> None:

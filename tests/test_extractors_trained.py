@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
@@ -125,6 +125,22 @@ def test_columns_are_the_models_outputs(trained: Path) -> None:
     for name in ("features", "code"):
         np.testing.assert_allclose(columns[name], expected[name].numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(columns["probs"], torch.softmax(expected["logits"], 1).numpy(), rtol=1e-4)
+
+
+@pytest.mark.usefixtures("one_cache")
+@pytest.mark.parametrize("runtime", ["torch", "onnx"])
+def test_mirrored_columns_are_the_mean_of_both(runtime: str, trained: Path, tmp_path: Path) -> None:
+    images = [noise(32, 32, seed=seed) for seed in range(3)]
+    plain, both = (Trained(path=str(trained), runtime=runtime, mirrored=mirrored) for mirrored in (False, True))
+    one, other = (plain(some) for some in (images, [ImageOps.mirror(image) for image in images]))
+    got = both(images)
+    for column, values in one.items():
+        np.testing.assert_allclose(got[column], (values + other[column]) / 2, rtol=1e-4, atol=1e-5)
+    assert np.abs(got["embedding"] - one["embedding"]).max() > 1e-3
+    assert both.fingerprint() != plain.fingerprint()
+    _, options = both.freeze(tmp_path)
+    frozen = Onnx(**parse_options(Onnx.Options, options, folder=str(tmp_path)).model_dump(mode="json"))
+    np.testing.assert_allclose(frozen(images)["embedding"], got["embedding"], rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_without_a_code(plain: Path) -> None:

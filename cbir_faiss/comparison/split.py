@@ -130,11 +130,12 @@ def _title(choice: Choice, column: str, several: bool) -> str:
 
 
 def _model(name: str, options: Mapping[str, Any]) -> str:
-    """The network, or the folder of one that was trained, or the plugin; of an extractor of several, each."""
+    """The network or the folder of one that was trained, else the plugin; whether it is mirrored; of several, each."""
     parts = options.get("of")
     if isinstance(parts, list):
         return " + ".join(_model(part["name"], part) for part in parts)
-    return Path(str(options.get("model") or options.get("path") or name)).name
+    called = Path(str(options.get("model") or options.get("path") or name)).name
+    return f"{called} mirrored" if options.get("mirrored") else called
 
 
 def _labels(labels: Any, n: int, name: str) -> Labels:

@@ -35,13 +35,15 @@ class NetworkOptions(base.Options):
     """runtime: what runs the network, ``auto`` ONNX Runtime on a CPU where it is installed and the network can be
     exported, else torch; device: where; batch_size: images run at once; precision: what it computes in, ``int8`` by
     ONNX Runtime on a CPU, ``bfloat16`` by torch where CPU or GPU have it; calibration: for int8, a folder of pictures
-    like those to be indexed, of which at most 128 set its scales and decide whether it is near enough to float32."""
+    like those to be indexed, of which at most 128 set its scales and decide whether it is near enough to float32;
+    mirrored: what the network gives is the mean of a picture's and its mirror image's, at twice the work."""
 
     runtime: Literal["auto", "torch", "onnx"] = "auto"
     device: Literal["cpu", "cuda", "mps"] = "cpu"
     batch_size: int = Field(32, ge=1)
     precision: Literal["float32", "int8", "bfloat16"] = "float32"
     calibration: RelativePath | None = None
+    mirrored: bool = False
 
     @model_validator(mode="after")
     def _runs_there(self) -> NetworkOptions:
@@ -75,8 +77,8 @@ class NetworkExtractor(base.Extractor):
 
     Options: ClassVar[type[NetworkOptions]] = NetworkOptions
     options: NetworkOptions
-    # A precision, and the pictures that it is calibrated on, count with the weights.
-    free_options: ClassVar[frozenset[str]] = frozenset({"batch_size", "precision", "calibration"})
+    # A precision, the pictures that it is calibrated on, and mirroring count with the weights.
+    free_options: ClassVar[frozenset[str]] = frozenset({"batch_size", "precision", "calibration", "mirrored"})
 
     def _setup(self) -> None:
         by = {"int8": "onnx", "bfloat16": "torch"}.get(self.options.precision, self.options.runtime)
@@ -135,7 +137,8 @@ class NetworkExtractor(base.Extractor):
                 raise
             _log.warning("%s: what is frozen needs torch: %s", self.name, error)
             options = self._freeze_weights(folder)
-            return self.name, {**options, "runtime": "torch", "batch_size": self.options.batch_size}
+            kept = {"runtime": "torch", "batch_size": self.options.batch_size, "mirrored": self.options.mirrored}
+            return self.name, {**options, **kept}
         side = self.columns[len(self.embeddings) :]
         return frozen(file, folder, self.embeddings, side, self.options.batch_size, self._made_by)
 
@@ -146,10 +149,14 @@ class NetworkExtractor(base.Extractor):
 
     def _numbers_digest(self) -> str:
         """Of the weights, and of what they are rounded to."""
-        weights, precision = self._weights_digest(), self.options.precision
+        weights, precision = self._network_digest(), self.options.precision
         if self._pictures is not None:
             return f"{weights} in {precision} by {self._pictures.digest}"
         return weights if precision == "float32" else f"{weights} in {precision}"
+
+    def _network_digest(self) -> str:
+        """Of the weights, and of how they are used."""
+        return self._weights_digest() + (" mirrored" if self.options.mirrored else "")
 
     @cached_property
     def _pictures(self) -> _precision.Pictures | None:
@@ -256,7 +263,7 @@ class NetworkExtractor(base.Extractor):
         Raises:
             ConfigError: it cannot be exported, which is not tried twice, or not be kept.
         """
-        key = self._digest_of(self._weights_digest(), runtime="onnx", device="any")
+        key = self._digest_of(self._network_digest(), runtime="onnx", device="any")
         file = _exports.find(key)
         if file is not None:
             return file
@@ -288,6 +295,7 @@ class NetworkExtractor(base.Extractor):
         from cbir_faiss.nets.weights import device
 
         network = self._build(device(where))
+        network.mirrored = self.options.mirrored
         network.check()
         return network
 

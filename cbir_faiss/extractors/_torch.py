@@ -27,8 +27,11 @@ _OUTPUT = "column.{}"  # what outputs are called while they are exported
 class Network(torch.nn.Module):  # type: ignore[misc]
     """Pixels uint8 ``(n, h, w, 3)`` to one float32 ``(n, width)`` per column: normalise, and run ``model``.
 
-    model: gives a mapping that has the ``columns`` for normalised images ``(n, 3, h, w)``.
+    model: gives a mapping that has the ``columns`` for normalised images ``(n, 3, h, w)``. mirrored: columns are the
+    mean of an image's and its mirror image's.
     """
+
+    mirrored = False
 
     def __init__(self, model: Any, columns: Sequence[str], preprocess: Preprocess) -> None:
         super().__init__()
@@ -39,7 +42,10 @@ class Network(torch.nn.Module):  # type: ignore[misc]
     def forward(self, pixels: Any) -> tuple[Any, ...]:
         x = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
         found = self.model(x)
-        return tuple(found[column] for column in self.columns)
+        if not self.mirrored:
+            return tuple(found[column] for column in self.columns)
+        other = self.model(x.flip(3))
+        return tuple((found[column] + other[column]) / 2 for column in self.columns)
 
     def run(self, pixels: NDArray[np.uint8], batch_size: int, dtype: Any = None) -> dict[str, NDArray[Any]]:
         """Columns by name, on the device that the network is on, at most ``batch_size`` images at a time.
