@@ -143,9 +143,10 @@ def test_train_your_own() -> None:
 def test_the_data_of_the_configs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as server:
         publish(server, monkeypatch)
-        assert len(run_page(ROOT / "docs/howto/data.md")) == 3
+        assert len(run_page(ROOT / "docs/howto/data.md")) == 4
     assert (place / "datasets/caltech101/ant/image_0001.jpg").exists()
     assert (place.parent / "shared/datasets/cifar10/train").is_dir()
+    assert (place.parent / "shared/datasets/mnist/MNIST/raw").is_dir()
 
 
 @pytest.mark.parametrize("page", PAGES)
