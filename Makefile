@@ -29,14 +29,14 @@ demo: $(VENV)/.demo  ## set up, compare raw and binary indexing on built-in data
 # A process for each core, at most four: each may load torch. Compiled tests are kept, or every process would do it again.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-test: $(VENV)/.dev  ## set up and run the whole test suite (17 min)
+test: $(VENV)/.dev  ## set up and run the whole test suite (19 min)
 	$(PYTEST)
 
 # What takes long is known from tests/spent.txt.
-test-most: $(VENV)/.dev  ## the tests without the slow ones (6 min)
+test-most: $(VENV)/.dev  ## the tests without the slow ones (7 min)
 	$(PYTEST) -m 'not slow'
 
-test-fast: $(VENV)/.dev  ## the tests that take next to nothing (1 min)
+test-fast: $(VENV)/.dev  ## the tests that take next to nothing (2 min)
 	$(PYTEST) -m 'not slow and not medium'
 
 servers: $(VENV)/.dev  ## the contract kit against Qdrant and PostgreSQL in Docker (2 min)
@@ -48,7 +48,7 @@ lint: $(VENV)/.dev  ## format, lint and types (1 min)
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file tests/mypy.ini
 
-check: lint test-fast  ## what must be green before a commit: lint and test-fast (2 min)
+check: lint test-fast  ## what must be green before a commit: lint and test-fast (3 min)
 
 format: $(VENV)/.dev  ## format and sort imports (1 s)
 	$(BIN)/ruff format .
