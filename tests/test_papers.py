@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _rows import made_up
+from _rows import made_up, raw
 
 from cbir_faiss.errors import InputError
 from cbir_faiss.measures.paired import paired_test
@@ -97,6 +97,15 @@ def compared(tmp_path: Path) -> Path:
     text = json.dumps({"environment": {}, "rows": [row.as_json() for row in rows], "skipped": []})
     (tmp_path / "run/results.json").write_text(text)
     return tmp_path / "run"
+
+
+def test_mirrored_networks_are_of_several_seeds_too() -> None:
+    import over_seeds as runner
+
+    titles = [f"net-{seed}{which}" for seed in (0, 1) for which in ("", " mirrored", " code")]
+    groups = runner.grouped([raw(title=title) for title in [*titles, "squeezenet1_1"]])
+    seeds = {network: sorted(rows, key=str) for (network, _), rows in groups.items()}
+    assert seeds == {"net": [0, 1], "net mirrored": [0, 1], "net code": [0, 1], "squeezenet1_1": [None]}
 
 
 def test_rows_over_seeds(compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,11 @@
     cbir compare configs/papers/zeng2019.yaml --out runs/zeng2019-compared
     python benchmarks/papers/over_seeds.py runs/zeng2019-compared --keep zeng2019-seeds --reference csq-48
 
-Networks whose folders are called NAME-0, NAME-1, … are one network of several seeds; a row of one that has no seeds is
-kept with its one figure. Intervals are Student's over seeds: queries are the same for all of them, so that they say
-what another training would come to, and the row's own interval what other queries would. With --reference, every
-network that has the same seeds is tested against that one. Goes to benchmarks/results/NAME.json.
+Networks whose folders are called NAME-0, NAME-1, … are one network of several seeds, mirrored ones and each of several
+outputs another; a row of one that has no seeds is kept with its one figure. Intervals are Student's over seeds: queries
+are the same for all of them, so that they say what another training would come to, and the row's own interval what
+other queries would. With --reference, every network that has the same seeds is tested against that one. Goes to
+benchmarks/results/NAME.json.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from cbir_faiss.measures.seeds import over_seeds
 from cbir_faiss.report.report import read_results
 from cbir_faiss.report.row import Row, main_measure, name_of
 
-SEED = re.compile(r"^(?P<network>.+)-(?P<seed>\d+)$")
+SEED = re.compile(r"^(?P<folder>.+)-(?P<seed>\d+)(?P<which>| .+)$")
 Grouped = dict[tuple[str, str], dict[int | None, Row]]
 """Rows by network and combination, and by seed."""
 
@@ -61,7 +62,7 @@ def grouped(rows: Sequence[Row]) -> Grouped:
     groups: Grouped = {}
     for row in rows:
         told = SEED.match(row.title)
-        network, seed = (told["network"], int(told["seed"])) if told else (row.title, None)
+        network, seed = (told["folder"] + told["which"], int(told["seed"])) if told else (row.title, None)
         mine = groups.setdefault((network, name_of(row)), {})
         if seed in mine:
             raise InputError(f"{row.title} {name_of(row)} is there twice: give runs of different networks")
