@@ -45,8 +45,8 @@ DROP = """async (data) => {
     const before = new Set(document.querySelectorAll(".grid .tile"));
     const began = performance.now();
     document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
-    const fresh = (image) => !before.has(image.closest(".tile"));
-    const seen = () => [...document.querySelectorAll(".grid img.there")].some(fresh);
+    const fresh = (image) => image.naturalWidth && !before.has(image.closest(".tile"));
+    const seen = () => [...document.querySelectorAll(".grid img")].some(fresh);
     while (!seen()) await new Promise(requestAnimationFrame);
     await new Promise(requestAnimationFrame);
     return performance.now() - began;
@@ -119,7 +119,7 @@ def _drops(link: str, queries: list[Path]) -> list[float]:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         page: Any = browser.new_page(viewport={"width": 1280, "height": 800})
         page.goto(link)
-        page.wait_for_selector(".grid img.there")
+        page.wait_for_function("() => [...document.querySelectorAll('.grid img')].some((image) => image.naturalWidth)")
         times = []
         for query in queries:
             times.append(float(page.evaluate(DROP, base64.b64encode(query.read_bytes()).decode())))

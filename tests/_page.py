@@ -109,5 +109,5 @@ def settled(page: Any) -> None:
     page.wait_for_function(
         """() => !document.querySelector("[aria-busy]")
             && document.querySelector("main").children.length
-            && [...document.images].every((image) => image.complete)"""
+            && [...document.images].every((image) => image.src && image.complete)"""
     )

@@ -144,6 +144,21 @@ def test_a_photo_that_is_dropped_finds_itself_first(page: Any, server: Server, s
     expect(page.locator("#said")).to_contain_text("The nearest is city/003.jpg")
 
 
+def test_a_search_does_not_wait_for_thumbnails(page: Any, server: Server, shelf: Path) -> None:
+    held: list[Any] = []
+    page.route("**/thumb?**", lambda route: held.append(route) if len(held) < 4 else route.continue_())
+    enter(page, server)
+    expect(page.locator(".told")).to_contain_text("items")
+    page.wait_for_timeout(500)
+    assert page.locator(".grid img[src]").count() == 4  # of the six that a browser has on their way at once
+    drop(page, shelf / "photos" / "city" / "003.jpg")
+    expect(page.locator(".told")).to_contain_text("48 results")
+    for one in held:
+        one.continue_()
+    assert names(page)[0] == "city/003.jpg"
+    assert page.locator(".grid img").evaluate_all("all => all.every((image) => image.naturalWidth > 0)")
+
+
 def test_what_is_no_picture_is_told_in_words(page: Any, server: Server, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture at all")

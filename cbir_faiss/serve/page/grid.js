@@ -35,7 +35,8 @@ export class Grid {
     this.current = 0;
     this.shown = true;
     this.clear();
-    this.layout();
+    this.layout({ beyond: 0 }); // what is seen comes first
+    requestAnimationFrame(() => setTimeout(() => this.draw()));
     if (lost) this.at(0)?.focus({ preventScroll: true });
   }
 
@@ -64,7 +65,7 @@ export class Grid {
     this.tiles.delete(index);
   }
 
-  layout() {
+  layout(drawn) {
     const width = (this.width = this.element.clientWidth);
     if (!width) return;
     const least = innerWidth < NARROW ? this.leastNarrow : this.least;
@@ -76,7 +77,7 @@ export class Grid {
     this.height = Math.min(TALLEST, this.rows);
     this.element.style.height = `${this.height}px`;
     for (const [index, tile] of this.tiles) this.place(tile, index);
-    this.draw();
+    this.draw(drawn);
   }
 
   soon() {
@@ -87,7 +88,8 @@ export class Grid {
     });
   }
 
-  draw() {
+  /** The tiles in the window and so many windows `beyond` it. */
+  draw({ beyond = 1 } = {}) {
     if (!this.columns || !this.element.isConnected) return;
     const { above } = this;
     const skipped = this.skips(above, this.height);
@@ -96,8 +98,8 @@ export class Grid {
       for (const [index, tile] of this.tiles) this.place(tile, index);
     }
     const top = above + skipped;
-    const first = Math.max(0, Math.floor((top - innerHeight) / this.pitch)) * this.columns;
-    const last = Math.min(this.count, Math.ceil((top + 2 * innerHeight) / this.pitch) * this.columns);
+    const first = Math.max(0, Math.floor((top - beyond * innerHeight) / this.pitch)) * this.columns;
+    const last = Math.min(this.count, Math.ceil((top + (1 + beyond) * innerHeight) / this.pitch) * this.columns);
     for (const [index, tile] of this.tiles)
       if ((index < first || index >= last) && !tile.contains(document.activeElement)) this.drop(index);
     const start = Math.min(...this.tiles.keys());

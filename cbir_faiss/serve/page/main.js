@@ -27,6 +27,7 @@ const LOOK_AGAIN = 2000; // milliseconds, while the server does not answer
 
 const main = document.getElementById("main");
 const lightbox = new Lightbox();
+const sign = el("img", { src: "icon.svg", alt: "", width: 24, height: 24 });
 let current = null; // {place, state, view}: where we are, all of the link but what is open over it, what shows it
 let moves = 0;
 
@@ -107,7 +108,7 @@ function header(route) {
         "aria-label": "cbir, all photos",
         "data-key": "brand",
       },
-      el("img", { src: "icon.svg", alt: "", width: 24, height: 24 }),
+      sign,
     ),
     collections.length > 1 && collectionOf(collections, name),
     collections.length === 1 && el("span", { class: "name", title: name }, name),

@@ -4,6 +4,7 @@ import { thumbOf } from "./api.js";
 import { button, el } from "./dom.js";
 import { alsoLike, go, link, moreLike, notLike } from "./route.js";
 import { session } from "./session.js";
+import { load } from "./thumbs.js";
 import { distance, fileOf, labelOf, nameOf } from "./words.js";
 
 const THUMBS = [128, 256, 512];
@@ -48,14 +49,9 @@ export function tile(item, route, { pixels = 180, mark = null, far = distance(it
 export function picture(name, item, pixels) {
   if (!pictured(name)) return el("span", { class: "vector", "aria-hidden": "true" }, nameOf(item));
   const wanted = pixels * Math.min(2, devicePixelRatio);
-  const image = el("img", {
-    src: thumbOf(name, item.id, THUMBS.find((side) => side >= wanted) ?? 512),
-    alt: "",
-    decoding: "async",
-    draggable: "false",
-  });
-  image.addEventListener("load", () => image.classList.add("there"));
+  const image = el("img", { alt: "", decoding: "async", draggable: "false" });
   image.addEventListener("error", () => image.replaceWith(none("no picture")));
+  load(image, thumbOf(name, item.id, THUMBS.find((side) => side >= wanted) ?? 512));
   return gone(name, item) ? [image, none("original gone")] : image;
 }
 
