@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -482,6 +483,36 @@ def test_the_command_prints_one_link_and_ends_well(folder: Path, told: signal.Si
     lines = [json.loads(line) for line in said.splitlines()]
     assert {"method": "GET", "status": 200, "path": "/api/v1/collections/c"}.items() <= lines[-1].items()
     assert "token=" not in "".join(map(str, lines)), "what opens the page stands in no log"
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+def test_the_other_loopback_is_served_too(folder: Path) -> None:
+    with command(folder, "--host", "::1") as (_, link):
+        assert link.startswith("http://[::1]:")
+        with httpx.Client(base_url=link.split("/?")[0], trust_env=False) as browser:
+            assert until(lambda: _opened(browser, link)) == 303
+            assert browser.get("/api/v1/collections/c").json()["items"] == 5
+
+
+def test_what_is_being_asked_is_answered_before_the_end(folder: Path) -> None:
+    token, body = "t" * 20, b'{"ids": [0], "k": 2}'
+    head = f"POST /api/v1/collections/c/search HTTP/1.1\r\nAuthorization: Bearer {token}\r\nHost: "
+    with command(folder, "--token", token) as (process, link):
+        address = link.removeprefix("http://").split("/")[0]
+        host, port = address.split(":")
+        httpx.get(f"http://{address}/readyz", trust_env=False).raise_for_status()
+        with socket.create_connection((host, int(port)), timeout=60) as asking:
+            rest = f"{address}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            asking.sendall((head + rest).encode() + body[:5])
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            asking.sendall(body[5:])
+            answer = b"".join(iter(lambda: asking.recv(1 << 16), b""))
+        process.communicate(timeout=60)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert len(json.loads(answer.partition(b"\r\n\r\n")[2])["results"][0]) == 2
+    assert process.returncode == 0
 
 
 @pytest.mark.slow

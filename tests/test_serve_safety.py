@@ -358,6 +358,26 @@ def test_pictures_of_every_usual_form_are_read(served: Serving, kind: str) -> No
     assert hits[0]["path"] == "red.png"
 
 
+STRANGE = {
+    "of one pixel": Image.new("RGB", (1, 1), "red"),
+    "a line": Image.new("RGB", (3000, 1), "red"),
+    "for print": Image.new("CMYK", (30, 30), (0, 255, 255, 0)),
+    "of 16 bits": Image.fromarray(np.full((30, 30), 40_000, np.uint16)),
+    "of floats": Image.fromarray(np.full((30, 30), 0.5, np.float32)),
+    "of one bit": Image.new("1", (30, 30), 1),
+    "grey and clear": Image.new("LA", (30, 30), (128, 0)),
+    "with a palette": Image.new("P", (30, 30), 3),
+    "all clear": Image.new("RGBA", (30, 30), (255, 0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_pictures_of_every_depth_and_colour_are_read(served: Serving, kind: str) -> None:
+    image, out = STRANGE[kind], io.BytesIO()
+    image.save(out, "JPEG" if image.mode == "CMYK" else "TIFF")
+    assert form(served, out.getvalue()).json()["results"][0]
+
+
 @pytest.mark.parametrize(
     ("head", "body", "status"),
     [
