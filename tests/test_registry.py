@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import pytest
 
 from cbir_faiss.base import Backend, Codec, Extractor, Plugin, Rescorer, Source, registry
+from cbir_faiss.base.loss import Loss
 from cbir_faiss.base.options import Options, parse_options
 from cbir_faiss.errors import CbirError, ConfigError, MissingDependency, UnknownPlugin
 from cbir_faiss.nets.contract import Network
-from cbir_faiss.training.contract import Loss
 
 BASES = {
     "sources": Source,

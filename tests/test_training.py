@@ -27,6 +27,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
 from cbir_faiss.base import registry  # noqa: E402
+from cbir_faiss.base.loss import Batch, Task  # noqa: E402
 from cbir_faiss.base.options import parse_options  # noqa: E402
 from cbir_faiss.cli import main  # noqa: E402
 from cbir_faiss.errors import CbirError, ConfigError, CorruptCollection, InputError, TrainingFailed  # noqa: E402
@@ -38,7 +39,6 @@ from cbir_faiss.training import loop  # noqa: E402
 from cbir_faiss.training.augment import Augment, augment  # noqa: E402
 from cbir_faiss.training.checkpoint import Epoch  # noqa: E402
 from cbir_faiss.training.config import load_training, parse_training  # noqa: E402
-from cbir_faiss.training.contract import Batch, Task  # noqa: E402
 from cbir_faiss.training.curves import draw_curves  # noqa: E402
 from cbir_faiss.training.data import load_data  # noqa: E402
 from cbir_faiss.training.loop import Result as Trained_  # noqa: E402

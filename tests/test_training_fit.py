@@ -18,6 +18,7 @@ from _colours import NETWORK, write_colours  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
 
 from cbir_faiss.base import registry  # noqa: E402
+from cbir_faiss.base.loss import Batch, Task  # noqa: E402
 from cbir_faiss.base.options import parse_options  # noqa: E402
 from cbir_faiss.cli import main  # noqa: E402
 from cbir_faiss.errors import CbirError, ConfigError, InputError  # noqa: E402
@@ -29,7 +30,6 @@ from cbir_faiss.training import loop  # noqa: E402
 from cbir_faiss.training.augment import Augment, augment, mixing  # noqa: E402
 from cbir_faiss.training.calibration import best_temperature  # noqa: E402
 from cbir_faiss.training.config import Fit, parse_training  # noqa: E402
-from cbir_faiss.training.contract import Batch, Task  # noqa: E402
 from cbir_faiss.training.data import load_data  # noqa: E402
 from cbir_faiss.training.loop import train  # noqa: E402
 from cbir_faiss.training.losses._bihalf import balanced_signs  # noqa: E402
@@ -399,6 +399,39 @@ def test_half_of_every_bit_is_set() -> None:
     assert torch.equal(balanced_signs(torch.zeros(6, 1)).sum(0), torch.zeros(1))  # equals are told apart, too
 
 
+def test_cibhash_against_a_double_loop() -> None:
+    code = some_code().double().numpy()
+    signs, p, half = np.where(code > 0, 1.0, -1.0), 1 / (1 + np.exp(-code)), N // 2
+    contrast, divergence = [], []
+    for i in range(N):
+        other = (i + half) % N
+        terms = {j: math.exp(signs[i] @ signs[j] / BITS / 0.5) for j in range(N) if j != i}
+        contrast.append(-math.log(terms[other] / sum(terms.values())))
+        q = p[other]
+        divergence.append((p[i] * np.log(p[i] / q) + (1 - p[i]) * np.log((1 - p[i]) / (1 - q))).sum())
+    expected = np.mean(contrast) + 0.1 * np.mean(divergence)
+    assert loss_of("cibhash", some_code(), temperature=0.5, bottleneck=0.1) == pytest.approx(expected, rel=1e-5)
+
+
+def test_cibhash_of_codes_that_are_sure_is_finite() -> None:
+    sure = (1000 * some_code()).requires_grad_()
+    loss = registry.make("losses", "cibhash").start(task())({"code": sure}, Batch(None, None))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(sure.grad).all()
+
+
+def test_two_alterations_of_each_picture_are_told_apart_from_others(colours: Path, tmp_path: Path) -> None:
+    """Classes are noise about a colour: without a label, codes of one are nearer to each other than to others'."""
+    how = {"losses": [{"name": "cibhash"}], "augment": {"flip": True, "noise": 0.05, "pad": 2}}
+    result = start(colours, tmp_path / "out", **how, fit={"epochs": 6})
+    losses = [epoch.held_out_loss for epoch in result.history]
+    assert losses[-1] < losses[0]
+    assert result.best.score > 0.6
+    again = start(colours, tmp_path / "again", **how, fit={"epochs": 6})
+    assert [epoch.held_out_loss for epoch in again.history] == losses
+
+
 # -------------------------------------------------------------------------------------------------------- calibration
 
 
@@ -453,6 +486,7 @@ def test_a_calibrated_extractor_in_onnx_runtime(colours: Path, tmp_path: Path) -
         ({"head": {"calibrate": True}}, "head.calibrate: none of the losses tells classes apart"),
         ({"head": {"temprature": 0.1}}, "head.temprature: unknown key; did you mean 'temperature'"),
         ({"augment": {"mixup": 0.2}, "losses": [{"name": "pairwise"}]}, "augment.mixup: loss 'pairwise' compares"),
+        ({"losses": [{"name": "cibhash"}]}, "augment: loss 'cibhash' compares alterations of a picture: say how"),
         ({"augment": {"pad": -1}}, "augment.pad: must be"),
         ({"augment": {"cutout": 2}}, "augment.cutout: must be"),
         ({"fit": {"nesterov": True}}, "fit: nesterov is a momentum of the optimizer sgd"),

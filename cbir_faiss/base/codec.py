@@ -24,13 +24,17 @@ class Codec(Plugin):
     """
 
     kind: ClassVar[Kind]
-    needs_labels: ClassVar[bool] = False
     min_train: ClassVar[int] = 1
 
     def __init__(self, **options: Any) -> None:
         self.dim: int | None = None
         self.state: dict[str, NDArray[Any]] = {}
         super().__init__(**options)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it learns from labels."""
+        return False
 
     @property
     def bits(self) -> int | None:

@@ -30,7 +30,6 @@ class KernelSupervisedHashing(Centred):
 
     name: ClassVar[str] = "ksh"
     kind: ClassVar[Kind] = "binary"
-    needs_labels: ClassVar[bool] = True
     min_train: ClassVar[int] = 2
 
     class Options(TrainingOptions):
@@ -38,6 +37,10 @@ class KernelSupervisedHashing(Centred):
         anchors: Annotated[int, Field(ge=1)] = 300
         steps: Annotated[int, Field(ge=0)] = 30
         train_size: TrainSize = 5_000
+
+    @property
+    def needs_labels(self) -> bool:
+        return True
 
     def _learn(self, x: Floats, labels: NDArray[Any] | None) -> None:
         x, similar = _supervision(x, np.asarray(labels))

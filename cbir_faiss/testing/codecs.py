@@ -153,7 +153,7 @@ class CodecContract(Contract):
             self.make().fit(self.data(), self.labels()[:-1])
         with pytest.raises(InputError):
             self.make().fit(x[:0], self.labels(20)[:0])
-        if self.plugin.needs_labels:
+        if self.make().needs_labels:
             with pytest.raises(InputError, match="labels"):
                 self.make().fit(self.data())
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cbir_faiss._lib import threads
+from cbir_faiss.base.loss import Batch, Task
 from cbir_faiss.config import located
 from cbir_faiss.errors import ConfigError, InputError, TrainingFailed
 from cbir_faiss.nets.model import finish_saving, new_card, save_model
@@ -27,7 +28,6 @@ from cbir_faiss.training.augment import augment, mixing
 from cbir_faiss.training.calibration import best_temperature
 from cbir_faiss.training.checkpoint import Epoch, claim, load_state, save_state
 from cbir_faiss.training.config import Fit, Small, TrainingConfig
-from cbir_faiss.training.contract import Batch, Task
 from cbir_faiss.training.curves import CURVES, draw_curves
 from cbir_faiss.training.data import Data, load_data
 from cbir_faiss.training.optimizer import Average, Optimizer
@@ -121,6 +121,7 @@ class _Run:
             _check_small(self.model, self.card.preprocess.size, self.fit.small)
         self.losses = modules.to(self.device)
         self.weights = [loss.options.weight for loss in losses]
+        self.times = 2 if any(loss.twice for loss in losses) else 1
         self.trained_on, self.held_out = data.training, data.held_out
         if len(self.trained_on) < config.fit.batch_size:
             raise InputError(f"{len(self.trained_on)} pictures to train on are fewer than one batch")
@@ -236,6 +237,7 @@ class _Run:
 
     def _loss(self, rows: NDArray[np.int64], generator: torch.Generator, number: int) -> Any:
         """Of one batch of epoch ``number``, altered as the config has it."""
+        rows = np.tile(rows, self.times)
         x = augment(self._pixels(rows), self._augment, generator)
         if self.fit.small and number <= round(self.fit.small.share * self.fit.epochs):
             x = _scaled(x, self.fit.small.scale)
@@ -253,7 +255,7 @@ class _Run:
         with torch.no_grad():
             for rows in _parts(self.held_out, self.fit.batch_size):
                 outputs = self._outputs(model, self._pixels(rows), half=False)
-                losses.append(self._sum(outputs, rows).item() * len(rows))
+                losses.append(self._held_out_loss(model, outputs, rows) * len(rows))
                 found.append({name: values.cpu().numpy() for name, values in outputs.items()})
         loss = sum(losses) / len(self.held_out)
         self._check(loss, number, None)
@@ -264,6 +266,14 @@ class _Run:
             return -loss, loss
         embedding = np.concatenate([part["code" if self.binary else "features"] for part in found])
         return retrieval_map(embedding, labels[self.held_out], self.binary), loss
+
+    def _held_out_loss(self, model: Any, outputs: dict[str, Any], rows: NDArray[np.int64]) -> float:
+        """Of pictures as they are; of alterations that are always the same where a loss compares them."""
+        if self.times > 1:
+            rows = np.tile(rows, self.times)
+            generator = torch.Generator().manual_seed(self.fit.seed)
+            outputs = self._outputs(model, augment(self._pixels(rows), self._augment, generator), half=False)
+        return float(self._sum(outputs, rows).item())
 
     def _pixels(self, rows: NDArray[np.int64]) -> Any:
         """Pixels from 0 to 1, float32 ``(n, 3, h, w)``, on the device."""

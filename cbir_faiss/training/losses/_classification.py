@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from cbir_faiss.training.contract import Batch
+from cbir_faiss.base.loss import Batch
 
 
 class ClassificationModule(nn.Module):  # type: ignore[misc]

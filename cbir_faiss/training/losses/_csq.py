@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cbir_faiss.training.contract import Batch
+from cbir_faiss.base.loss import Batch
 
 
 class CentralSimilarityModule(nn.Module):  # type: ignore[misc]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cbir_faiss.training.contract import Batch
+from cbir_faiss.base.loss import Batch
 
 
 class LikelihoodModule(nn.Module):  # type: ignore[misc]

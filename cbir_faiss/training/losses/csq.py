@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cbir_faiss.base.loss import Loss, Need, Task
 from cbir_faiss.errors import ConfigError
-from cbir_faiss.training.contract import Loss, Need, Task
 
 _TRIES = 200
 

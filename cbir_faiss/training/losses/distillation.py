@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cbir_faiss.training.contract import Loss, Need, Task
+from cbir_faiss.base.loss import Loss, Need, Task
 
 
 class Distillation(Loss):

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from cbir_faiss.training.contract import Loss, Need, Task
+from cbir_faiss.base.loss import Loss, Need, Task
 
 
 class Greedy(Loss):

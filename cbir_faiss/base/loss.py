@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cbir_faiss import base
-from cbir_faiss.base.options import need
+from cbir_faiss.base.options import Options, need
+from cbir_faiss.base.plugin import Plugin
 from cbir_faiss.errors import ConfigError, InputError
 
 Need = Literal["labels", "teacher", "code", "logits"]
@@ -40,14 +40,16 @@ class Batch:
     teacher: Any
 
 
-class Loss(base.Plugin):
+class Loss(Plugin):
     """A loss by its options. ``needs`` says which of the task's parts and of the model's heads it works on."""
 
     needs: ClassVar[frozenset[Need]]
     of_pairs: ClassVar[bool] = False
     """Whether it compares the pictures of a batch with each other, so that they may not be mixed."""
+    twice: ClassVar[bool] = False
+    """Whether a batch has each picture twice, altered anew: the second half of the rows is that of the first again."""
 
-    class Options(base.Options):
+    class Options(Options):
         """weight: in the sum of losses."""
 
         weight: float = Field(default=1.0, gt=0)

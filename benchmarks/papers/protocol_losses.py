@@ -1,0 +1,176 @@
+"""Losses of the hashing literature by the protocols of CIFAR-10: codes of a frozen network's features.
+
+    python benchmarks/papers/protocol_losses.py ../shared/datasets/cifar10 \\
+        --weights ../shared/weights/mobilenet_v2-imagenet-fp16.pth
+
+Every picture is extracted once, by MobileNetV2 as it was trained on ImageNet (128 x 128, the mean over places); codec
+`learned` then learns a layer of codes from the pictures to train on, by each loss, and `itq` and `ksh` beside it. What
+protocols.py says of the splits holds: they are drawn anew for each seed and never mixed. 1k-5k-59k is asked of the very
+codes of 1k-5k-54k; 10k-50k-50k of a few methods, because it takes longest.
+
+map is the mean AP of the whole ranking and map@1000 that of its first 1,000, both in expectation over ties; "as
+returned" is the order of an index, equals by their number. Goes to benchmarks/results/protocols.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from _report import RESULTS, show, store
+from protocols import PROTOCOLS, draw
+
+from cbir_faiss.base import Codec, Item
+from cbir_faiss.base.registry import make
+from cbir_faiss.measures.histograms import Histograms, hamming_histograms
+from cbir_faiss.measures.metrics import per_query
+from cbir_faiss.measures.relevance import Relevance
+from cbir_faiss.measures.seeds import over_seeds
+from cbir_faiss.pipeline.cache import default_cache
+from cbir_faiss.pipeline.extraction import extract
+from cbir_faiss.sources.folder import Folder
+from cbir_faiss.types import Floats
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "itq": ("itq", {}),
+    "greedy": ("learned", {"loss": "greedy"}),
+    "bihalf": ("learned", {"loss": "bihalf"}),
+    "ksh": ("ksh", {}),
+    "pairwise": ("learned", {"loss": "pairwise"}),
+    "dpsh": ("learned", {"loss": "likelihood"}),
+    "hashnet": ("learned", {"loss": {"name": "likelihood", "balanced": True}}),
+    "csq": ("learned", {"loss": "csq"}),
+    "orthohash": ("learned", {"loss": "orthohash"}),
+}
+LARGEST = "10k-50k-50k"
+FEW = ("itq", "csq", "orthohash")
+NETWORK: dict[str, Any] = {
+    "model": "mobilenet_v2",
+    "layer": "features",
+    "pool": "avg",
+    "runtime": "onnx",
+    "preprocess": {"resize": 128, "crop": 128},
+}
+FIRST = 1000
+MEASURES = ("map", "map ±", "map as returned", "map@1000", "map@1000 ±")
+_KEYS = {"map": "map@{all}", "map as returned": "map@{all}_observed", "map@1000": "map@{first}"}
+_QUERIES = 200  # whose rankings are held at a time
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="folder of pictures, in sub-folders of the classes' names at any depth")
+    parser.add_argument("--weights", required=True, help="of MobileNetV2")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS))
+    parser.add_argument("--bits", type=int, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of protocols.json")
+    chosen = parser.parse_args()
+    pictures = Pictures.extracted(chosen.root, chosen.weights)
+    sections = {}
+    for protocol in chosen.protocols:
+        methods = [name for name in chosen.only if protocol != LARGEST or name in FEW]
+        rows = [
+            row(method, bits, {seed: pictures.measured(protocol, method, bits, seed) for seed in chosen.seeds})
+            for method in methods
+            for bits in chosen.bits
+        ]
+        show(protocol, rows, ("method", "bits", *MEASURES))
+        sections[protocol] = {"rows": rows}
+    print(store("protocols", sections, folder=chosen.out))
+
+
+@dataclass
+class Pictures:
+    """All that protocols draw from: what an item is, its class, its features ``(n, dim)``, and codes that were made."""
+
+    items: Sequence[Item]
+    labels: NDArray[np.int64]
+    x: Floats
+    codes: dict[tuple[Any, ...], NDArray[np.uint8]] = field(default_factory=dict)
+
+    @classmethod
+    def extracted(cls, root: Path, weights: str) -> Pictures:
+        source = Folder(root=str(root))
+        extractor = make("extractors", "torchvision", weights=weights, **NETWORK)
+        found = extract(source, extractor, cache=default_cache(), progress=_told)
+        items = [source.items()[row] for row in found.rows.tolist()]
+        names = [Path(item.path).parent.name for item in items]
+        return cls(items, np.unique(names, return_inverse=True)[1], found.block(slice(None))["embedding"])
+
+    def measured(self, protocol: str, method: str, bits: int, seed: int) -> dict[str, float]:
+        """The measures of one method, split and length."""
+        queries, training, database = draw(self.items, seed, PROTOCOLS[protocol])
+        codes = self._codes(method, bits, seed, training)
+        relevance = Relevance.from_labels(self._of(database), self._of(queries))
+        assert relevance is not None
+        histograms = hamming_histograms(codes[queries], codes[database], relevance)
+        found: dict[str, list[NDArray[np.float64]]] = {}
+        for start in range(0, len(queries), _QUERIES):
+            block = slice(start, start + _QUERIES)
+            order = _ranked(codes[queries[block]], codes[database])
+            relevant = self.labels[database][order] == self.labels[queries[block], None]
+            values = per_query(
+                relevant,
+                relevant.sum(axis=1),
+                (FIRST, len(database)),
+                histograms=Histograms(*(part[block] for part in histograms)),
+            )
+            for name, key in _KEYS.items():
+                found.setdefault(name, []).append(values[key.format(first=FIRST, all=len(database))])
+        return {name: float(np.concatenate(values).mean()) for name, values in found.items()}
+
+    def _codes(self, method: str, bits: int, seed: int, training: NDArray[np.int64]) -> NDArray[np.uint8]:
+        key = method, bits, seed, len(training)
+        if key not in self.codes:
+            name, options = METHODS[method]
+            codec: Codec = make("codecs", name, bits=bits, seed=seed, **options)
+            self.codes[key] = codec.fit(self.x[training], self.labels[training]).encode(self.x)
+            print(f"{method} of {bits} bits from {len(training):,} pictures, seed {seed}", file=sys.stderr, flush=True)
+        return self.codes[key]
+
+    def _of(self, rows: NDArray[np.int64]) -> list[tuple[str, ...]]:
+        return [(str(label),) for label in self.labels[rows].tolist()]
+
+
+def row(method: str, bits: int, by_seed: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
+    """One line: means over seeds, their deviation and Student's interval where there are several."""
+    line: dict[str, Any] = {
+        "method": method,
+        "bits": bits,
+        "by seed": {str(seed): one for seed, one in by_seed.items()},
+    }
+    for name in _KEYS:
+        values = [one[name] for one in by_seed.values()]
+        line[name] = float(np.mean(values))
+        if len(values) > 1:
+            told = over_seeds(values)
+            line |= {f"{name} ±": told.deviation, f"{name} 95 %": f"{told.low:.3f}–{told.high:.3f}"}
+    return line
+
+
+def _ranked(queries: NDArray[np.uint8], items: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Items by their distance ``(nq, n)``, equals by their number, as an index returns them."""
+    distances = np.zeros((len(queries), len(items)), np.uint16)
+    for byte in range(items.shape[1]):
+        distances += np.bitwise_count(queries[:, byte, None] ^ items[None, :, byte])
+    return np.argsort(distances, axis=1, kind="stable")
+
+
+def _told(done: int, total: int) -> None:
+    if done % 1024 < 32 or done == total:
+        print(f"{done:,} of {total:,} pictures", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
