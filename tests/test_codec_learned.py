@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 
 PLUGINS: dict[str, Any] = {name: registry.load("losses", name) for name in registry.names("losses")}
 LOSSES = [name for name, loss in PLUGINS.items() if "code" in loss.needs and not loss.twice]
-FEW: dict[str, Any] = {"bits": 16, "steps": 200}
+FEW: dict[str, Any] = {"bits": 16, "steps": 200, "hidden": 0}
 
 
 class TestLearned(CodecContract):
@@ -127,7 +127,7 @@ def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_size_of_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x, labels = classes(100)
-    codec = registry.make("codecs", "learned", hidden=9, **FEW).fit(x, labels)
+    codec = registry.make("codecs", "learned", **{**FEW, "hidden": 9}).fit(x, labels)
     expected = codec.project(x)
     monkeypatch.setattr("cbir_faiss.codecs.learned._ROWS", 7)
     np.testing.assert_allclose(codec.project(x), expected, atol=1e-4)

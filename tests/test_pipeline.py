@@ -49,7 +49,7 @@ class Several(base.Extractor):
 '''
 # What a plugin cannot do without, and one thread for graphs, whose links depend on who comes first.
 CODECS: dict[str, dict[str, Any]] = {name: {"bits": 16} for name in ("itq", "lsh", "pca-sign", "sh", "ksh")}
-CODECS |= {"learned": {"bits": 16, "steps": 20}, "pca": {"dim": 16}}
+CODECS |= {"learned": {"bits": 16, "steps": 20, "hidden": 0}, "pca": {"dim": 16}}
 BACKENDS: dict[str, dict[str, Any]] = {
     "faiss": {"factory": "SQ8"},
     "faiss-lsh": {"bits": 32},

@@ -77,7 +77,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of protocols.json")
     chosen = parser.parse_args()
     pictures = Pictures.extracted(chosen.root, chosen.weights)
-    sections = {}
     for protocol in chosen.protocols:
         methods = [name for name in chosen.only if protocol != LARGEST or name in FEW]
         rows = [
@@ -86,8 +85,7 @@ def main() -> None:
             for bits in chosen.bits
         ]
         show(protocol, rows, ("method", "bits", *MEASURES))
-        sections[protocol] = {"rows": rows}
-    print(store("protocols", sections, folder=chosen.out))
+        print(store("protocols", {protocol: {"rows": rows}}, folder=chosen.out))
 
 
 @dataclass

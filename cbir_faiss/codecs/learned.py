@@ -19,7 +19,7 @@ _ROWS = 4096  # rows at a time, so that the hidden layer of a large batch is nev
 
 
 class Learned(Centred):
-    """Bit i is the sign of wᵢ·h(x) + cᵢ, h(x) = x or, with ``hidden``, max(0, Vx + d); all learned by ``loss``.
+    """Bit i is the sign of wᵢ·h(x) + cᵢ, h(x) = max(0, Vx + d), or x itself without ``hidden``; learned by ``loss``.
 
     The losses are those of ``cbir train`` that work on codes. Where one learns from labels, so does this codec: int64
     ``(n,)``, negative where unknown (such rows are left out). Where one learns from a teacher, that is the embeddings
@@ -38,8 +38,8 @@ class Learned(Centred):
 
         bits: Bits
         loss: str | dict[str, Any] = "orthohash"
-        hidden: Annotated[int, Field(ge=0, le=65_536)] = 0
-        steps: Annotated[int, Field(ge=1)] = 2_000
+        hidden: Annotated[int, Field(ge=0, le=65_536)] = 512
+        steps: Annotated[int, Field(ge=1)] = 1_000
         batch_size: Annotated[int, Field(ge=2)] = 256
         lr: Annotated[float, Field(gt=0)] = 0.003
         weight_decay: Annotated[float, Field(ge=0)] = 0.01
