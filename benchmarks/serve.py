@@ -14,9 +14,9 @@ nearest of an item. The library's own figures are `Collection.search_ids` of the
     memory     anonymous memory of the server after 2,000 requests and after 100,000
     uploads    photos of 640 x 480 as JPEG, extractor compact: photos a second of 16 clients against the pipeline's own
                rate over the same files, in turn, medians of 5; milliseconds of one client
-    hostile    10,000 requests: broken forms, bombs, wrong hosts and origins, traversal, nonsense, slow clients; by
-               status, with what memory and open files they leave, and whether an answer has a file that is nobody's,
-               or says where the server's files are
+    hostile    10,000 requests: broken forms, bombs, wrong hosts and origins, traversal, nonsense, slow clients, and
+               writing that is not allowed, of a server that allows it; by status, with what items, memory and open
+               files they leave, and whether an answer has a file that is nobody's, or says where the server's files are
     page       bytes of the page with all that it loads
 
 Raw figures go to benchmarks/results/serve.json.
@@ -165,8 +165,8 @@ def _children(parent: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _serving(folder: Path) -> Iterator[Running]:
-    command = [sys.executable, "-m", "cbir_faiss.cli", "serve", str(folder), "--port", "0", "--token", TOKEN]
+def _serving(folder: Path, *options: str) -> Iterator[Running]:
+    command = [sys.executable, "-m", "cbir_faiss.cli", "serve", str(folder), "--port", "0", "--token", TOKEN, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
@@ -390,8 +390,9 @@ def page(bench: Bench) -> dict[str, Any]:
 
 
 def hostile(bench: Bench) -> dict[str, Any]:
-    with _serving(bench.pictures) as server:
+    with _serving(bench.pictures, "--write") as server:
         Client(server.port).upload(camera_jpeg(0))
+        items = _items(server.port)
         rng = random.Random(0)
         for _ in range(min(500, bench.hostile // 2)):
             _attack(server.port, rng)
@@ -412,7 +413,10 @@ def hostile(bench: Bench) -> dict[str, Any]:
             "requests": bench.hostile,
             "faults": sum(count for name, count in statuses.items() if name.endswith(" 500")),
             # A form of a photo with other bytes may still be a form of a photo.
-            "accepted": sum(count for name, count in statuses.items() if name.endswith(" 200") and name != "form 200"),
+            "accepted": sum(
+                count for name, count in statuses.items() if name.split()[-1][0] == "2" and name != "form 200"
+            ),
+            "items_changed": _items(server.port) - items,
             "files_of_nobody": leaked,
             "paths_told": told,
             "memory_over_before": server.anonymous() / memory,
@@ -420,6 +424,11 @@ def hostile(bench: Bench) -> dict[str, Any]:
             "alive": int(server.process.poll() is None),
             "statuses": dict(sorted(statuses.items())),
         }
+
+
+def _items(port: int) -> int:
+    answer = _sent(port, _request(path="/api/v1/collections/pictures"))
+    return int(json.loads(answer.partition(b"\r\n\r\n")[2])["items"])
 
 
 def _slow(port: int) -> socket.socket:
@@ -451,12 +460,16 @@ def _sent(port: int, content: bytes) -> bytes:
 
 
 def _request(
-    body: bytes = b"", kind: str = "application/json", path: str = "/api/v1/collections/pictures/search", **headers: str
+    body: bytes = b"",
+    kind: str = "application/json",
+    path: str = "/api/v1/collections/pictures/search",
+    method: str = "",
+    **headers: str,
 ) -> bytes:
     all_headers = {"Host": "localhost", "Authorization": f"Bearer {TOKEN}", "Content-Type": kind, **headers}
     all_headers |= {"Content-Length": str(len(body)), "Connection": "close"}
     head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in all_headers.items())
-    return f"{'POST' if body else 'GET'} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body
+    return f"{method or ('POST' if body else 'GET')} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body
 
 
 def _broken_form(rng: random.Random) -> bytes:
@@ -510,6 +523,26 @@ def _unknown(rng: random.Random) -> bytes:
     return _request(b'{"ids": [0]}', Authorization=f"Bearer {wrong}")
 
 
+def _write(rng: random.Random) -> bytes:
+    """Asks for a change of the collection, from another's page, or one that makes no sense."""
+    items, origin = "/api/v1/collections/pictures/items", rng.choice(["null", "https://evil.example"])
+    form = _form(rng.choice([camera_jpeg(rng.randrange(4)), rng.randbytes(500), b""]))
+    name = rng.choice([b"../../secret.txt", b"/etc/passwd", b"a\0b", b"x" * 5000, b"CURRENT"])
+    which = rng.choice([-1, 10**6, 2**63, "0/", "..", "0%00", "%2e%2e"])
+    return rng.choice(
+        [
+            _request(form, "multipart/form-data; boundary=b", items, Origin=origin),
+            _request(form, "multipart/form-data; boundary=b", items, Sec_Fetch_Site="cross-site"),
+            _request(
+                _form(rng.randbytes(500)).replace(b'"p"', b'"' + name + b'"'), "multipart/form-data; boundary=b", items
+            ),
+            _request(path=f"{items}/{rng.randrange(64)}", method="DELETE", Origin=origin),
+            _request(path=f"{items}/{which}", method="DELETE"),
+            _request(path=f"{items}/0", method=rng.choice(["PUT", "PATCH", "POST", "TRACE"])),
+        ]
+    )
+
+
 ATTACKS: dict[str, Callable[[random.Random], bytes]] = {
     "form": _broken_form,
     "bomb": _bomb,
@@ -519,6 +552,7 @@ ATTACKS: dict[str, Callable[[random.Random], bytes]] = {
     "nonsense": _nonsense,
     "no http": _no_http,
     "token": _unknown,
+    "write": _write,
 }
 SECTIONS: dict[str, Section] = {
     "start": start,

@@ -105,7 +105,13 @@ def _carried(page: Any, files: Sequence[Path]) -> Any:
 
 
 def settled(page: Any) -> None:
-    """Wait until what was asked for is there, with its pictures."""
+    """Wait until what was asked for is there, with its pictures; what is around the window is drawn a frame later."""
+    _whole(page)
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    _whole(page)
+
+
+def _whole(page: Any) -> None:
     page.wait_for_function(
         """() => !document.querySelector("[aria-busy]")
             && document.querySelector("main").children.length

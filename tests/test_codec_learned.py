@@ -18,7 +18,7 @@ from cbir_faiss.testing import CodecContract
 torch = pytest.importorskip("torch")
 
 PLUGINS: dict[str, Any] = {name: registry.load("losses", name) for name in registry.names("losses")}
-LOSSES = [name for name, loss in PLUGINS.items() if "code" in loss.needs and not loss.twice]
+LOSSES = [name for name, loss in PLUGINS.items() if {"code", "labels"} <= loss.needs]
 FEW: dict[str, Any] = {"bits": 16, "steps": 200, "hidden": 0}
 
 
@@ -57,13 +57,23 @@ def precision(codes: NDArray[np.uint8], labels: NDArray[np.int64], k: int = 10) 
 @pytest.mark.parametrize("loss", [*LOSSES, {"name": "likelihood", "balanced": True}], ids=str)
 def test_classes_of_labels_get_codes_of_their_own(loss: str | dict[str, Any]) -> None:
     (x, labels), (others, theirs) = classes(), classes(seed=1)
-    codec = registry.make("codecs", "learned", loss=loss, **FEW).fit(x, labels)
+    codec = registry.make("codecs", "learned", loss=loss, **FEW)
     by_distance = registry.make("codecs", "itq", bits=16).fit(x)
-    found, usual = (precision(one.encode(others), theirs) for one in (codec, by_distance))
-    if codec.needs_labels:
-        assert found > usual + 0.2
-    else:
-        assert found > 0.25, "what learns from the embeddings alone keeps at least what these have"
+    found, usual = (precision(one.encode(others), theirs) for one in (codec.fit(x, labels), by_distance))
+    assert codec.needs_labels
+    assert found > usual + 0.2
+
+
+@pytest.mark.parametrize("loss", ["greedy", "bihalf"])
+def test_without_labels_codes_are_as_near_as_embeddings(loss: str) -> None:
+    x, others = classes()[0], classes(seed=1)[0]
+    codec = registry.make("codecs", "learned", loss=loss, **FEW)
+    assert not codec.needs_labels
+    signs = np.unpackbits(codec.fit(x).encode(others), axis=1).astype(float) * 2 - 1
+    centred = others - x.mean(axis=0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    pairs = np.triu_indices(len(others), 1)
+    assert np.corrcoef((signs @ signs.T)[pairs], (centred @ centred.T)[pairs])[0, 1] > 0.4
 
 
 def test_a_hidden_layer_tells_what_a_plane_cannot() -> None:
@@ -140,6 +150,8 @@ def test_the_size_of_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         ({"loss": "classification"}, "loss: loss 'classification' trains no code"),
         ({"loss": "distillation"}, "loss: loss 'distillation' trains no code"),
         ({"loss": "cibhash"}, "loss: loss 'cibhash' alters pictures, and these are embeddings: train a network"),
+        ({"loss": {"name": "csq", "group": 1}}, "loss: group: unknown key"),
+        ({"loss": {"name": "csq", 1: 2}}, "loss: "),
         ({"loss": {"margin": 0.1}}, "loss: must be the name of a loss, or a mapping with its name"),
         ({"loss": {"name": "orthohash", "margn": 1}}, "loss: margn: unknown key; did you mean 'margin'"),
         ({"steps": 0}, "steps: must be"),
@@ -170,3 +182,8 @@ def test_a_rate_at_which_it_blows_up_is_said() -> None:
     x, labels = classes(50)
     with pytest.raises(InputError, match=r"the loss is nan in step .*: lower lr"):
         registry.make("codecs", "learned", bits=8, steps=50, lr=1e30).fit(x, labels)
+
+
+def test_a_sample_of_one_cannot_be_learned_from() -> None:
+    with pytest.raises(InputError, match="at least 2 vectors to learn from: raise train_size"):
+        registry.make("codecs", "learned", bits=8, train_size=1, center=False, loss="greedy").fit(classes(50)[0])

@@ -80,7 +80,7 @@ def test_a_sample_predicts_what_all_items_would_give(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("cbir_faiss.tuning.doctor.SAMPLE", 1000)
     some = doctor(x)
     assert (some.items, some.sample) == (4000, 1000)
-    for code in ("sign", "rotated", "learned"):
+    for code in ("sign", "rotated", "itq"):
         assert told(some)[code, 100] == pytest.approx(every[code, 100], abs=0.06)
 
 

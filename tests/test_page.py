@@ -144,7 +144,7 @@ def test_a_photo_that_is_dropped_finds_itself_first(page: Any, server: Server, s
     expect(page.locator("#said")).to_contain_text("The nearest is city/003.jpg")
 
 
-def test_a_search_does_not_wait_for_thumbnails(page: Any, server: Server, shelf: Path) -> None:
+def test_neither_a_search_nor_its_thumbnails_wait_for_those_of_before(page: Any, server: Server, shelf: Path) -> None:
     held: list[Any] = []
     page.route("**/thumb?**", lambda route: held.append(route) if len(held) < 4 else route.continue_())
     enter(page, server)
@@ -153,8 +153,6 @@ def test_a_search_does_not_wait_for_thumbnails(page: Any, server: Server, shelf:
     assert page.locator(".grid img[src]").count() == 4  # of the six that a browser has on their way at once
     drop(page, shelf / "photos" / "city" / "003.jpg")
     expect(page.locator(".told")).to_contain_text("48 results")
-    for one in held:
-        one.continue_()
     assert names(page)[0] == "city/003.jpg"
     assert page.locator(".grid img").evaluate_all("all => all.every((image) => image.naturalWidth > 0)")
 
@@ -282,6 +280,19 @@ def test_a_filter_in_words_that_cannot_be_read_can_be_mended(page: Any, server: 
     page.get_by_label("In words").fill('label = "night" or label = "sea"')
     page.get_by_label("In words").press("Enter")
     expect(page.locator(".told")).to_contain_text(f"{2 * EACH} items of 50")
+
+
+def test_the_focus_is_on_the_first_result_wherever_one_was(page: Any, server: Server) -> None:
+    page.set_viewport_size({"width": 1200, "height": 300})
+    enter(page, server)
+    settled(page)
+    page.keyboard.press("g")
+    for _ in range(4):
+        page.keyboard.press("ArrowDown")
+    assert page.evaluate("scrollY") > 300
+    page.keyboard.press("m")
+    expect(page.locator(".told")).to_contain_text("48 results")
+    expect(page.locator(".grid [data-index='0'] .photo")).to_be_focused()
 
 
 def test_keys_go_from_photo_to_photo_and_search(page: Any, server: Server) -> None:

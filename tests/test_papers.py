@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from _rows import made_up, raw
 
+from cbir_faiss.base import Item, registry
 from cbir_faiss.errors import InputError
 from cbir_faiss.measures.paired import paired_test
 from cbir_faiss.measures.seeds import over_seeds
@@ -83,6 +84,48 @@ def test_a_protocol_of_too_little(pictures: Path) -> None:
             draw(items, 0, sizes)
     with pytest.raises(InputError, match="no classes: they must lie in sub-folders"):
         draw(Folder(root=str(pictures / "blob")).items(), 0, (1, 1, True))
+
+
+def test_losses_by_a_protocol_are_measured_as_the_figures_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    import protocol_losses
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(180) % 3
+    x = (rng.standard_normal((3, 16))[labels] + rng.standard_normal((180, 16))).astype(np.float32)
+    items = [Item(f"{label}/{number}.png", (str(label),)) for number, label in enumerate(labels)]
+    pictures = protocol_losses.Pictures(items, labels, x)
+    monkeypatch.setattr(protocol_losses, "PROTOCOLS", {"few": (10, 20, False), "all": (10, 20, True)})
+    monkeypatch.setattr(protocol_losses.Pictures, "extracted", lambda *_: pictures)
+    monkeypatch.setattr(protocol_losses, "FIRST", 7)
+    args = ("root", "--weights", "w", "--out", tmp_path, "--only", "itq", "csq", "--bits", 8, "--seeds", 0, 1)
+    run(monkeypatch, protocol_losses, *args, "--protocols", "few", "all")
+    stored = json.loads((tmp_path / "protocols.json").read_text())
+    assert [(row["method"], row["bits"]) for row in stored["few"]["rows"]] == [("itq", 8), ("csq", 8)]
+    itq, csq = stored["few"]["rows"]
+    assert csq["map"] > itq["map"]
+    assert itq["map"] == np.mean([one["map"] for one in itq["by seed"].values()])
+    assert stored["all"]["rows"] != stored["few"]["rows"]
+
+    queries, training, database = protocol_losses.draw(items, 0, (10, 20, False))
+    bits = np.unpackbits(registry.make("codecs", "itq", bits=8).fit(x[training]).encode(x), axis=1).astype(int)
+    order = np.argsort((bits[queries][:, None] != bits[database][None]).sum(axis=2), axis=1, kind="stable")
+    relevant = labels[database][order] == labels[queries][:, None]
+    precisions = np.cumsum(relevant, axis=1) / np.arange(1, len(database) + 1)
+    by_hand = ((precisions * relevant).sum(axis=1) / relevant.sum(axis=1)).mean()
+    assert itq["by seed"]["0"]["map as returned"] == pytest.approx(by_hand)
+    # In expectation over ties: the mean over many orders of equals.
+    apart = (bits[queries][:, None] != bits[database][None]).sum(axis=2)
+    means: dict[str, list[float]] = {"map": [], "map@1000": []}
+    for _ in range(200):
+        order = np.argsort(apart + rng.random(len(database)), axis=1)
+        relevant = labels[database][order] == labels[queries][:, None]
+        for name, k in (("map", len(database)), ("map@1000", 7)):
+            hits = relevant[:, :k]
+            sums = (np.cumsum(hits, axis=1) / np.arange(1, k + 1) * hits).sum(axis=1)
+            means[name].append(float((sums / np.maximum(1, hits.sum(axis=1))).mean()))
+    for name, tolerance in (("map", 3e-3), ("map@1000", 2e-2)):
+        assert itq["by seed"]["0"][name] == pytest.approx(np.mean(means[name]), abs=tolerance)
 
 
 # ---------------------------------------------------------------------------------------------------------- over seeds

@@ -9,7 +9,8 @@ protocols.py says of the splits holds: they are drawn anew for each seed and nev
 codes of 1k-5k-54k; 10k-50k-50k of a few methods, because it takes longest.
 
 map is the mean AP of the whole ranking and map@1000 that of its first 1,000, both in expectation over ties; "as
-returned" is the order of an index, equals by their number. Goes to benchmarks/results/protocols.json.
+returned" is the order of an index, equals by their number. Goes to benchmarks/results/protocols.json, in
+place of what was stored of the same protocol.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def main() -> None:
             for bits in chosen.bits
         ]
         show(protocol, rows, ("method", "bits", *MEASURES))
-        print(store("protocols", {protocol: {"rows": rows}}, folder=chosen.out))
+        print(store("protocols", {protocol: {"rows": rows, "network": NETWORK}}, folder=chosen.out))
 
 
 @dataclass

@@ -19,17 +19,22 @@ Layers = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 def learn(x: NDArray[np.float32], task: Task, loss: Loss, options: Any) -> Layers:
     """Matrices ``(in, out)`` and biases ``(out,)`` of the layers. x ``(n, dim)`` is centred, of mean square 1.
 
+    Torch's generator and number of threads are the process's: two at once in threads do not repeat.
+
     Raises:
-        InputError: the loss is not finite any more.
+        InputError: the loss, or what was learned, is not finite any more.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads.available())
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.seed)
-            return _folded(_trained(torch.from_numpy(x), task, loss, options))
+            torch.default_generator.manual_seed(options.seed)
+            layers = _folded(_trained(torch.from_numpy(x), task, loss, options))
     finally:
         torch.set_num_threads(before)
+    if not all(np.isfinite(part).all() for layer in layers for part in layer):
+        raise _blown_up("what it has learned is not finite", options)
+    return layers
 
 
 def _trained(x: Any, task: Task, loss: Loss, options: Any) -> Any:
@@ -41,14 +46,19 @@ def _trained(x: Any, task: Task, loss: Loss, options: Any) -> Any:
     labels = None if task.labels is None else torch.from_numpy(task.labels)
     size = min(options.batch_size, len(x))
     for step, rows in enumerate(_batches(len(x), size, options.steps)):
-        value = module({"code": model(x[rows])}, Batch(None if labels is None else labels[rows], x[rows]))
+        batch = Batch(None if labels is None else labels[rows], x[rows])
+        value = loss.options.weight * module({"code": model(x[rows])}, batch)
         if not torch.isfinite(value):
-            raise InputError(f"codec 'learned': the loss is {value.item()} in step {step + 1}: lower lr ({options.lr})")
+            raise _blown_up(f"the loss is {value.item()} in step {step + 1}", options)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
         schedule.step()
     return model.eval()
+
+
+def _blown_up(what: str, options: Any) -> InputError:
+    return InputError(f"codec 'learned': {what}: lower lr ({options.lr})")
 
 
 def _batches(n: int, size: int, steps: int) -> Any:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from cbir_faiss.base.loss import Loss, Task
-from cbir_faiss.base.options import Bits, need
-from cbir_faiss.base.registry import make
+from cbir_faiss.base.options import Bits, need, parse_options
+from cbir_faiss.base.registry import load
 from cbir_faiss.codecs._training import Centred, TrainingOptions, TrainSize, check_varied
 from cbir_faiss.errors import CbirError, InputError
 from cbir_faiss.types import Floats, Kind
@@ -21,10 +21,10 @@ _ROWS = 4096  # rows at a time, so that the hidden layer of a large batch is nev
 class Learned(Centred):
     """Bit i is the sign of wᵢ·h(x) + cᵢ, h(x) = max(0, Vx + d), or x itself without ``hidden``; learned by ``loss``.
 
-    The losses are those of ``cbir train`` that work on codes. Where one learns from labels, so does this codec: int64
-    ``(n,)``, negative where unknown (such rows are left out). Where one learns from a teacher, that is the embeddings
-    themselves. Each bit is batch-normalised in training, which w and c take in: the pairwise losses do not leave their
-    start without it. Learned with torch, used without it.
+    The losses are those of ``cbir train`` that work on codes, but ``cibhash``, which alters pictures. Where one learns
+    from labels, so does this codec: int64 ``(n,)``, negative where unknown (such rows are left out). Where one learns
+    from a teacher, that is the embeddings themselves. Each bit is batch-normalised in training, which w and c take in:
+    the pairwise losses do not leave their start without it. Learned with torch, used without it.
     """
 
     name: ClassVar[str] = "learned"
@@ -65,6 +65,8 @@ class Learned(Centred):
         need("torch", "torch")
         from cbir_faiss.codecs._learned import learn
 
+        if len(x) < self.min_train:
+            raise InputError(f"codec 'learned' needs at least {self.min_train} vectors to learn from: raise train_size")
         x, numbers, classes = _labelled(x, labels) if self.needs_labels else (x, None, ())
         scale = float(np.sqrt(np.square(x, dtype=np.float64).mean()))
         check_varied(self.name, int(scale > 0))
@@ -94,7 +96,9 @@ def _made(loss: str | dict[str, Any]) -> Loss:
     if not isinstance(name, str):
         raise ValueError("must be the name of a loss, or a mapping with its name")
     try:
-        made: Loss = make("losses", name, **options)
+        plugin: Any = load("losses", name)
+        parse_options(plugin.Options, options)
+        made: Loss = plugin(**options)
     except CbirError as error:
         raise ValueError(str(error)) from error
     if "code" not in made.needs or "logits" in made.needs:

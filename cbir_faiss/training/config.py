@@ -170,7 +170,7 @@ def _check_losses(bits: int | None, head: Head, losses: Sequence[Choice], augmen
         what = f"loss '{pairs}' compares pictures, which may not be mixed: leave this out"
         raise ConfigError(what, path="augment.mixup")
     twice = next((loss.name for loss in losses if loss.plugin().twice), None)
-    if twice and augment == Augment():
+    if twice and augment == Augment(beyond=augment.beyond):
         raise ConfigError(f"loss '{twice}' compares alterations of a picture: say how it is altered", path="augment")
 
 

@@ -187,7 +187,7 @@ class _Examination:
         codes = {
             "sign": ("sign", {}),
             "rotated": ("lsh", {"bits": bits, "projection": "orthogonal"}),
-            "learned": ("itq", {"bits": bits}),
+            "itq": ("itq", {"bits": bits}),
         }
         for code, (name, options) in codes.items():
             try:
@@ -295,5 +295,5 @@ _WHAT_TO_DO = {
     "sign": "Binary works as it is: codec 'sign', or an engine's own binary quantization,",
     "rotated": "A rotation mends it: codec 'lsh' with projection 'orthogonal', or codec 'rotate' before an engine's "
     "own binary quantization,",
-    "learned": "Learnt bits work: codec 'itq', or codec 'rotate' before an engine's own binary quantization,",
+    "itq": "Learnt bits work: codec 'itq', or codec 'rotate' before an engine's own binary quantization,",
 }

@@ -37,7 +37,9 @@ export class Grid {
     this.clear();
     this.layout({ beyond: 0 }); // what is seen comes first
     requestAnimationFrame(() => setTimeout(() => this.draw()));
-    if (lost) this.at(0)?.focus({ preventScroll: true });
+    if (!lost) return;
+    if (source.count && !this.tiles.has(0)) this.element.prepend(this.tile(0)); // the window may be further down still
+    this.at(0)?.focus({ preventScroll: true });
   }
 
   /** Draw again what was on its way. */
