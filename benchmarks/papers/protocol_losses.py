@@ -4,7 +4,7 @@
         --weights ../shared/weights/mobilenet_v2-imagenet-fp16.pth
 
 Every picture is extracted once, by MobileNetV2 as it was trained on ImageNet (128 x 128, the mean over places); codec
-`learned` then learns a layer of codes from the pictures to train on, by each loss, and `itq` and `ksh` beside it. What
+`learned` then learns two layers from the pictures to train on, by each loss, and `itq` and `ksh` beside it. What
 protocols.py says of the splits holds: they are drawn anew for each seed and never mixed. 1k-5k-59k is asked of the very
 codes of 1k-5k-54k; 10k-50k-50k of a few methods, because it takes longest.
 
@@ -34,6 +34,7 @@ from cbir_faiss.base import Codec, Item
 from cbir_faiss.base.registry import make
 from cbir_faiss.measures.histograms import Histograms, hamming_histograms
 from cbir_faiss.measures.metrics import per_query
+from cbir_faiss.measures.rankings import full_rankings
 from cbir_faiss.measures.relevance import Relevance
 from cbir_faiss.measures.seeds import over_seeds
 from cbir_faiss.pipeline.cache import default_cache
@@ -64,7 +65,7 @@ NETWORK: dict[str, Any] = {
 FIRST = 1000
 MEASURES = ("map", "map ±", "map as returned", "map@1000", "map@1000 ±")
 _KEYS = {"map": "map@{all}", "map as returned": "map@{all}_observed", "map@1000": "map@{first}"}
-_QUERIES = 200  # whose rankings are held at a time
+Split = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 def main() -> None:
@@ -80,8 +81,9 @@ def main() -> None:
     pictures = Pictures.extracted(chosen.root, chosen.weights)
     for protocol in chosen.protocols:
         methods = [name for name in chosen.only if protocol != LARGEST or name in FEW]
+        splits = {seed: draw(pictures.items, seed, PROTOCOLS[protocol]) for seed in chosen.seeds}
         rows = [
-            row(method, bits, {seed: pictures.measured(protocol, method, bits, seed) for seed in chosen.seeds})
+            row(method, bits, {seed: pictures.measured(split, method, bits, seed) for seed, split in splits.items()})
             for method in methods
             for bits in chosen.bits
         ]
@@ -107,18 +109,18 @@ class Pictures:
         names = [Path(item.path).parent.name for item in items]
         return cls(items, np.unique(names, return_inverse=True)[1], found.block(slice(None))["embedding"])
 
-    def measured(self, protocol: str, method: str, bits: int, seed: int) -> dict[str, float]:
+    def measured(self, split: Split, method: str, bits: int, seed: int) -> dict[str, float]:
         """The measures of one method, split and length."""
-        queries, training, database = draw(self.items, seed, PROTOCOLS[protocol])
+        queries, training, database = split
         codes = self._codes(method, bits, seed, training)
         relevance = Relevance.from_labels(self._of(database), self._of(queries))
         assert relevance is not None
         histograms = hamming_histograms(codes[queries], codes[database], relevance)
+        signs = np.unpackbits(codes, axis=1).astype(np.float32) * 2 - 1  # whose products rank as Hamming distances do
         found: dict[str, list[NDArray[np.float64]]] = {}
-        for start in range(0, len(queries), _QUERIES):
-            block = slice(start, start + _QUERIES)
-            order = _ranked(codes[queries[block]], codes[database])
-            relevant = self.labels[database][order] == self.labels[queries[block], None]
+        start = 0
+        for relevant in full_rankings(signs[database], signs[queries], relevance, "ip"):
+            block = slice(start, start := start + len(relevant))
             values = per_query(
                 relevant,
                 relevant.sum(axis=1),
@@ -156,14 +158,6 @@ def row(method: str, bits: int, by_seed: Mapping[int, Mapping[str, float]]) -> d
             told = over_seeds(values)
             line |= {f"{name} ±": told.deviation, f"{name} 95 %": f"{told.low:.3f}–{told.high:.3f}"}
     return line
-
-
-def _ranked(queries: NDArray[np.uint8], items: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Items by their distance ``(nq, n)``, equals by their number, as an index returns them."""
-    distances = np.zeros((len(queries), len(items)), np.uint16)
-    for byte in range(items.shape[1]):
-        distances += np.bitwise_count(queries[:, byte, None] ^ items[None, :, byte])
-    return np.argsort(distances, axis=1, kind="stable")
 
 
 def _told(done: int, total: int) -> None:

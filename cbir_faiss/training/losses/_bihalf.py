@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cbir_faiss.base.loss import Batch
-from cbir_faiss.training.losses._greedy import cosines
+from cbir_faiss.training.losses._greedy import cosines, passed_over
 
 
 class BiHalfModule(nn.Module):  # type: ignore[misc]
@@ -22,8 +22,7 @@ class BiHalfModule(nn.Module):  # type: ignore[misc]
     def forward(self, outputs: dict[str, Any], batch: Batch) -> Any:
         code = outputs["code"]
         signs = balanced_signs(code.detach())
-        passed = code + (signs - code).detach()
-        similar = cosines(passed) - cosines(batch.teacher - self.mean)
+        similar = cosines(passed_over(signs, code)) - cosines(batch.teacher - self.mean)
         return similar.square().mean() + self.gamma / 2 * (code - signs).square().mean()
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cbir_faiss.base.loss import Batch
-from cbir_faiss.training.losses._greedy import cosines
+from cbir_faiss.training.losses._greedy import cosines, passed_over
 
 
 class CIBHashModule(nn.Module):  # type: ignore[misc]
@@ -20,7 +20,7 @@ class CIBHashModule(nn.Module):  # type: ignore[misc]
         code = outputs["code"]
         p = torch.sigmoid(code)
         signs = torch.where(code > 0, 1.0, -1.0)
-        similar = cosines(p + (signs - p).detach()) / self.temperature
+        similar = cosines(passed_over(signs, p)) / self.temperature
         itself = torch.eye(len(code), dtype=torch.bool, device=code.device)
         other = torch.arange(len(code), device=code.device).roll(len(code) // 2)
         contrast = nn.functional.cross_entropy(similar.masked_fill(itself, -torch.inf), other)

@@ -21,9 +21,13 @@ class GreedyModule(nn.Module):  # type: ignore[misc]
     def forward(self, outputs: dict[str, Any], batch: Batch) -> Any:
         code = outputs["code"]
         signs = torch.where(code > 0, 1.0, -1.0)
-        passed = code + (signs - code).detach()
-        similar = cosines(passed) - cosines(batch.teacher - self.mean)
+        similar = cosines(passed_over(signs, code)) - cosines(batch.teacher - self.mean)
         return similar.square().mean() + self.penalty * (code - signs).abs().pow(3).mean()
+
+
+def passed_over(signs: Any, x: Any) -> Any:
+    """``signs`` forwards; backwards their gradient goes to x as it is (straight-through)."""
+    return x + (signs - x).detach()
 
 
 def cosines(x: Any) -> Any:
