@@ -81,7 +81,7 @@ def test_float_clips_what_is_added_later_and_survives_a_constant_dimension():
     rescorer = registry.make("rescorers", "float", store="int8").fit({"embedding": items})
     later = rescorer.pack({"embedding": np.full((1, 24), 1e6, np.float32)})["embedding"]
     assert (later == 255).all()
-    assert (rescorer.pack({"embedding": items})["embedding"][:, 3] == 0).all()
+    assert (rescorer.pack({"embedding": items})["embedding"][:, 3] == 127).all()
 
 
 def test_more_results_than_candidates_are_all_ranked():
@@ -308,6 +308,30 @@ def test_int8_is_the_range_of_each_dimension_in_255_steps():
     assert (np.abs(unpacked - ITEMS) <= step * 0.501 + 1e-6).all()
     below = rescorer.pack({"embedding": ITEMS.min(axis=0, keepdims=True) - 1})["embedding"]
     assert (below == 0).all()
+
+
+def test_int8_has_steps_for_a_dimension_that_has_not_varied_yet():
+    items = ITEMS.copy()
+    items[:, 3] = 5
+    rescorer = registry.make("rescorers", "float", store="int8").fit({"embedding": items})
+    step = float(np.median(np.ptp(np.delete(items, 3, axis=1), axis=0))) / 255
+    some = np.repeat(items[:1], 4, axis=0)
+    some[:, 3] = (5, 5 + 0.4, 5 - 0.4, 5 + 100 * step)
+    kept = rescorer.unpack(rescorer.pack({"embedding": some}))["embedding"]
+    np.testing.assert_allclose(kept[:, 3], some[:, 3], atol=0.51 * step)
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.5, True), (0.002, False)])
+def test_int8_tells_once_that_many_are_clipped(share, told, caplog):
+    rescorer = registry.make("rescorers", "float", store="int8").fit({"embedding": ITEMS})
+    more = np.repeat(ITEMS[:1], 1_000, axis=0)
+    more[: round(share * len(more))] += 1_000
+    for _ in range(2):
+        rescorer.pack({"embedding": more})
+    assert [record.message for record in caplog.records] == [
+        "rescorer 'float', store: int8: 500 of 1000 items have values beyond the range that was learned, and are "
+        "clipped to it; build the collection anew, or use store: float16"
+    ][: int(told)]
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["alike", "apart"])

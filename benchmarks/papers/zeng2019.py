@@ -18,7 +18,7 @@ from _variants import changed, train_variants
 
 CONFIG = Path(__file__).parents[2] / "configs" / "papers" / "zeng2019-train.yaml"
 SHARED = "../../../shared"
-WIDE = {"network": {"width": 12, "joint": 192}, "fit": {"epochs": 20}}
+WIDE = {"network": {"width": 12, "joint": 192}, "fit": {"epochs": 20, "small": {"scale": 0.75, "share": 0.6}}}
 # At its start all codes are alike, a saddle from which batch normalisation leads away.
 PAIRWISE = {
     "losses": [{"name": "pairwise", "alpha": 0.01}],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,6 +15,10 @@ from cbir_faiss.rescorers._rerank import Candidates, in_order, rerank
 from cbir_faiss.rescorers._scan import can_scan, products, squared_distances
 from cbir_faiss.types import Columns, Floats, Hits
 
+_STEPS = 255
+_FEW = 0.01  # of the items that are added at once may be clipped without a word
+_log = logging.getLogger(__name__)
+
 
 class FloatRescorer(base.Rescorer):
     """Exact distances to the first candidates.
@@ -22,7 +27,8 @@ class FloatRescorer(base.Rescorer):
     without direction is at 1. ``l2`` (squared) does not depend on the mean and ``ip`` is taken as it is.
 
     ``store`` says what is kept an item: float32, float16, or int8: one byte a dimension, the range of each dimension
-    in the database cut into 255 steps (items added later are clipped to it).
+    in what it learned from (at most 100,000 items) cut into 255 steps. A value is off by half a step at most; one
+    beyond that range is clipped to it, and where that befalls many items, the log says so.
     """
 
     name: ClassVar[str] = "float"
@@ -35,6 +41,8 @@ class FloatRescorer(base.Rescorer):
         center: bool = True
         store: Literal["float32", "float16", "int8"] = "float32"
 
+    _warned = False
+
     def _fit(self, columns: Columns, labels: NDArray[Any] | None) -> None:
         x = check_floats(columns["embedding"], "rescorer 'float'")
         if len(x) == 0:
@@ -42,8 +50,7 @@ class FloatRescorer(base.Rescorer):
         mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
         self.state = {"mean": mean if self.options.metric != "ip" and self.options.center else np.zeros_like(mean)}
         if self.options.store == "int8":
-            low, high = x.min(axis=0), x.max(axis=0)
-            self.state |= {"low": low, "step": np.where(high > low, (high - low) / 255, 1).astype(np.float32)}
+            self.state |= _steps(x)
 
     def _pack(self, columns: Columns) -> dict[str, NDArray[Any]]:
         x = self._checked(columns["embedding"])
@@ -54,7 +61,21 @@ class FloatRescorer(base.Rescorer):
         if self.options.store != "int8":
             return {"embedding": x.astype(self.options.store, copy=False)}
         scaled = (x - self.state["low"]) / self.state["step"]
+        self._warn_of_clipped(scaled)
         return {"embedding": np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled).astype(np.uint8)}
+
+    def _warn_of_clipped(self, scaled: Floats) -> None:
+        if self._warned or scaled.size == 0 or (scaled.min() > -1 and scaled.max() < _STEPS + 1):
+            return
+        outside = np.count_nonzero(((scaled <= -1) | (scaled >= _STEPS + 1)).any(axis=1))
+        if outside > _FEW * len(scaled):
+            self._warned = True
+            _log.warning(
+                "rescorer 'float', store: int8: %d of %d items have values beyond the range that was learned, and are "
+                "clipped to it; build the collection anew, or use store: float16",
+                outside,
+                len(scaled),
+            )
 
     def _rescore(self, queries: Columns, hits: Hits, fetch: base.Fetch) -> Hits:
         x = self._checked(queries["embedding"])
@@ -123,6 +144,16 @@ class FloatRescorer(base.Rescorer):
         if "mean" not in self.state:
             raise InputError("rescorer 'float' is not fitted: call fit(columns) with the database's columns first")
         return check_floats(x, "rescorer 'float'", len(self.state["mean"]))
+
+
+def _steps(x: Floats) -> dict[str, NDArray[Any]]:
+    """Where the steps of each dimension of ``(n, dim)`` begin, and how long they are."""
+    low, high = x.min(axis=0), x.max(axis=0)
+    varies = high > low
+    # A dimension that has not varied yet may still do so, and then probably like the others.
+    usual = np.median((high - low)[varies]) if varies.any() else np.float32(1)
+    step = np.where(varies, high - low, usual).astype(np.float32) / np.float32(_STEPS)
+    return {"low": np.where(varies, low, low - step * (_STEPS // 2)).astype(np.float32), "step": step}
 
 
 def _squares(x: Floats) -> Floats:
