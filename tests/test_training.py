@@ -289,6 +289,12 @@ def test_hadamard_centres(classes: int, bits: int) -> None:
     assert set(np.unique(products)) <= {0, -bits}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_many_bits_are_no_short_code_over_and_over(seed: int) -> None:
+    centres = hash_centers(10, 64, seed)
+    assert len(np.unique(centres, axis=1).T) > 32
+
+
 @pytest.mark.parametrize(("classes", "bits"), [(10, 12), (10, 24), (10, 48), (100, 32)])
 def test_random_centres(classes: int, bits: int) -> None:
     centres = hash_centers(classes, bits, 0).astype(int)

@@ -389,6 +389,32 @@ def test_likelihood_against_a_double_loop(balanced: bool) -> None:
     assert got == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_codes_of_hashnet_come_near_their_signs_step_by_step() -> None:
+    what, code = task(), some_code()
+    options = {"scale": 0.5, "quantization": 0, "continuation": 3.0}
+    module = registry.make("losses", "likelihood", **options).start(what)
+    batch = Batch(torch.from_numpy(what.labels), None)
+    for step in range(3):
+        wanted = loss_of("likelihood", torch.tanh(math.sqrt(1 + 3 * step) * code), scale=0.5, quantization=0)
+        with torch.no_grad():  # held-out pictures are no step
+            assert float(module({"code": code}, batch)) == pytest.approx(wanted, rel=1e-5)
+        assert float(module({"code": code}, batch)) == pytest.approx(wanted, rel=1e-5)
+    assert module.state_dict()["step"] == 3  # so that a training that goes on goes on there
+
+
+def test_greedy_supervised_against_the_formula() -> None:
+    what, code = task(), some_code().requires_grad_()
+    module = registry.make("losses", "greedy-supervised", penalty=0.3).start(what)
+    batch = Batch(torch.from_numpy(what.labels), None)
+    got = module({"code": code}, batch)
+    x, (matrix,) = code.detach().double().numpy(), (p.detach().double().numpy() for p in module.parameters())
+    logits = np.sign(x) @ matrix.T
+    entropies = -(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))[np.arange(N), what.labels]
+    assert got.item() == pytest.approx(entropies.mean() + 0.3 * (np.abs(x - np.sign(x)) ** 3).mean(), rel=1e-5)
+    got.backward()
+    assert (code.grad != 0).all()  # signs have no gradient of their own
+
+
 def test_half_of_every_bit_is_set() -> None:
     signs = balanced_signs(some_code())
     assert signs.unique().tolist() == [-1, 1]

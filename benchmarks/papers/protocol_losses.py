@@ -42,19 +42,25 @@ from cbir_faiss.pipeline.extraction import extract
 from cbir_faiss.sources.folder import Folder
 from cbir_faiss.types import Floats
 
+BALANCED: dict[str, Any] = {"name": "likelihood", "balanced": True}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "itq": ("itq", {}),
     "greedy": ("learned", {"loss": "greedy"}),
     "bihalf": ("learned", {"loss": "bihalf"}),
     "ksh": ("ksh", {}),
     "pairwise": ("learned", {"loss": "pairwise"}),
-    "dpsh": ("learned", {"loss": "likelihood"}),
-    "hashnet": ("learned", {"loss": {"name": "likelihood", "balanced": True}}),
+    "dpsh": ("learned", {"loss": {"name": "likelihood", "scale": 0.5}}),
+    "hashnet": (
+        "learned",
+        {"loss": {"name": "likelihood", "balanced": True, "quantization": 0, "continuation": 0.005}},
+    ),
+    "pairs, balanced": ("learned", {"loss": {"name": "likelihood", "balanced": True}}),
+    "greedy, supervised": ("learned", {"loss": "greedy-supervised"}),
     "csq": ("learned", {"loss": "csq"}),
     "orthohash": ("learned", {"loss": "orthohash"}),
 }
 LARGEST = "10k-50k-50k"
-FEW = ("itq", "csq", "orthohash")
+FEW = ("itq", "hashnet", "pairs, balanced", "csq", "orthohash")
 NETWORK: dict[str, Any] = {
     "model": "mobilenet_v2",
     "layer": "features",

@@ -11,12 +11,14 @@ from cbir_faiss.base.loss import Batch
 
 
 class LikelihoodModule(nn.Module):  # type: ignore[misc]
-    def __init__(self, scale: float, balanced: bool, quantization: float) -> None:
+    def __init__(self, scale: float, balanced: bool, quantization: float, continuation: float) -> None:
         super().__init__()
-        self.scale, self.balanced, self.quantization = scale, balanced, quantization
+        self.scale, self.balanced, self.quantization, self.continuation = scale, balanced, quantization, continuation
+        if continuation:
+            self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def forward(self, outputs: dict[str, Any], batch: Batch) -> Any:
-        code = outputs["code"]
+        code = self._sharpened(outputs["code"]) if self.continuation else outputs["code"]
         first, second = torch.triu_indices(len(code), len(code), 1, device=code.device)
         theta = self.scale * (code @ code.T)[first, second]
         same = (batch.labels[first] == batch.labels[second]).float()
@@ -26,4 +28,10 @@ class LikelihoodModule(nn.Module):  # type: ignore[misc]
             # Both kinds weigh a half, where there are both.
             pairs = pairs * torch.where(same > 0, 0.5 / share.clamp(min=1e-6), 0.5 / (1 - share).clamp(min=1e-6))
         signs = torch.where(code > 0, 1.0, -1.0)
-        return pairs.mean() + self.quantization * (code - signs).square().sum(1).mean() / code.shape[1]
+        return pairs.mean() + self.quantization * (code - signs).square().mean()
+
+    def _sharpened(self, code: Any) -> Any:
+        beta = (1 + self.continuation * self.step).sqrt()
+        if torch.is_grad_enabled():  # held-out pictures are no step
+            self.step += 1
+        return torch.tanh(beta * code)

@@ -17,7 +17,8 @@ _TRIES = 200
 class CentralSimilarity(Loss):
     """Binary cross-entropy of the code, squashed by tanh, to the centre of its class, and its distance to ±1.
 
-    Centres are rows of a Hadamard matrix (half their bits differ) where the bits are a power of 2 and there are enough;
+    Centres are rows of a Hadamard matrix (half their bits differ) where the bits are a power of 2 and there are enough,
+    drawn at random, because the first few of many bits are the same short code over and over;
     else random balanced ones, those of the largest least distance among many draws (where there are too many classes
     for them to differ, random ones that do). From: Yuan et al., "Central
     Similarity Quantization for Efficient Image and Video Retrieval", CVPR 2020.
@@ -48,12 +49,14 @@ def hash_centers(classes: int, bits: int, seed: int) -> NDArray[np.int8]:
     """
     if classes > 2**bits:
         raise ConfigError(f"{classes} classes need more than {bits} bits to have a code each", path="bits")
+    generator = np.random.default_rng(seed)
     if bits & (bits - 1) == 0 and classes <= 2 * bits:
         hadamard = np.ones((1, 1), np.int8)
         while len(hadamard) < bits:
             hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
-        return np.concatenate([hadamard, -hadamard])[:classes].astype(np.int8)
-    generator = np.random.default_rng(seed)
+        rows = generator.permutation(bits)[:classes]
+        # More classes than rows: their opposites, too.
+        return np.concatenate([hadamard[rows], -hadamard[: classes - len(rows)]]).astype(np.int8)
     best = max((_balanced(classes, bits, generator) for _ in range(_TRIES)), key=_least_distance)
     # So many classes for so few bits that two of them would share a centre: any codes, as long as they differ.
     return best if _least_distance(best) > 0 else _distinct(classes, bits, generator)
