@@ -1,10 +1,10 @@
 """Extraction: `cbir build` on a folder of JPEGs beside the loop most people write, and beside ONNX Runtime alone; int8
-beside float32.
+and bfloat16 beside float32.
 
     python benchmarks/extraction.py             Caltech-101 and MobileNetV2 from ../shared, 3 rounds
     python benchmarks/extraction.py --quick     128 pictures, one round, to see that it runs; stores nothing
     python benchmarks/extraction.py --store     the raw figures go to benchmarks/results/extraction.json
-    python benchmarks/extraction.py --int8 --store    int8 beside float32 alone
+    python benchmarks/extraction.py --precisions --store    int8 and bfloat16 beside float32 alone
 
 Rounds are interleaved, and the medians compared. The plain loop: torchvision in eager mode, DataLoader with batches of
 64 and the PIL transforms that belong to the weights, with 0, 1 and 2 workers; over_plain is beside the best of them and
@@ -13,9 +13,10 @@ build has the default options of its extractor, says which runtime that gave, an
 what it reports: without loading the model, with reading, hashing, decoding and resizing. What loading takes is measured
 apart, with the export and once that is kept (torch is imported already).
 
-int8: calibrated on 128 pictures, beside float32 on 1,024 others whose pixels are ready, in rounds that alternate; is
-to be 1.5 times as fast at a mean cosine of .99, on a CPU with instructions for it (VNNI). stay: the share of each
-picture's five nearest of the others that are among its five nearest in int8.
+Precisions: int8, calibrated on 128 pictures, and bfloat16, where the CPU computes in it, beside float32 on 1,024 others
+whose pixels are ready, in rounds that alternate. int8 is to be 1.5 times as fast at a mean cosine of .99, on a CPU with
+instructions for it (VNNI), at a map@5 that is off by .005 at most: of each picture among the others, by their classes.
+stay: the share of each picture's five nearest of the others that are among its five nearest in float32.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from _report import show, store
 from numpy.typing import NDArray
 
@@ -40,6 +42,8 @@ from cbir_faiss.collection.build import build
 from cbir_faiss.config import parse_config
 from cbir_faiss.extractors._onnx import Model
 from cbir_faiss.images.reading import open_image
+from cbir_faiss.measures.metrics import per_query
+from cbir_faiss.nets.weights import has_bfloat16
 from cbir_faiss.pipeline.extraction import extract
 
 SHARED = Path(__file__).parents[1].parent / "shared"
@@ -48,7 +52,7 @@ WEIGHTS = SHARED / "weights" / "mobilenet_v2-imagenet-fp16.pth"
 EXTRACTOR = {"name": "torchvision", "model": "mobilenet_v2", "weights": str(WEIGHTS)}  # all else as it comes
 BATCH = 64
 WORKERS = (0, 1, 2)
-_NEAR = ("mean_cosine", "least_cosine", "stay")
+_COMPARED = ("over_float32", "mean_cosine", "least_cosine", "stay", "map@5", "map@5 float32")
 
 
 def main() -> None:
@@ -57,21 +61,22 @@ def main() -> None:
     parser.add_argument("--store", action="store_true", help="store the raw figures")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pictures", type=int, help="so many, from all classes; all take 20 minutes")
-    parser.add_argument("--int8", action="store_true", help="nothing but int8 beside float32")
+    parser.add_argument("--precisions", action="store_true", help="nothing but int8 and bfloat16 beside float32")
     chosen = parser.parse_args()
     quick = chosen.quick
     with tempfile.TemporaryDirectory() as place:
         os.environ["CBIR_CACHE"] = place  # so that nothing is exported yet
         rounds = 1 if quick else chosen.rounds
-        if not chosen.int8:
+        if not chosen.precisions:
             some = 128 if quick else chosen.pictures
             root = _pictures(Path(place), some) if some else CALTECH
             result = _measure(root, Path(place), rounds)
         precisions = _precisions(Path(place), 8 if quick else 128, rounds)
-    sections = {"caltech101-mobilenet_v2-int8": precisions}
-    _show(f"int8 beside float32, {precisions['images']} pictures", precisions)
-    print(*(f"{name}: {precisions[name]}" for name in ("VNNI", "over_float32", *_NEAR)), sep="\n")
-    if not chosen.int8:
+    sections = {f"caltech101-mobilenet_v2-{name}": section for name, section in precisions.items()}
+    for name, section in precisions.items():
+        _show(f"{name} beside float32, {section['images']} pictures", section)
+        print(*(f"{what}: {section[what]}" for what in ("VNNI", *_COMPARED)), sep="\n")
+    if not chosen.precisions:
         sections["caltech101-mobilenet_v2"] = result
         _show(f"{result['images']} pictures", result)
         print(f"runtime: {result['runtime']}")
@@ -130,8 +135,8 @@ def _measure(root: Path, place: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def _precisions(place: Path, calibrating: int, rounds: int) -> dict[str, Any]:
-    """int8 beside float32: images a second of each, and how near its embeddings are."""
+def _precisions(place: Path, calibrating: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """int8 and, where there is any, bfloat16 beside float32: images a second, and how near their embeddings are."""
     paths = list(_first(CALTECH, 9 * calibrating))
     (place / "calibration").mkdir()
     for number, path in enumerate(paths[::9]):
@@ -140,6 +145,8 @@ def _precisions(place: Path, calibrating: int, rounds: int) -> dict[str, Any]:
         "float32": make_extractor(runtime="onnx"),
         "int8": make_extractor(precision="int8", calibration=str(place / "calibration")),
     }
+    if has_bfloat16(torch.device("cpu")):
+        extractors["bfloat16"] = make_extractor(precision="bfloat16")
     how = extractors["float32"]
     others = [path for number, path in enumerate(paths) if number % 9]
     pixels = np.stack([how.prepare(open_image(path, min_side=how.min_side)) for path in others])
@@ -151,28 +158,51 @@ def _precisions(place: Path, calibrating: int, rounds: int) -> dict[str, Any]:
             began = time.perf_counter()
             found[name] = extractor.extract(pixels)["embedding"]
             rates.setdefault(name, []).append(len(pixels) / (time.perf_counter() - began))
-    cosines = _cosines(found["float32"], found["int8"])
+    labels = np.array([path.parent.name for path in others])
+    exact = found.pop("float32")
     return {
-        "images": len(pixels),
-        "VNNI": "vnni" in Path("/proc/cpuinfo").read_text(),
-        "images_per_second": rates,
-        "over_float32": statistics.median(rates["int8"]) / statistics.median(rates["float32"]),
+        name: {
+            "images": len(pixels),
+            "VNNI": "vnni" in Path("/proc/cpuinfo").read_text(),
+            "images_per_second": {of: rates[of] for of in ("float32", name)},
+            "over_float32": statistics.median(rates[name]) / statistics.median(rates["float32"]),
+            **_near(exact, x, labels),
+        }
+        for name, x in found.items()
+    }
+
+
+def _near(exact: NDArray[np.float32], x: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, float]:
+    """How near embeddings are to the exact ones of the same pictures."""
+    cosines = _cosines(exact, x)
+    return {
         "mean_cosine": float(cosines.mean()),
         "least_cosine": float(cosines.min()),
-        "stay": _stay(found["float32"], found["int8"], 5),
+        "stay": _stay(exact, x, 5),
+        "map@5": _map(x, labels),
+        "map@5 float32": _map(exact, labels),
     }
 
 
 def _stay(a: NDArray[np.float32], b: NDArray[np.float32], k: int) -> float:
     """The share of each row's k nearest others by cosine in ``a`` that are so in ``b``."""
-    nearest = []
-    for x in (a, b):
-        x = x / np.linalg.norm(x, axis=1, keepdims=True)
-        likeness = x @ x.T
-        np.fill_diagonal(likeness, -np.inf)
-        nearest.append(np.argsort(-likeness, axis=1)[:, :k])
-    pairs = zip(*nearest, strict=True)
+    pairs = zip(_nearest(a, k), _nearest(b, k), strict=True)
     return statistics.fmean(len(set(ours) & set(theirs)) / k for ours, theirs in pairs)
+
+
+def _map(x: NDArray[np.float32], labels: NDArray[Any]) -> float:
+    """map@5 of every row among the others."""
+    totals = (labels[:, None] == labels).sum(axis=1) - 1
+    relevant = labels[_nearest(x, 5)] == labels[:, None]
+    return float(per_query(relevant, totals, (5,))["map@5"][totals > 0].mean())
+
+
+def _nearest(x: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """The k nearest others of each row by cosine."""
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    likeness = x @ x.T
+    np.fill_diagonal(likeness, -np.inf)
+    return np.argsort(-likeness, axis=1)[:, :k]
 
 
 def make_extractor(**more: Any) -> Any:
@@ -191,11 +221,9 @@ class _Plain:
     """The loop of a tutorial."""
 
     def __init__(self, root: Path) -> None:
-        import torch
         import torchvision
         from torchvision import transforms
 
-        self._torch = torch
         self._model = torchvision.models.mobilenet_v2()
         self._model.load_state_dict({k: v.float() for k, v in torch.load(WEIGHTS, weights_only=True).items()})
         self._model.eval()
@@ -214,8 +242,8 @@ class _Plain:
         self._data.samples.sort(key=lambda sample: Path(sample[0]).relative_to(root).as_posix())
 
     def run(self, workers: int) -> NDArray[np.float32]:
-        loader = self._torch.utils.data.DataLoader(self._data, batch_size=BATCH, num_workers=workers)
-        with self._torch.inference_mode(), warnings.catch_warnings():
+        loader = torch.utils.data.DataLoader(self._data, batch_size=BATCH, num_workers=workers)
+        with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of more workers than cores
             parts = [self._model.features(images).mean((2, 3)).numpy() for images, _ in loader]
         return np.concatenate(parts)

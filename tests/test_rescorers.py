@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -332,6 +335,27 @@ def test_int8_tells_once_that_many_are_clipped(share, told, caplog):
         "rescorer 'float', store: int8: 500 of 1000 items have values beyond the range that was learned, and are "
         "clipped to it; build the collection anew, or use store: float16"
     ][: int(told)]
+
+
+@pytest.mark.parametrize("kind", ["float16", "int8"])
+def test_many_queries_are_shared_among_threads(kind, monkeypatch):
+    rescorer = registry.make("rescorers", "float", store=kind).fit({"embedding": ITEMS})
+    hits = hits_of(np.stack([RNG.choice(300, 20, replace=False) for _ in range(100)]))
+    queries = {"embedding": RNG.standard_normal((100, 24)).astype(np.float32)}
+    alone = rescorer.rescore(queries, hits, store(rescorer), k=10)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.setattr("cbir_faiss._lib.threads.ONE_THREAD_BYTES", 1)
+    fetch, callers = store(rescorer), set()
+
+    def told(ids, column):
+        callers.add(threading.get_ident())
+        time.sleep(0.001)  # so that no thread is through before another begins
+        return fetch(ids, column)
+
+    together = rescorer.rescore(queries, hits, told, k=10)
+    assert len(callers) > 1
+    np.testing.assert_array_equal(together.ids, alone.ids)
+    np.testing.assert_array_equal(together.distances, alone.distances)
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["alike", "apart"])

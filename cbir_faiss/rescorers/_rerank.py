@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cbir_faiss._lib import threads
 from cbir_faiss.types import MISSING_ID, Floats, Hits, Ids
 
 Candidates = Annotated[int, Field(ge=1)] | Literal["all"]
@@ -21,16 +23,29 @@ _ROWS_BYTES = 1 << 23
 
 
 def rerank(queries: NDArray[Any], hits: Hits, fetch: Callable[[Ids], NDArray[Any]], score: Score) -> Hits:
-    """``hits`` sorted by ``score``; equals keep their order, missing hits stay last."""
+    """``hits`` sorted by ``score``; equals keep their order, missing hits stay last.
+
+    Many queries share the cores, so ``fetch`` and ``score`` are called from several threads.
+    """
     ids = hits.ids
     distances = np.empty(ids.shape, np.float32)
-    for start in range(0, len(ids), _QUERIES):
+
+    def some(start: int) -> None:
         rows = slice(start, min(start + _QUERIES, len(ids)))
         if _alike(ids[rows]):
             distances[rows] = _together(queries[rows], ids[rows], fetch, score)
-            continue
+            return
         for row in range(rows.start, rows.stop):
             distances[row] = _alone(queries[row : row + 1], ids[row], fetch, score)
+
+    starts = range(0, len(ids), _QUERIES)
+    workers = min(len(starts), threads.for_search(4.0 * ids.size * queries.shape[1]))
+    if workers > 1:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(some, starts))
+    else:
+        for start in starts:
+            some(start)
     return in_order(ids, distances)
 
 
