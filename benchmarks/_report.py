@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,8 +16,17 @@ import numpy as np
 from PIL import Image
 
 from cbir_faiss.comparison.environment import environment
+from cbir_faiss.errors import CbirError
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a script's ``main``; what is wrong with what it was given is one line and exit status 1, as of ``cbir``."""
+    try:
+        main()
+    except CbirError as error:
+        sys.exit(str(error))
 
 
 def seconds(work: Callable[[], Any], repeats: int, warm: bool = True) -> list[float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -182,7 +184,24 @@ def test_an_interval_that_one_seed_has_not(compared: Path, tmp_path: Path, monke
             run(monkeypatch, runner, compared, "--keep", "x", "--out", tmp_path, "--reference", reference)
     with pytest.raises(InputError, match=r"wide-0 .* is there twice"):
         run(monkeypatch, runner, compared, compared, "--keep", "x", "--out", tmp_path)
+    with pytest.raises(InputError, match=r"not every row has 'mpa@5'; all have: .*map@5"):
+        run(monkeypatch, runner, compared, "--keep", "x", "--out", tmp_path, "--measures", "mpa@5")
     assert not (tmp_path / "x.json").exists()
+
+
+def test_intervals_are_cut_where_measures_end() -> None:
+    from _seeds import of_seeds
+
+    assert of_seeds("map", [0.97, 1.0])["map 95 %"] == "0.794–1.000"
+    assert of_seeds("map", [0.97]) == {"map": 0.97}
+
+
+def test_a_script_says_in_one_line_what_is_wrong(pictures: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "papers" / "protocols.py"
+    asked = [sys.executable, str(script), str(pictures), "--out", str(tmp_path)]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(r"class '\w+' has \d+ pictures: the protocol takes .*\n", done.stderr)
 
 
 def test_variants_of_the_networks_are_right() -> None:

@@ -137,6 +137,20 @@ def test_differences_are_tested_over_seeds() -> None:
     assert alone["ap"] == pytest.approx(np.mean([x.mean() for x in base.values()]) + 0.15, abs=0.01)
 
 
+def test_what_was_not_measured_again_is_kept(tmp_path: Path) -> None:
+    import luo2022
+
+    file = tmp_path / "luo2022.json"
+    stored = {"rows": [{"method": luo2022.WITH}, {"method": "SIFT"}], "differences": [{"p": 0.1}]}
+    file.write_text(json.dumps({"table": stored}))
+    section: dict[str, Any] = {"rows": [{"method": "SIFT", "ap": 0.3}], "differences": []}
+    luo2022._keep_others(file, "table", section)
+    assert section == {"rows": [{"method": luo2022.WITH}, {"method": "SIFT", "ap": 0.3}], "differences": [{"p": 0.1}]}
+    again: dict[str, Any] = {"rows": [{"method": luo2022.WITH}], "differences": []}
+    luo2022._keep_others(file, "table", again)
+    assert again["differences"] == []  # of a network that is another now
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("only_measured")
 def test_a_whole_run(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

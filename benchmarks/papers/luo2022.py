@@ -35,7 +35,8 @@ from numpy.typing import NDArray
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from _report import RESULTS, show, store
+from _report import RESULTS, run, show, store
+from _seeds import of_seeds
 from search import write_clusters
 from split import PER_CLASS, write_split
 from svm_active import active_svm
@@ -115,7 +116,8 @@ def main() -> None:
     if unknown := set(chosen.sections) - set(SECTIONS):
         parser.error(f"unknown section {unknown.pop()!r}; there are: {', '.join(SECTIONS)}")
     wanted = chosen.sections or SECTIONS
-    if chosen.attention and chosen.plain and len(set(chosen.seeds)) < 2:
+    chosen.seeds = list(dict.fromkeys(chosen.seeds))  # the same network twice is no second draw
+    if chosen.attention and chosen.plain and len(chosen.seeds) < 2:
         parser.error("an interval over seeds takes at least two of them: --seeds 0 1 2 3 4")
     done: dict[str, Any] = {}
     if {"table", "robustness"} & set(wanted):
@@ -332,21 +334,22 @@ def _section(
 
 
 def _keep_others(file: Path, name: str, section: dict[str, Any]) -> None:
-    """Put rows that are stored, of methods that were not measured now, before those that were."""
+    """Put rows that are stored, of methods that were not measured now, before those that were; and keep stored
+    differences, unless a network was measured again that they are of."""
     measured_now = {row.get("method") for row in section["rows"]}
-    stored = json.loads(file.read_text()).get(name, {}).get("rows", []) if file.exists() else []
-    section["rows"] = [row for row in stored if row.get("method") not in measured_now] + section["rows"]
+    stored = json.loads(file.read_text()).get(name, {}) if file.exists() else {}
+    kept = [row for row in stored.get("rows", []) if row.get("method") not in measured_now]
+    section["rows"] = kept + section["rows"]
+    if not {WITH, WITHOUT} & measured_now:
+        section["differences"] = stored.get("differences", [])
 
 
 def _means(method: str, queries: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     by_seed = {m: [round(float(outcome[m].mean()), 6) for outcome in outcomes] for m in MEASURES}
-    return {
-        "method": method,
-        "queries": queries,
-        **{measure: statistics.mean(values) for measure, values in by_seed.items()},
-        "seeds": len(outcomes),
-        "by seed": by_seed,
-    }
+    line: dict[str, Any] = {"method": method, "queries": queries, "seeds": len(outcomes), "by seed": by_seed}
+    for measure, values in by_seed.items():
+        line |= of_seeds(measure, values)
+    return line
 
 
 def _difference(outcomes: Outcomes, queries: str, seeds: Sequence[int], measure: str) -> dict[str, Any]:
@@ -382,4 +385,4 @@ def _clusters(n: int, queries: int = 200) -> tuple[Floats, Floats]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

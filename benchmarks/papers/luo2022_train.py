@@ -6,8 +6,12 @@ python benchmarks/papers/luo2022_train.py --out runs/luo2022 --seeds 0 1 2 3 4
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))
+
+from _report import run
 from _variants import train_variants
 from split import write_split
 
@@ -35,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -23,11 +23,11 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from _report import RESULTS, show, store
+from _report import RESULTS, run, show, store
+from _seeds import of_seeds
 
 from cbir_faiss.errors import InputError
 from cbir_faiss.measures.paired import paired_test
-from cbir_faiss.measures.seeds import over_seeds
 from cbir_faiss.report.report import read_results
 from cbir_faiss.report.row import Row, main_measure, name_of
 
@@ -46,6 +46,7 @@ def main() -> None:
     chosen = parser.parse_args()
     rows = [Row.from_json(row) for run in chosen.run for row in read_results(run)["rows"]]
     measures = chosen.measures or [main_measure(rows)]
+    check_measures(rows, measures)
     groups = grouped(rows)
     found = [of_group(*key, some, measures) for key, some in groups.items()]
     tested = differences(groups, chosen.reference, measures) if chosen.reference else []
@@ -55,6 +56,14 @@ def main() -> None:
             f"less {chosen.reference}", tested, ("network", "combination", "measure", "difference", "low", "high", "p")
         )
     print(store(chosen.keep, {"seeds": {"rows": found, "differences": tested}}, folder=chosen.out))
+
+
+def check_measures(rows: Sequence[Row], measures: Sequence[str]) -> None:
+    """Raises InputError for a measure that a row has not."""
+    shared = set.intersection(*(set(row.metrics) for row in rows))
+    if unknown := [measure for measure in measures if measure not in shared]:
+        told = sorted(name for name in shared if "_" not in name.partition("@")[2])
+        raise InputError(f"not every row has '{unknown[0]}'; all have: {', '.join(told)}")
 
 
 def grouped(rows: Sequence[Row]) -> Grouped:
@@ -78,11 +87,8 @@ def of_group(network: str, combination: str, rows: Mapping[int | None, Row], mea
     for measure in measures:
         values = [float(row.metrics[measure]) for row in rows.values()]
         line["by seed"][measure] = {str(seed): value for seed, value in zip(rows, values, strict=True)}
-        line[measure] = float(np.mean(values))
-        if len(values) > 1:
-            found = over_seeds(values)
-            line |= {f"{measure} ±": found.deviation, f"{measure} 95 %": f"{found.low:.3f}–{found.high:.3f}"}
-        elif f"{measure}_ci95" in first.metrics:
+        line |= of_seeds(measure, values)
+        if len(values) == 1 and f"{measure}_ci95" in first.metrics:
             line[f"{measure} of queries"] = first.metrics[f"{measure}_ci95"]
     return line
 
@@ -109,4 +115,4 @@ def differences(groups: Grouped, reference: str, measures: Sequence[str]) -> lis
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from _report import RESULTS, show, store
+from _report import RESULTS, run, show, store
+from _seeds import of_seeds
 from protocols import PROTOCOLS, draw
 
 from cbir_faiss.base import Codec, Item
@@ -36,7 +37,6 @@ from cbir_faiss.measures.histograms import Histograms, hamming_histograms
 from cbir_faiss.measures.metrics import per_query
 from cbir_faiss.measures.rankings import full_rankings
 from cbir_faiss.measures.relevance import Relevance
-from cbir_faiss.measures.seeds import over_seeds
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.pipeline.extraction import extract
 from cbir_faiss.sources.folder import Folder
@@ -84,6 +84,8 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of protocols.json")
     chosen = parser.parse_args()
+    if len(set(chosen.seeds)) < 2:
+        print("one seed: there will be no deviations or intervals over seeds", file=sys.stderr)
     pictures = Pictures.extracted(chosen.root, chosen.weights)
     for protocol in chosen.protocols:
         methods = [name for name in chosen.only if protocol != LARGEST or name in FEW]
@@ -158,11 +160,7 @@ def row(method: str, bits: int, by_seed: Mapping[int, Mapping[str, float]]) -> d
         "by seed": {str(seed): one for seed, one in by_seed.items()},
     }
     for name in _KEYS:
-        values = [one[name] for one in by_seed.values()]
-        line[name] = float(np.mean(values))
-        if len(values) > 1:
-            told = over_seeds(values)
-            line |= {f"{name} ±": told.deviation, f"{name} 95 %": f"{told.low:.3f}–{told.high:.3f}"}
+        line |= of_seeds(name, [one[name] for one in by_seed.values()])
     return line
 
 
@@ -172,4 +170,4 @@ def _told(done: int, total: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

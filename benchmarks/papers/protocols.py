@@ -12,11 +12,16 @@ Writes OUT/PROTOCOL/SEED/{queries,training,database}.csv for source `list`: path
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from _report import run
 from split import write_list
 
 from cbir_faiss.base import Item
@@ -89,4 +94,4 @@ def draw(
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -11,10 +11,15 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from _report import run
 
 from cbir_faiss.base import Item
 from cbir_faiss.errors import InputError
@@ -76,4 +81,4 @@ def write_list(file: Path, root: Path, items: Sequence[Item]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -20,14 +20,14 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from _report import RESULTS, show, store
+from _report import RESULTS, run, show, store
+from _seeds import of_seeds
 from split import write_list
 
 from cbir_faiss.comparison.combine import Plan
 from cbir_faiss.comparison.rows import compare_split
 from cbir_faiss.comparison.split import splits
 from cbir_faiss.config import parse_config
-from cbir_faiss.measures.seeds import over_seeds
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.report.row import Row
 from cbir_faiss.training.config import TrainingConfig, load_training
@@ -102,12 +102,10 @@ def summed(how: str, rows: Sequence[Row]) -> dict[str, Any]:
     line: dict[str, Any] = {"search": how, "t": ", ".join("–" if t is None else f"{t:g}" for t in cuts)}
     for measure in MEASURES:
         values = [float(row.metrics[measure]) for row in rows]
-        found = over_seeds(values)
-        line |= {measure: found.mean, f"{measure} ±": found.deviation, f"{measure} by seed": values}
-        line[f"{measure} 95 %"] = f"{found.low:.3f}–{found.high:.3f}"
+        line |= {**of_seeds(measure, values), f"{measure} by seed": values}
     line["ms"] = statistics.median(row.latency_ms["p50"] for row in rows)
     return line
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -11,9 +11,13 @@ The main rows have three seeds, the others one; each network lies in OUT/NAME-SE
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1]))
+
+from _report import run
 from _variants import changed, train_variants
 
 CONFIG = Path(__file__).parents[2] / "configs" / "papers" / "zeng2019-train.yaml"
@@ -81,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
