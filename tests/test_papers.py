@@ -100,14 +100,18 @@ def test_losses_by_a_protocol_are_measured_as_the_figures_say(tmp_path: Path, mo
     monkeypatch.setattr(protocol_losses, "PROTOCOLS", {"few": (10, 20, False), "all": (10, 20, True)})
     monkeypatch.setattr(protocol_losses.Pictures, "extracted", lambda *_: pictures)
     monkeypatch.setattr(protocol_losses, "FIRST", 7)
-    args = ("root", "--weights", "w", "--out", tmp_path, "--only", "itq", "csq", "--bits", 8, "--seeds", 0, 1)
-    run(monkeypatch, protocol_losses, *args, "--protocols", "few", "all")
+    args = ("root", "--weights", "w", "--out", tmp_path, "--only")
+    run(monkeypatch, protocol_losses, *args, "itq", "csq", "--bits", 8, "--seeds", 0, 1, "--protocols", "few", "all")
     stored = json.loads((tmp_path / "protocols.json").read_text())
     assert [(row["method"], row["bits"]) for row in stored["few"]["rows"]] == [("itq", 8), ("csq", 8)]
     itq, csq = stored["few"]["rows"]
     assert csq["map"] > itq["map"]
     assert itq["map"] == np.mean([one["map"] for one in itq["by seed"].values()])
     assert stored["all"]["rows"] != stored["few"]["rows"]
+    run(monkeypatch, protocol_losses, *args, "csq", "--bits", 16, "--seeds", 0, 1, "--protocols", "few")
+    kept = json.loads((tmp_path / "protocols.json").read_text())["few"]["rows"]
+    assert kept[:2] == [itq, csq]
+    assert [(row["method"], row["bits"]) for row in kept[2:]] == [("csq", 16)]
 
     queries, training, database = protocol_losses.draw(items, 0, (10, 20, False))
     bits = np.unpackbits(registry.make("codecs", "itq", bits=8).fit(x[training]).encode(x), axis=1).astype(int)

@@ -16,6 +16,7 @@ place of what was stored of the same protocol.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "bihalf": ("learned", {"loss": "bihalf"}),
     "ksh": ("ksh", {}),
     "pairwise": ("learned", {"loss": "pairwise"}),
+    "pairs": ("learned", {"loss": "likelihood"}),
     "dpsh": ("learned", {"loss": {"name": "likelihood", "scale": 0.5}}),
     "hashnet": (
         "learned",
@@ -96,6 +98,7 @@ def main() -> None:
             for bits in chosen.bits
         ]
         show(protocol, rows, ("method", "bits", *MEASURES))
+        rows = with_others(chosen.out / "protocols.json", protocol, rows)
         print(store("protocols", {protocol: {"rows": rows, "network": NETWORK}}, folder=chosen.out))
 
 
@@ -150,6 +153,13 @@ class Pictures:
 
     def _of(self, rows: NDArray[np.int64]) -> list[tuple[str, ...]]:
         return [(str(label),) for label in self.labels[rows].tolist()]
+
+
+def with_others(file: Path, protocol: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``rows`` and what is stored of other methods and lengths, in the order of METHODS."""
+    stored = json.loads(file.read_text()).get(protocol, {}).get("rows", []) if file.exists() else []
+    lines = {(line["method"], line["bits"]): line for line in [*stored, *rows]}
+    return sorted(lines.values(), key=lambda line: (list(METHODS).index(line["method"]), line["bits"]))
 
 
 def row(method: str, bits: int, by_seed: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
