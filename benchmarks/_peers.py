@@ -153,7 +153,8 @@ class Hnswlib(Peer):
 
 
 class Usearch(Peer):
-    """``b1`` keeps the signs of the centred vectors; ``i8`` is given vectors scaled into what eight bits hold."""
+    """``b1`` is given the signs of the centred vectors, and ``i8`` integers of eight bits: where usearch makes them of
+    floats itself, it takes their lengths away, and with them what L2 compares."""
 
     name, package = "usearch", "usearch"
 
@@ -176,7 +177,7 @@ class Usearch(Peer):
         index = Index(ndim=x.shape[1], metric="hamming" if bits else "l2sq", **build)
         at = 0
         for rows in blocks(x):
-            kept = np.packbits(rows > mean, axis=1) if bits else rows / scale
+            kept = self._given(rows, mean, scale, build)
             index.add(np.arange(at, at + len(rows), dtype=np.uint64), kept, threads=threads)
             at += len(rows)
         index.save(str(folder / "index"))
@@ -186,18 +187,26 @@ class Usearch(Peer):
         from usearch.index import Index
 
         index, state = Index.restore(str(folder / "index")), np.load(folder / "state.npz")
-        mean, scale, bits = state["mean"], state["scale"], build["dtype"] == "b1"
+        mean, scale = state["mean"], state["scale"]
 
         def search(k: int, expansion: int) -> Any:
             index.expansion_search = expansion
 
             def one(some: Any) -> Any:
-                asked = np.packbits(some > mean, axis=1) if bits else some / scale
+                asked = self._given(some, mean, scale, build)
                 return np.atleast_2d(index.search(asked, k, threads=threads).keys).astype(np.int64)
 
             return one
 
         return search
+
+    @staticmethod
+    def _given(rows: Any, mean: Any, scale: Any, build: Settings) -> Any:
+        import numpy as np
+
+        if build["dtype"] == "b1":
+            return np.packbits(rows > mean, axis=1)
+        return int8(rows, scale) if build["dtype"] == "i8" else rows
 
 
 class Voyager(Peer):
@@ -488,7 +497,7 @@ class SqliteVec(Peer):
         if build["type"] == "bit":
             return [row.tobytes() for row in np.packbits(rows > mean, axis=1)]
         if build["type"] == "int8":
-            return [row.tobytes() for row in np.rint(rows * (127 / scale)).astype(np.int8)]
+            return [row.tobytes() for row in int8(rows, scale)]
         return [row.tobytes() for row in np.asarray(rows, np.float32)]
 
 
@@ -819,6 +828,13 @@ def blocks(x: Any, size: int = BLOCK) -> Iterable[Any]:
     import numpy as np
 
     return (np.array(x[start : start + size]) for start in range(0, len(x), size))
+
+
+def int8(rows: Any, scale: Any) -> Any:
+    """``rows`` in steps of ``scale`` / 127, what is beyond ``scale`` cut off."""
+    import numpy as np
+
+    return np.rint(np.clip(rows * (127 / scale), -127, 127)).astype(np.int8)
 
 
 def widened(rows: Any, last: Any) -> Any:
