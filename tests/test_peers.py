@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,42 @@ def test_bits_of_the_query_reach_the_codes_behind_a_rotation(x: Vectors, queries
     opened = _peers.PEERS["faiss"].open(tmp_path, 1, build)
     coarse, fine = (opened(K, nprobe=1, qb=bits)(queries) for bits in (1, 8))
     assert recall(fine, x, queries) > recall(coarse, x, queries)
+
+
+# ---------------------------------------------------------------------------------------------------- what is measured
+
+
+def test_what_answers_one_by_one_is_asked_by_all_threads(queries: Vectors, tmp_path: Path) -> None:
+    """Each waits for the other, and has an index of its own; the answers are in the order of the queries."""
+    together, opened = threading.Barrier(2, timeout=20), []
+
+    class Waits(_peers.Peer):
+        name, package, one_by_one = "waits", "numpy", True
+
+        def make(self, x: Any, folder: Path, threads: int, build: _peers.Settings) -> None: ...
+
+        def open(self, folder: Path, threads: int, build: _peers.Settings) -> _peers.Search:
+            opened.append(threads)
+
+            def search(k: int, factor: int) -> Any:
+                def one(some: Any) -> Any:
+                    together.wait()
+                    return factor * some[:, :k]
+
+                return one
+
+            return search
+
+    search = _peers.together(Waits(), tmp_path, 2, {})
+    for factor in (1, 2):
+        np.testing.assert_array_equal(search(K, factor=factor)(queries), factor * queries[:, :K])
+    assert opened == [1, 1]
+    job = {"queries": str(tmp_path / "q.npy"), "folder": str(tmp_path), "build": {}, "threads": 2, "k": K}
+    np.save(tmp_path / "q.npy", queries)
+    assert _peers._throughput(Waits(), {**job, "searches": [{"factor": 1}]}, np)["qps"][0] > 0
+
+
+def test_databases_answer_one_by_one() -> None:
+    assert {name for name, peer in _peers.PEERS.items() if peer.one_by_one} == {
+        *("lancedb", "qdrant-edge", "pgvector", "sqlite-vec")
+    }
