@@ -64,11 +64,14 @@ class Peer(ABC):
     def open(self, folder: Path, threads: int, build: Settings) -> Search: ...
 
     def bytes(self, folder: Path) -> int:
-        """What is kept; allocated blocks, because some reserve sparse files."""
+        """What is kept for searches, all that the library does not need for one left out.
+
+        Allocated blocks, because some reserve sparse files.
+        """
         return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
 
     def elsewhere(self, folder: Path) -> int:
-        """Bytes of memory that another process needs for a search, if one does."""
+        """Bytes of memory of other processes that answer for the index in ``folder``; 0 while it is not open."""
         return 0
 
     def abandon(self, folder: Path) -> None:
@@ -361,6 +364,7 @@ class Diskann(Peer):
             np.array(x), "l2", str(folder), num_threads=threads, alpha=1.2, use_pq_build=False, num_pq_bytes=0,
             use_opq=False, **build,
         )  # fmt: skip
+        (folder / "ann_vectors.bin").unlink()  # what it was built from, of which the index has a copy
 
     def open(self, folder: Path, threads: int, build: Settings) -> Search:
         import diskannpy
@@ -691,11 +695,13 @@ class Pgvector(Peer):
         server, database = self._connect(folder)
         with server, database:
             database.execute("create extension if not exists vector")
-            database.execute(f"create table items (id int primary key, v vector({dim}), b bit({dim}))")
+            bits = build["index"] == "bit"
+            columns = f"id int primary key, v vector({dim})" + (f", b bit({dim})" if bits else "")
+            database.execute(f"create table items ({columns})")
             with database.cursor().copy("copy items from stdin") as copy:
                 for i, row in enumerate(row for rows in blocks(x) for row in rows):
-                    bits = "".join("1" if above else "0" for above in row > mean)
-                    copy.write_row((i, f"[{','.join(map(repr, row.tolist()))}]", bits))
+                    vector = f"[{','.join(map(repr, row.tolist()))}]"
+                    copy.write_row((i, vector, self._signs(row > mean)) if bits else (i, vector))
             database.execute("set maintenance_work_mem = '2GB'")
             column = self.COLUMNS[build["index"]].format(d=dim)
             database.execute(f"create index on items using hnsw ({column})")
@@ -706,13 +712,17 @@ class Pgvector(Peer):
     def bytes(self, folder: Path) -> int:
         return int((folder / "bytes").read_text())
 
-    def abandon(self, folder: Path) -> None:
-        running = folder / "pg" / "postmaster.pid"
-        if running.exists():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(running.read_text().split()[0]), signal.SIGQUIT)
+    def elsewhere(self, folder: Path) -> int:
+        server = self._server_of(folder)
+        if server is None:
+            return 0
+        started = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+        return sum(proportional(int(process)) for process in (server, *started))
 
-    elsewhere = bytes  # the server's own: all of the table and its index, as if they were in its cache
+    def abandon(self, folder: Path) -> None:
+        if server := self._server_of(folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server, signal.SIGQUIT)
 
     def open(self, folder: Path, threads: int, build: Settings) -> Search:
         import numpy as np
@@ -733,7 +743,7 @@ class Pgvector(Peer):
             def one(some: Any) -> Any:
                 found = np.full((len(some), k), -1, np.int64)
                 for line, query in zip(found, some, strict=True):
-                    bits = "".join("1" if above else "0" for above in query > mean)
+                    bits = self._signs(query > mean) if build["index"] == "bit" else None
                     asked = {"v": f"[{','.join(map(repr, query.tolist()))}]", "b": bits, "k": k, "ef": ef}
                     ids = [row[0] for row in database.execute(nearest, asked, prepare=True)]
                     line[: len(ids)] = ids
@@ -742,6 +752,16 @@ class Pgvector(Peer):
             return one
 
         return search
+
+    @staticmethod
+    def _signs(above: Any) -> str:
+        return "".join("1" if one else "0" for one in above)
+
+    @staticmethod
+    def _server_of(folder: Path) -> int | None:
+        """The process of the server that runs there, if one does."""
+        running = folder / "pg" / "postmaster.pid"
+        return int(running.read_text().split()[0]) if running.exists() else None
 
     @staticmethod
     def _connect(folder: Path) -> tuple[Any, Any]:
@@ -941,14 +961,14 @@ def _build(peer: Peer, job: Any, np: Any) -> Any:
 
 
 def _search(peer: Peer, job: Any, np: Any) -> Any:
-    """Neighbours and times of single queries for each of the search settings, and what this process grew by."""
-    queries = np.load(job["queries"])
-    small = peer.open(Path(job["small"]), 1, job["build"])  # which stays, so that its memory is not used again
+    """Neighbours and times of single queries for each of the search settings, and what memory grew by."""
+    queries, folders = np.load(job["queries"]), (Path(job["small"]), Path(job["folder"]))
+    small = peer.open(folders[0], 1, job["build"])  # which stays, so that its memory is not used again
     _sweep(small, queries, {**job, "searches": job["searches"][:1]}, np)
-    before = resident()
-    opened = peer.open(Path(job["folder"]), 1, job["build"])  # held until its memory is counted
+    before = memory(peer, folders)
+    opened = peer.open(folders[1], 1, job["build"])  # held until its memory is counted
     done = _sweep(opened, queries, job, np)
-    return {"searches": done, "resident": resident() - before + peer.elsewhere(Path(job["folder"]))}
+    return {"searches": done, "resident": memory(peer, folders) - before}
 
 
 def _sweep(opened: Search, queries: Any, job: Any, np: Any) -> list[dict[str, float]]:
@@ -983,6 +1003,20 @@ def _throughput(peer: Peer, job: Any, np: Any) -> Any:
             times.append(time.perf_counter() - began)
         rates.append(len(queries) / min(times))
     return {"qps": rates}
+
+
+def memory(peer: Peer, folders: Iterable[Path]) -> int:
+    """Bytes of memory of this process and of others that answer for the indexes in ``folders``."""
+    return resident() + sum(peer.elsewhere(folder) for folder in folders)
+
+
+def proportional(process: int) -> int:
+    """Bytes of memory of a process, its part of what it shares with others; 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def resident() -> int:

@@ -9,9 +9,15 @@
 
 Vectors are float32 ``(n, dim)``, or what the first extractor of a config gives, compared by L2. Recall: the share of
 the ten exact nearest among the ten found, by distance, so that ties count. Latency: one query at a time in a process
-that has one core for itself, opened on the saved index. QPS: all queries in one call, with all cores. Total bytes: what
-that first process grows by over opening and searching, an item, after a smaller index of the same kind has paid for the
-libraries. Growing bytes: what an item of the last three quarters adds to the saved index, without what there is once.
+that is held to one core, opened on the saved index. QPS: all queries, with all cores; what answers one query after
+another is asked by as many threads.
+
+Bytes are counted by the same rule for all. Growing bytes: what an item of the last three quarters adds to what is saved
+and needed for a search (codes, ids, links, and vectors where the library keeps them), so that what there is once does
+not count; logs of changes and copies of the input do not, either. Total bytes: what the resident memory of the
+processes that answer (of the timed one, and of a server that it asks) grows by over opening and searching, an item,
+after a smaller index of the same kind has paid for the libraries. Touched pages of mapped files are in it; what the
+system itself caches of files that are read (LanceDB, SQLite, PostgreSQL beyond its buffers) is not.
 
 Rows that are stored already are not measured again, so a run that was stopped goes on; ``--again`` measures them. An
 index that takes longer to build than ``--limit`` minutes is tried with 200,000 items. What cannot run is stored with

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import faiss  # noqa: F401  before usearch, after which it crashes
@@ -125,6 +128,34 @@ def test_bits_of_the_query_reach_the_codes_behind_a_rotation(x: Vectors, queries
 # ---------------------------------------------------------------------------------------------------- what is measured
 
 
+class Toy(_peers.Peer):
+    """Keeps the vectors themselves and compares them all; its server's memory is what ``elsewhere`` says."""
+
+    name, package = "toy", "numpy"
+
+    def make(self, x: Any, folder: Path, threads: int, build: _peers.Settings) -> None:
+        np.save(folder / "x.npy", x)
+
+    def open(self, folder: Path, threads: int, build: _peers.Settings) -> _peers.Search:
+        (folder / "open").touch()
+        items = np.load(folder / "x.npy")
+        return lambda k: lambda some: ((some[:, None] - items) ** 2).sum(axis=2).argsort(axis=1)[:, :k]
+
+    def elsewhere(self, folder: Path) -> int:
+        return 10**12 if (folder / "open").exists() else 0
+
+
+def job(x: Vectors, queries: Vectors, place: Path, build: dict[str, Any]) -> dict[str, Any]:
+    """What a worker is asked for an index of x and, for its memory, one of a part of x."""
+    np.save(place / "x.npy", x)
+    np.save(place / "q.npy", queries)
+    found = {"build": build, "k": K, "threads": 1, "items": str(place / "x.npy"), "queries": str(place / "q.npy")}
+    for name in ("small", "folder"):
+        (place / name).mkdir()
+        found[name] = str(place / name)
+    return {**found, "n": len(x), "out": str(place / "found"), "searches": [{}]}
+
+
 def test_what_answers_one_by_one_is_asked_by_all_threads(queries: Vectors, tmp_path: Path) -> None:
     """Each waits for the other, and has an index of its own; the answers are in the order of the queries."""
     together, opened = threading.Barrier(2, timeout=20), []
@@ -150,12 +181,46 @@ def test_what_answers_one_by_one_is_asked_by_all_threads(queries: Vectors, tmp_p
     for factor in (1, 2):
         np.testing.assert_array_equal(search(K, factor=factor)(queries), factor * queries[:, :K])
     assert opened == [1, 1]
-    job = {"queries": str(tmp_path / "q.npy"), "folder": str(tmp_path), "build": {}, "threads": 2, "k": K}
-    np.save(tmp_path / "q.npy", queries)
-    assert _peers._throughput(Waits(), {**job, "searches": [{"factor": 1}]}, np)["qps"][0] > 0
+    asked = {**job(queries, queries, tmp_path, {}), "threads": 2, "searches": [{"factor": 1}]}
+    assert _peers._throughput(Waits(), asked, np)["qps"][0] > 0
 
 
 def test_databases_answer_one_by_one() -> None:
     assert {name for name, peer in _peers.PEERS.items() if peer.one_by_one} == {
         *("lancedb", "qdrant-edge", "pgvector", "sqlite-vec")
     }
+
+
+def test_memory_of_a_server_is_what_it_grows_by(x: Vectors, queries: Vectors, tmp_path: Path) -> None:
+    asked = job(x, queries, tmp_path, {})
+    for n, folder in ((len(x) // 4, asked["small"]), (len(x), asked["folder"])):
+        _peers._build(Toy(), {**asked, "n": n, "folder": folder}, np)
+    assert _peers._search(Toy(), asked, np)["resident"] == pytest.approx(10**12, rel=0.01)
+    assert recall(np.load(tmp_path / "found-0.npy"), x, queries) == 1
+
+
+def test_memory_of_a_process_without_what_it_shares() -> None:
+    assert 0 < _peers.proportional(os.getpid()) < 1.1 * _peers.resident()
+    assert _peers.proportional(2**22 + 1) == 0
+
+
+def test_what_an_index_was_built_from_is_not_kept(x: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As diskannpy leaves its input beside the index."""
+
+    def build(vectors: Any, metric: str, folder: str, **_: Any) -> None:
+        for name in ("ann_vectors.bin", "ann", "ann.data"):
+            Path(folder, name).write_bytes(bytes(4096))
+
+    monkeypatch.setitem(sys.modules, "diskannpy", SimpleNamespace(build_memory_index=build))
+    _peers.PEERS["diskannpy"].make(x, tmp_path, 1, {})
+    assert {file.name for file in tmp_path.iterdir()} == {"ann", "ann.data"}
+
+
+def test_growing_bytes_of_qdrant_are_vectors_codes_and_links(x: Vectors, tmp_path: Path) -> None:
+    available("qdrant-edge")
+    peer, sizes = _peers.PEERS["qdrant-edge"], []
+    for name, n in (("part", 500), ("all", 2000)):
+        (tmp_path / name).mkdir()
+        peer.make(x[:n], tmp_path / name, 1, {"quantization": "none"})
+        sizes.append(peer.bytes(tmp_path / name))
+    assert 4 * 64 < (sizes[1] - sizes[0]) / 1500 < 4 * 64 + 4 * 32 + 64  # floats, at most 32 links, the rest
