@@ -1,6 +1,6 @@
 """The libraries that ``peers.py`` compares, each made, saved, opened and searched in a process of its own.
 
-    python benchmarks/_peers.py JOB.json        build, or open and search; prints one JSON object
+    python benchmarks/_peers.py JOB.json        say a version, build, or open and search; prints one JSON value
 
 A peer needs numpy and its own library alone, so that one which wants other versions can run in another Python. Vectors
 are float32 and compared by L2. ``builds`` are the settings that an index is made with, ``searches`` those of a search.
@@ -948,8 +948,12 @@ def main() -> None:
 
     peer = PEERS[job["peer"]]
     peer.load()
-    do = {"build": _build, "search": _search, "throughput": _throughput}[job["do"]]
+    do = {"version": _version, "build": _build, "search": _search, "throughput": _throughput}[job["do"]]
     print(json.dumps(do(peer, job, np)))
+
+
+def _version(peer: Peer, job: Any, np: Any) -> Any:
+    return version(peer.package)
 
 
 def _build(peer: Peer, job: Any, np: Any) -> Any:
@@ -957,7 +961,7 @@ def _build(peer: Peer, job: Any, np: Any) -> Any:
     folder = Path(job["folder"])
     began = time.perf_counter()
     peer.make(x, folder, job["threads"], job["build"])
-    return {"build_s": time.perf_counter() - began, "bytes": peer.bytes(folder), "version": version(peer.package)}
+    return {"build_s": time.perf_counter() - began, "bytes": peer.bytes(folder)}
 
 
 def _search(peer: Peer, job: Any, np: Any) -> Any:

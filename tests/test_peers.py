@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import sys
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +19,14 @@ import pytest
 from numpy.typing import NDArray
 
 from cbir_faiss._lib.sampling import TRAINING_ROWS
+from cbir_faiss.backends.faiss.flat import FaissFlat
+from cbir_faiss.collection import Collection
 from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
     import _peers
+    import peers
 
 Vectors = NDArray[np.float32]
 K = 10
@@ -224,3 +230,183 @@ def test_growing_bytes_of_qdrant_are_vectors_codes_and_links(x: Vectors, tmp_pat
         peer.make(x[:n], tmp_path / name, 1, {"quantization": "none"})
         sizes.append(peer.bytes(tmp_path / name))
     assert 4 * 64 < (sizes[1] - sizes[0]) / 1500 < 4 * 64 + 4 * 32 + 64  # floats, at most 32 links, the rest
+
+
+@pytest.mark.parametrize(
+    ("build", "owner", "method"),
+    [
+        ({"backend": {"name": "faiss-flat"}}, FaissFlat, "search"),
+        (
+            {
+                "codec": {"name": "itq", "bits": 64},
+                "backend": {"name": "faiss-binary-flat"},
+                "rescore": {"name": "float", "metric": "l2", "center": False, "candidates": 100},
+            },
+            Collection,
+            "search_hits",
+        ),
+    ],
+)
+def test_ours_are_timed_through_what_users_call(
+    build: dict[str, Any],
+    owner: type,
+    method: str,
+    x: Vectors,
+    queries: Vectors,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, called, real = _peers.PEERS["cbir"], list[int](), getattr(owner, method)
+
+    def counted(self: Any, some: Any, *rest: Any) -> Any:
+        called.append(len(some))
+        return real(self, some, *rest)
+
+    monkeypatch.setattr(owner, method, counted)
+    asked = job(x, queries, tmp_path, build)
+    for n, folder in ((len(x) // 4, asked["small"]), (len(x), asked["folder"])):
+        made = _peers._build(ours, {**asked, "n": n, "folder": folder}, np)
+    timed = _peers._search(ours, asked, np)["searches"]
+    assert made["bytes"] > 0
+    assert 0 < timed[0]["p50_ms"] <= timed[0]["p99_ms"]
+    assert called == [1] * 4 * len(queries)  # of a part and of all: each for its neighbours and for its time
+    assert recall(np.load(tmp_path / "found-0.npy"), x, queries) > 0.8
+    assert _peers._throughput(ours, asked, np)["qps"][0] > 0
+    assert called[-3:] == [len(queries)] * 3
+
+
+def test_what_is_as_near_counts_as_found(tmp_path: Path) -> None:
+    """Of twenty items that are alike, any ten are the nearest; none is where no row is, or farther away."""
+    items = np.repeat(np.array([[0.0], [1.0]], np.float32), 20, axis=0)
+    np.save(tmp_path / "items.npy", items)
+    np.save(tmp_path / "queries.npy", items[:2])
+    given = f"alike={tmp_path / 'items.npy'},{tmp_path / 'queries.npy'}"
+    data = peers.Data.read(given, None, tmp_path)
+    assert data.recall(np.array([range(10), range(10, 20)])) == 1
+    assert data.recall(np.array([range(15, 25), range(5, 15)])) == 0.75
+    assert data.recall(np.array([[*range(5), *[-1] * 5], [*range(5), *range(40, 45)]])) == 0.5
+
+
+# -------------------------------------------------------------------------------------------------------- what is held
+
+
+@dataclass
+class Runs:
+    """A runner of hnswlib whose indexes are made up; ``fails`` says which cannot be."""
+
+    data: peers.Data
+    version: str | None = "1"
+    fails: Callable[[peers.Data], None] = lambda data: None
+    made: list[tuple[int, int]] = field(default_factory=list)
+    peer: str = "hnswlib"
+
+    def rows(self, build: _peers.Settings, data: peers.Data) -> list[dict[str, Any]]:
+        self.made.append((build["M"], data.n))
+        self.fails(data)
+        row = {
+            "peer": self.peer,
+            "version": self.version,
+            "data": data.name,
+            "items": data.n,
+            "build_s": 1.0,
+            "run": {},
+        }
+        return [{**row, "settings": {**build, **search}} for search in _peers.PEERS[self.peer].searches(build)]
+
+
+def data_of(n: int, name: str = "made up") -> peers.Data:
+    return peers.Data(name, Path("items.npy"), Path("queries.npy"), n, 64)
+
+
+def measured(runs: Runs, path: Path, *, again: bool = False) -> list[tuple[int, int]]:
+    """Which indexes of the peer a run makes, by degree and items, where the file has what earlier runs stored."""
+    runs.made = []
+    results = peers.Results(path / "peers.json")
+    builds = _peers.PEERS[runs.peer].builds(runs.data.n, runs.data.dim)
+    results.keep_only(runs.peer, runs.data, builds)
+    for build in builds:
+        peers.measure(runs, build, results, again=again)
+    return runs.made
+
+
+def stored(path: Path) -> Any:
+    return json.loads((path / "peers.json").read_text())
+
+
+BOTH = [(16, 100), (32, 100)]
+
+
+def test_what_is_held_is_not_measured_again(tmp_path: Path) -> None:
+    runs = Runs(data_of(100))
+    assert measured(runs, tmp_path) == BOTH
+    assert measured(runs, tmp_path) == []
+    assert measured(runs, tmp_path, again=True) == BOTH
+    assert len(stored(tmp_path)["rows"]) == 2 * len(_peers.EF)
+
+
+def test_another_version_is_measured_and_one_that_is_gone_keeps_its_rows(tmp_path: Path) -> None:
+    measured(Runs(data_of(100), version="1"), tmp_path)
+    assert measured(Runs(data_of(100), version=None), tmp_path) == []
+    assert measured(Runs(data_of(100), version="2"), tmp_path) == BOTH
+    assert {row["version"] for row in stored(tmp_path)["rows"]} == {"2"}
+
+
+def test_other_settings_are_measured_and_what_is_not_tried_any_more_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = _peers.PEERS["hnswlib"]
+    for name in ("made up", "other"):
+        measured(Runs(data_of(100, name)), tmp_path)
+    monkeypatch.setattr(peer, "searches", lambda build: ({"ef": 16}, {"ef": 999}))
+    assert measured(Runs(data_of(100)), tmp_path) == BOTH
+    monkeypatch.setattr(peer, "builds", lambda n, dim: ({"M": 16, "ef_construction": 200},))
+    assert measured(Runs(data_of(100)), tmp_path) == []
+    rows = [row["settings"] for row in stored(tmp_path)["rows"] if row["data"] == "made up"]
+    assert rows == [{"M": 16, "ef_construction": 200, "ef": ef} for ef in (16, 999)]
+    assert any(row["data"] == "other" and row["settings"]["M"] == 32 for row in stored(tmp_path)["rows"])
+
+
+def test_rows_that_do_not_say_when_they_were_measured_are_measured_again(tmp_path: Path) -> None:
+    """As those of the first run, whose total bytes were counted after the index had been given back."""
+    measured(Runs(data_of(100)), tmp_path)
+    content = stored(tmp_path)
+    for row in content["rows"]:
+        del row["run"]
+    (tmp_path / "peers.json").write_text(json.dumps(content))
+    assert measured(Runs(data_of(100)), tmp_path) == BOTH
+
+
+def test_what_could_not_run_is_tried_again(tmp_path: Path) -> None:
+    def missing(data: peers.Data) -> None:
+        raise peers.Failed("build: No module named 'hnswlib'")
+
+    measured(Runs(data_of(100), fails=missing), tmp_path)
+    assert len(stored(tmp_path)["absent"]) == 2
+    assert measured(Runs(data_of(100)), tmp_path) == BOTH
+    assert stored(tmp_path)["absent"] == []
+
+
+def test_what_takes_too_long_is_tried_once_and_with_fewer_items(tmp_path: Path) -> None:
+    def late(data: peers.Data) -> None:
+        if data.n > peers.FEWER:
+            raise peers.TooLong(f"build: takes more than 30 minutes for {data.n:,} items")
+
+    every = 300_000
+    assert measured(Runs(data_of(every), fails=late), tmp_path) == [
+        (16, every),
+        (16, peers.FEWER),
+        (32, every),
+        (32, peers.FEWER),
+    ]
+    assert {row["items"] for row in stored(tmp_path)["rows"]} == {peers.FEWER}
+    assert {entry["items"] for entry in stored(tmp_path)["absent"]} == {every}
+    assert measured(Runs(data_of(every), fails=late), tmp_path) == []
+    assert measured(Runs(data_of(every)), tmp_path, again=True) == [(16, every), (32, every)]
+    assert {row["items"] for row in stored(tmp_path)["rows"]} == {every}
+    assert stored(tmp_path)["absent"] == []
+
+
+def test_a_row_says_when_and_where_it_was_measured() -> None:
+    found = peers.circumstances()
+    assert set(found) == {"date", "load", "cpu", "cores", "python", "system"}
+    assert found["load"] >= 0
