@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
     import _peers
     import peers
+    import tables
 
 Vectors = NDArray[np.float32]
 K = 10
@@ -232,6 +234,22 @@ def test_growing_bytes_of_qdrant_are_vectors_codes_and_links(x: Vectors, tmp_pat
     assert 4 * 64 < (sizes[1] - sizes[0]) / 1500 < 4 * 64 + 4 * 32 + 64  # floats, at most 32 links, the rest
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lancedb", "pgvector"])
+def test_a_database_is_measured_in_processes_of_its_own(name: str, x: Vectors, queries: Vectors) -> None:
+    available(name)
+    # Not in pytest's own folder, of which every new session locks out the user whom PostgreSQL runs as.
+    with tempfile.TemporaryDirectory(prefix="cbir-peers-", ignore_cleanup_errors=True) as made:
+        job(x, queries, Path(made), {})
+        data = peers.Data.read(f"small={made}/x.npy,{made}/q.npy", None, Path(made))
+        build = {"lancedb": {"index": "IvfRq", "lists": 4}, "pgvector": {"index": "bit"}}[name]
+        rows = peers.Runner(name, data, Path(made), sys.executable, 0, 30).rows(build, data)
+    assert len(rows) == len(_peers.PEERS[name].searches(build))
+    assert rows[-1]["recall@10"] > 0.9
+    assert all(min(row["qps"], row["p50_ms"], row["total_bytes"]) > 0 for row in rows)
+    assert all(4 * 64 < row["growing_bytes"] < 20 * 64 for row in rows)
+
+
 @pytest.mark.parametrize(
     ("build", "owner", "method"),
     [
@@ -410,3 +428,57 @@ def test_a_row_says_when_and_where_it_was_measured() -> None:
     found = peers.circumstances()
     assert set(found) == {"date", "load", "cpu", "cores", "python", "system"}
     assert found["load"] >= 0
+
+
+# ------------------------------------------------------------------------------------------------------- what is shown
+
+
+@pytest.fixture
+def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Rows of all items and of fewer: at few bytes and quick, which without the number of items would be the best."""
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    rows = [
+        row("cbir rabitq", 1000, recall=0.7, p50=0.10, growing=90),
+        row("faiss", 1000, recall=0.9, p50=0.20, growing=90),
+        row("lancedb", 200, recall=0.99, p50=0.01, growing=60),
+        row("lancedb", 200, recall=0.95, p50=0.02, growing=60),
+    ]
+    content = {"environment": {}, "rows": rows, "absent": [absent("scann", "build: No module named 'scann'")]}
+    (tmp_path / "peers.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def row(peer: str, items: int, *, recall: float, p50: float, growing: float) -> dict[str, Any]:
+    times = {"p50_ms": p50, "p99_ms": p50, "qps": 1000.0, "build_s": 1.0}
+    sizes = {"growing_bytes": growing, "total_bytes": growing}
+    what = {"peer": peer, "version": "1", "data": "d", "items": items, "settings": {}}
+    return {**what, "recall@10": recall, **times, **sizes}
+
+
+def absent(peer: str, reason: str) -> dict[str, Any]:
+    return {"peer": peer, "data": "d", "items": 1000, "settings": {}, "reason": reason}
+
+
+def test_the_front_is_of_all_items_and_what_was_built_with_fewer_is_apart(shown: Path) -> None:
+    all_of_them, apart, fewer = tables.front(["d", "any"]).split("\n\n")
+    assert [line.split(" | ")[0] for line in all_of_them.splitlines()[2:]] == ["| **cbir rabitq**", "| faiss 1"]
+    assert apart.startswith("With 200 items")
+    assert [line.split(" | ")[3] for line in fewer.splitlines()[2:]] == ["0.990"]
+    assert tables.front(["d", "64"]).startswith("With 200 items")  # none of all items is so small
+    assert tables.front(["d", "32"]) == tables.front(["e", "any"]) == tables.NOT_YET
+
+
+def test_the_verdict_is_of_all_items_at_every_budget(shown: Path) -> None:
+    (line,) = tables.verdict(["d", "64,96"]).splitlines()
+    assert line.startswith(
+        "- Up to 96 bytes an item 1 of the 2 points of the front are ours; a peer is better at: faiss"
+    )
+
+
+def test_what_has_no_rows_is_named_with_the_reason_or_as_not_measured(shown: Path) -> None:
+    lines = tables.absent([]).splitlines()
+    assert lines[0] == "- scann, d: build: No module named 'scann'"
+    others = set(_peers.PEERS) - {"cbir", "faiss", "lancedb", "scann"}
+    assert set(lines[1:]) == {f"- {peer}: not measured" for peer in others}
+    (shown / "peers.json").unlink()
+    assert len(tables.absent([]).splitlines()) == len(_peers.PEERS)
