@@ -128,7 +128,8 @@ class Faiss(Peer):
         def search(k: int, **settings: int) -> Any:
             for name, value in settings.items():
                 if name == "qb":
-                    faiss.downcast_index(faiss.extract_index_ivf(index)).qb = value
+                    leaf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
+                    leaf.qb = value
                 else:
                     space.set_index_parameter(index, name, value)
             return lambda some: index.search(some, k)[1]
@@ -717,7 +718,7 @@ class Pgvector(Peer):
         if server is None:
             return 0
         started = Path(f"/proc/{server}/task/{server}/children").read_text().split()
-        return sum(proportional(int(process)) for process in (server, *started))
+        return sum(proportional(process) for process in (server, *map(int, started)))
 
     def abandon(self, folder: Path) -> None:
         if server := self._server_of(folder):
