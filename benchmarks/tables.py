@@ -18,9 +18,10 @@ A document asks for a table with a comment, and what follows it up to ``<!-- end
     <!-- values: build million-itq-256 "of the rate in memory" -->    chosen single figures of a benchmark
     <!-- figures: search "two-stage x" stage,recall,ms -->      chosen columns of a benchmark's rows, or "section/list"
     <!-- front: cifar10 96 -->                                  of peers, within so many bytes an item ("any"): what
-                                                                nothing beats in recall and latency
+                                                                nothing beats in recall and latency; what was built
+                                                                with fewer items apart
     <!-- verdict: cifar10 32,96,any -->                         within each of these, where a peer is better than ours
-    <!-- absent: -->                                            what could not run, and why
+    <!-- absent: -->                                            what could not run, and why; what was not measured
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from _peers import PEERS
 from _report import RESULTS
 
 from cbir_faiss.report.charts import family_of, lines_of, measure_against_bits
@@ -250,12 +252,19 @@ def values(words: Sequence[str]) -> str:
 NOT_YET = "Not measured yet: `python benchmarks/peers.py`."
 
 
-def _peers(data: str, budget: str) -> list[dict[str, Any]]:
-    """Stored rows of other libraries and ours over a data set, within so many growing bytes an item."""
+def _stored() -> dict[str, list[dict[str, Any]]]:
     path = RESULTS / "peers.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return json.loads(path.read_text()) if path.exists() else {"rows": [], "absent": []}
+
+
+def _peers(data: str, budget: str) -> dict[int, list[dict[str, Any]]]:
+    """Rows of other libraries and ours over a data set, within so many growing bytes an item, by how many items were
+    put in: first those of all items, of which there may be none so small."""
+    rows = [row for row in _stored()["rows"] if row["data"] == data]
     most = float("inf") if budget == "any" else float(budget)
-    return [row for row in rows if row["data"] == data and row["growing_bytes"] <= most]
+    small = [row for row in rows if row["growing_bytes"] <= most]
+    counts = sorted({row["items"] for row in rows}, reverse=True)
+    return {items: [row for row in small if row["items"] == items] for items in counts}
 
 
 def _front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -268,38 +277,34 @@ def _front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def front(words: Sequence[str]) -> str:
-    rows = _front(_peers(*words))
-    if not rows:
-        return NOT_YET
-    head = [
-        "library",
-        "settings",
-        "items",
-        "recall@10",
-        "p50 ms",
-        "p99 ms",
-        "QPS",
-        "growing bytes",
-        "build s",
-    ]
+    found = _peers(*words)
+    parts: list[str] = []
+    for items, rows in found.items():
+        if rows:
+            fewer = f"With {items:,} items, of what takes too long to build with all:"
+            parts += [_front_table(rows)] if items == max(found) else [fewer, _front_table(rows)]
+    return "\n\n".join(parts) or NOT_YET
+
+
+def _front_table(rows: Sequence[dict[str, Any]]) -> str:
+    names = ["items", "recall@10", "p50 ms", "p99 ms", "QPS", "growing bytes", "build s"]
     lines = []
-    for row in rows:
+    for row in _front(rows):
         name = f"**{row['peer']}**" if row["peer"].startswith("cbir") else f"{row['peer']} {row['version']}"
         figures = [f"{row['recall@10']:.3f}", f"{row['p50_ms']:.3f}", f"{row['p99_ms']:.3f}", f"{row['qps']:,.0f}"]
         sizes = [f"{row['growing_bytes']:,.0f}", f"{row['build_s']:,.1f}"]
         lines.append([name, _settings(row["settings"]), f"{row['items']:,}", *figures, *sizes])
-    return _markdown(head, lines)
+    return _markdown(["library", "settings", *names], lines)
 
 
 def verdict(words: Sequence[str]) -> str:
     data, budgets = words
-    lines = [_verdict(budget, _peers(data, budget)) for budget in budgets.split(",") if _peers(data, budget)]
-    return "\n".join(lines) or NOT_YET
+    whole = ((budget, next(iter(_peers(data, budget).values()), [])) for budget in budgets.split(","))
+    return "\n".join(_verdict(budget, rows) for budget, rows in whole if rows) or NOT_YET
 
 
 def _verdict(budget: str, rows: Sequence[dict[str, Any]]) -> str:
-    most = max(row["items"] for row in rows)  # some could only be built with fewer
-    found = _front([row for row in rows if row["items"] == most])
+    found = _front(rows)
     theirs = [row for row in found if not row["peer"].startswith("cbir")]
     within = "With any number of bytes" if budget == "any" else f"Up to {budget} bytes an item"
     ahead = [f"{row['peer']} ({row['recall@10']:.3f} in {row['p50_ms']:.3f} ms)" for row in theirs]
@@ -308,16 +313,14 @@ def _verdict(budget: str, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def absent(words: Sequence[str]) -> str:
-    path = RESULTS / "peers.json"
-    if not path.exists():
-        return NOT_YET
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for entry in json.loads(path.read_text())["absent"]:
+    stored, reasons = _stored(), dict[tuple[str, str], list[str]]()
+    for entry in stored["absent"]:
         where = f"{entry['data']} {_settings(entry['settings'])}".strip()
         reasons.setdefault((entry["peer"], entry["reason"]), []).append(where)
-    return (
-        "\n".join(f"- {peer}, {'; '.join(where)}: {reason}" for (peer, reason), where in reasons.items()) or "Nothing."
-    )
+    lines = [f"- {peer}, {'; '.join(where)}: {reason}" for (peer, reason), where in reasons.items()]
+    known = {entry["peer"].split()[0] for entry in (*stored["rows"], *stored["absent"])}
+    lines += [f"- {peer}: not measured" for peer in PEERS if peer not in known]
+    return "\n".join(lines) or "Nothing."
 
 
 def _settings(settings: dict[str, Any]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -271,24 +271,30 @@ def test_without_rabitqlib_it_says_how_to_install_it(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_peers_run_and_what_cannot_is_named(tmp_path: Path) -> None:
+def test_peers_run_and_what_cannot_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The benchmark of other libraries, small: rows in their fixed form, what fails with its reason, no work twice."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    peers = importlib.import_module("peers")
     rng = np.random.default_rng(0)
     np.save(tmp_path / "items.npy", rng.standard_normal((600, 64), dtype=np.float32))
     np.save(tmp_path / "queries.npy", rng.standard_normal((20, 64), dtype=np.float32))
-    benchmarks = Path(__file__).parents[1] / "benchmarks"
+    builds = ({"factory": "IVF4,Flat"}, {"factory": "Nonsense"})
+    monkeypatch.setattr(peers.PEERS["faiss"], "builds", lambda n, dim: builds)
+    monkeypatch.setattr(peers.signal, "signal", lambda *_: None)
     given = f"--data=small={tmp_path / 'items.npy'},{tmp_path / 'queries.npy'}"
-    command = [sys.executable, "peers.py", given, "--items=500", f"--out={tmp_path}", "--only=hnswlib,sqlite-vec"]
-    for _ in range(2):
-        done = subprocess.run(command, cwd=benchmarks, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        stored = json.loads((tmp_path / "peers.json").read_text())
+    monkeypatch.setattr(sys, "argv", ["peers.py", given, "--items=500", f"--out={tmp_path}", "--only=faiss"])
+    peers.main()
+    first = json.loads((tmp_path / "peers.json").read_text())
+    peers.main()
+    stored = json.loads((tmp_path / "peers.json").read_text())
+    assert stored["rows"] == first["rows"]
     keys = {"peer", "version", "data", "items", "settings", "recall@10", "p50_ms", "p99_ms", "qps"}
     keys |= {"growing_bytes", "total_bytes", "build_s"}
-    assert all(set(row) == keys for row in stored["rows"])
-    assert all(entry["reason"] for entry in stored["absent"])
-    assert {entry["peer"] for entry in (*stored["rows"], *stored["absent"])} == {"hnswlib", "sqlite-vec"}
-    assert len({json.dumps([e["peer"], e["settings"]]) for e in (*stored["rows"], *stored["absent"])}) == len(
-        stored["rows"]
-    ) + len(stored["absent"])
+    assert all(set(row) == keys | {"run"} for row in stored["rows"])
+    searched = [{"factory": "IVF4,Flat", "nprobe": nprobe} for nprobe in (8, 16, 32, 64)]
+    assert [row["settings"] for row in stored["rows"]] == searched
+    assert all((row["peer"], row["items"], row["recall@10"]) == ("faiss", 500, 1) for row in stored["rows"])
+    assert all(4 * 64 <= row["growing_bytes"] < 4 * 64 + 32 and row["qps"] > 0 for row in stored["rows"])
+    assert [(entry["peer"], entry["settings"]) for entry in stored["absent"]] == [("faiss", {"factory": "Nonsense"})]
+    assert "Nonsense" in stored["absent"][0]["reason"]
     assert "environment" in stored
