@@ -121,6 +121,24 @@ def test_raw_rows_equal_sklearn_over_the_full_ranking(data: dict[str, Any]) -> N
 
 
 @pytest.mark.usefixtures("only_measured")
+def test_map_over_the_whole_ranking_needs_no_hits_of_it(data: dict[str, Any]) -> None:
+    n = len(data["vectors"])
+    sections: dict[str, Any] = {
+        "codecs": ["raw", {"name": "lsh", "bits": 16}],
+        "backends": ["faiss-flat", "faiss-ivf", "faiss-binary-flat"],
+        "rescore": ["none", {"name": "float", "candidates": "all"}],
+    }
+    few, all_ = (cf.compare(**data, **sections, k=[k]) for k in (5, n))
+    for row, deep in zip(few, all_, strict=True):
+        exact = row["rescore"] == "none" and row["backend"] != "faiss-ivf"
+        assert ("map" in row["metrics"]) == exact
+        if exact:
+            for suffix in ("", "_min", "_max"):
+                assert row["metrics"]["map" + suffix] == pytest.approx(deep["metrics"][f"map@{n}{suffix}"], abs=1e-9)
+            assert row["metrics"]["map_ci95"] == pytest.approx(deep["metrics"][f"map@{n}_ci95"], abs=1e-9)
+
+
+@pytest.mark.usefixtures("only_measured")
 def test_the_same_codes_in_any_exact_backend_measure_the_same(data: dict[str, Any]) -> None:
     rows = cf.compare(
         **data,

@@ -18,7 +18,7 @@ from cbir_faiss.comparison.gallery import make_gallery
 from cbir_faiss.comparison.split import splits
 from cbir_faiss.config import load_config
 from cbir_faiss.errors import CorruptCollection
-from cbir_faiss.measures.metrics import AT_TOTALS, MEASURES
+from cbir_faiss.measures.metrics import MEASURES, WHOLE
 from cbir_faiss.report.report import write_report
 from cbir_faiss.report.row import Row, name_of
 from cbir_faiss.report.table import COLUMNS, DETAILS
@@ -144,7 +144,7 @@ def test_the_gallery_shows_the_recommended_row(pictures: Path, tmp_path: Path) -
 def test_values_are_those_behind_the_means(pictures: Path, tmp_path: Path) -> None:
     (pictures.parent / "c.yaml").write_text(CONFIG)
     for row in comparison(load_config(pictures.parent / "c.yaml"), tmp_path / "out"):
-        names = {f"{name}@{k}" for name in MEASURES for k in (1, 5)} | {"knn_recall@10", *AT_TOTALS}
+        names = {f"{name}@{k}" for name in MEASURES for k in (1, 5)} | {"knn_recall@10", *WHOLE}
         assert set(row.values) == names
         for name in names:
             assert row.values[name].shape == (9,)

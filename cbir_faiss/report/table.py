@@ -101,6 +101,7 @@ DETAILS = (
     *COLUMNS[:2],
     Column("bits", lambda row, _: row.bits),
     Column("{main} as returned", lambda row, measure: row.metrics.get(f"{measure}_observed"), number(4)),
+    Column("map", lambda row, _: row.metrics.get("map"), number(4)),
     Column("MAP@R", lambda row, _: row.metrics.get("map@r"), number(4)),
     Column("R-precision", lambda row, _: row.metrics.get("r_precision"), number(4)),
     Column("code/item", lambda row, _: bytes_per_item(row), few_bytes),
