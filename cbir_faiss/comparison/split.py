@@ -47,7 +47,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Split:
-    """One embedding of one source: what every combination of codec, backend and rescorer is measured on."""
+    """One embedding of one source: what every combination of codec, backend and rescorer is measured on.
+
+    supervised: whether the extractor learned from labels.
+    """
 
     items: Side
     queries: Side
@@ -57,6 +60,7 @@ class Split:
     extract_seconds: float = 0.0
     failed: tuple[Failure, ...] = ()
     title: str = ""
+    supervised: bool = False
 
 
 def splits(config: Config, cache: Path | None, progress: Progress | None = None) -> Iterator[Split]:
@@ -87,6 +91,7 @@ def splits(config: Config, cache: Path | None, progress: Progress | None = None)
                 extract_seconds=found.seconds + (asked.seconds if asked else 0.0),
                 failed=tuple(found.failed + (asked.failed if asked else [])),
                 title=_title(choice, column, several=len(extractor.embeddings) > 1),
+                supervised=extractor.supervised,
             )
 
 

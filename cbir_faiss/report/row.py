@@ -36,7 +36,7 @@ class Row:
     options: those of ``extractor``, ``codec``, ``backend``, ``rescore`` and ``search``. chosen: of ``rescore`` those
         that were set, without the defaults.
     failed: items that could not be read.
-    supervised: the codec, or the extractor, read labels of the database; None where a stored row does not say.
+    supervised: the codec, or the extractor, learned from labels; None where a stored row does not say.
     truth: ``metric`` and ``k`` of the exact neighbours that ``knn_recall`` counts.
     bytes: the numbers that ``BYTES`` lists. seconds: ``extract``, ``fit``, ``encode``, ``build``.
     codes: the health of binary codes. metrics: means over queries. curves: lists of points.
