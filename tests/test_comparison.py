@@ -98,6 +98,16 @@ def test_short_codes_tie_and_say_so(data: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("only_measured")
+def test_codecs_that_differ_in_an_option_alone_are_named_by_it(config: Path, tmp_path: Path) -> None:
+    config.write_text(config.read_text().replace("bits: [16, 64]", "bits: 16, seed: [0, 1]"))
+    results = run(load_config(config), tmp_path / "out", margin=1.0)
+    page = (tmp_path / "out/report.html").read_text()
+    for seed in (0, 1):
+        assert f"lsh seed={seed} 16 bits, faiss-binary-flat<" in page
+    assert "lsh seed=" in results["recommendation"]["name"]
+
+
+@pytest.mark.usefixtures("only_measured")
 def test_a_combination_that_cannot_be_is_skipped_with_its_reason(config: Path, tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("{name: raw}", "{name: raw}, {name: itq, bits: 512}"))
     results = run(load_config(config), tmp_path / "out")

@@ -35,14 +35,14 @@ def compare(config: Path, out: Path | None, margin: float, max_ms: float | None,
     """
     from cbir_faiss.comparison.run import run
     from cbir_faiss.config import load_config
-    from cbir_faiss.report.row import Row
+    from cbir_faiss.report.row import rows_of
     from cbir_faiss.report.table import text_table
 
     out = out or Path("runs", config.stem)
     with Bar("extracting") as bar:
         how: dict[str, Any] = {"margin": margin, "max_ms": max_ms, "trec": trec, "hdf5": hdf5}
         results = run(load_config(config), out, progress=bar.progress, report=bar.note, **how)
-    say(text_table([Row.from_json(row) for row in results["rows"]]))
+    say(text_table(rows_of(results["rows"])))
     for skipped in results["skipped"]:
         aside(f"skipped: {skipped['title']} {skipped['combination']}: {skipped['reason']}")
     say_failures(results["failed"])
@@ -67,11 +67,11 @@ def report(folder: Path, rows: tuple[int, int] | None) -> None:
     """
     from cbir_faiss.report.pairs import in_words
     from cbir_faiss.report.report import read_results, write_report
-    from cbir_faiss.report.row import Row
+    from cbir_faiss.report.row import rows_of
 
     if rows is not None:
         results = read_results(folder)
-        told = [Row.from_json(row) for row in results["rows"]]
+        told = rows_of(results["rows"])
         first, second = (number - 1 for number in rows)
         say(in_words(told, results.get("differences"), first, second))
         return

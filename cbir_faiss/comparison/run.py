@@ -26,7 +26,7 @@ from cbir_faiss.pipeline.extraction import Progress
 from cbir_faiss.report.pairs import differences
 from cbir_faiss.report.recommend import recommend
 from cbir_faiss.report.report import write_report
-from cbir_faiss.report.row import Row
+from cbir_faiss.report.row import Row, tell_apart
 
 Section = str | Mapping[str, Any]
 
@@ -81,6 +81,7 @@ class _Done:
     def add(self, split: Split, rows: list[Row], others: float | None) -> None:
         """The rows of one more split, and the cores that others kept busy while it was timed."""
         self.rows += rows
+        tell_apart(self.rows)
         self._loads.append(others)
         advice = recommend(self.rows, self._margin, max_ms=self._max_ms) if self.rows else None
         self.results = {

@@ -11,7 +11,7 @@ import jinja2
 
 from cbir_faiss.errors import CorruptCollection
 from cbir_faiss.report import charts
-from cbir_faiss.report.row import Row, is_reference, main_measure, name_of
+from cbir_faiss.report.row import Row, is_reference, main_measure, name_of, rows_of
 from cbir_faiss.report.table import COLUMNS, DETAILS, MISSING, Column
 
 CHARTS = (
@@ -56,7 +56,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def _page(results: dict[str, Any], gallery: Sequence[dict[str, Any]]) -> str:
-    rows = [Row.from_json(row) for row in results["rows"]]
+    rows = rows_of(results["rows"])
     measure = main_measure(rows)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cbir_faiss.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
