@@ -58,12 +58,19 @@ def compare(config: Path, out: Path | None, margin: float, max_ms: float | None,
 @click.command()
 @folder_argument
 @click.option("--rows", nargs=2, type=click.IntRange(1), help="Two lines of the table: print their paired test.")
-def report(folder: Path, rows: tuple[int, int] | None) -> None:
+@click.option(
+    "--gallery",
+    nargs=2,
+    metavar="ROW ROW",
+    help="Two rows, by number or name: the pictures that they found side by side.",
+)
+def report(folder: Path, rows: tuple[int, int] | None, gallery: tuple[str, str] | None) -> None:
     """Write report.html again from the results stored in FOLDER.
 
     \b
     cbir report runs/demo
     cbir report runs/demo --rows 1 4
+    cbir report runs/demo --gallery 1 "itq 64 bits, faiss-binary-flat"
     """
     from cbir_faiss.report.pairs import in_words
     from cbir_faiss.report.report import read_results, write_report
@@ -75,4 +82,4 @@ def report(folder: Path, rows: tuple[int, int] | None) -> None:
         first, second = (number - 1 for number in rows)
         say(in_words(told, results.get("differences"), first, second))
         return
-    say(write_report(folder))
+    say(write_report(folder, gallery))

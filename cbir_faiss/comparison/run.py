@@ -92,7 +92,7 @@ class _Done:
             "failed": [asdict(failure) for failure in split.failed],
             "skipped": [asdict(some) for some in self.skipped],
         }
-        gallery = make_gallery(split, rows, self._out, advice.row if advice else None) if rows else None
+        gallery = make_gallery(split, rows, self._out)
         self._galleries += [gallery] if gallery else []
         _write(self._out / "results.json", self.results)
         _write(self._out / "gallery.json", self._galleries)
