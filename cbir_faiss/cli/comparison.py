@@ -35,6 +35,7 @@ def compare(config: Path, out: Path | None, margin: float, max_ms: float | None,
     """
     from cbir_faiss.comparison.run import run
     from cbir_faiss.config import load_config
+    from cbir_faiss.errors import CbirError
     from cbir_faiss.report.row import rows_of
     from cbir_faiss.report.table import text_table
 
@@ -46,6 +47,8 @@ def compare(config: Path, out: Path | None, margin: float, max_ms: float | None,
     for skipped in results["skipped"]:
         aside(f"skipped: {skipped['title']} {skipped['combination']}: {skipped['reason']}")
     say_failures(results["failed"])
+    for sentence in results["exports"]:
+        aside(sentence)
     advice, where = results["recommendation"], results["environment"]
     for sentence in (advice["sentence"], advice["supervised"]) if advice else ():
         if sentence:
@@ -53,6 +56,8 @@ def compare(config: Path, out: Path | None, margin: float, max_ms: float | None,
     if where["busy"]:
         aside(f"measured beside other work ({where['busy_cores']:.1f} cores busy): latencies are too high")
     say(f"\n{out / 'report.html'}")
+    if results["unwritten"]:
+        raise CbirError("; ".join(results["unwritten"]))
 
 
 @click.command()
@@ -62,7 +67,7 @@ def compare(config: Path, out: Path | None, margin: float, max_ms: float | None,
     "--gallery",
     nargs=2,
     metavar="ROW ROW",
-    help="Two rows, by number or name: the pictures that they found side by side.",
+    help="Two rows, by number or name: show the pictures that they found.",
 )
 def report(folder: Path, rows: tuple[int, int] | None, gallery: tuple[str, str] | None) -> None:
     """Write report.html again from the results stored in FOLDER.

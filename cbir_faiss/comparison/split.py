@@ -95,6 +95,17 @@ def splits(config: Config, cache: Path | None, progress: Progress | None = None)
             )
 
 
+def labels_of(config: Config) -> tuple[Labels, Labels, Labels]:
+    """Labels of the database, labels of the queries, and what the items of the database ignore, before anything is
+    read: of what cannot be, too."""
+    items: Sequence[Item] = config.source.make().items()
+    if config.query_source:
+        kept, asked = items, config.query_source.make().items()
+    else:
+        kept, asked = [item for row, item in enumerate(items) if row % config.every], items[:: config.every]
+    return [item.labels for item in kept], [item.labels for item in asked], [item.ignored for item in kept]
+
+
 def split_of_vectors(vectors: Any, queries: Any, labels: Any = None, query_labels: Any = None) -> Split:
     """A split of arrays ``(n, dim)`` and ``(m, dim)``; labels are one value a row, or a list of them, or None."""
     x = check_floats(vectors, "vectors")
