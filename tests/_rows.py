@@ -73,7 +73,7 @@ def comparison(config: Config, out: Path) -> list[Row]:
         row.seconds = {"extract": 0.1, "fit": 0.1, "encode": 0.1, "build": 0.1}
         rows.append(row)
     advice = recommend(rows)
-    gallery = make_gallery(split, rows, out, advice.row if advice else None)
+    gallery = make_gallery(split, rows, out)
     results = {
         "environment": environment(),
         "rows": [row.as_json() for row in rows],

@@ -98,6 +98,16 @@ def test_short_codes_tie_and_say_so(data: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("only_measured")
+def test_codecs_that_differ_in_an_option_alone_are_named_by_it(config: Path, tmp_path: Path) -> None:
+    config.write_text(config.read_text().replace("bits: [16, 64]", "bits: 16, seed: [0, 1]"))
+    results = run(load_config(config), tmp_path / "out", margin=1.0)
+    page = (tmp_path / "out/report.html").read_text()
+    for seed in (0, 1):
+        assert f"lsh seed={seed} 16 bits, faiss-binary-flat<" in page
+    assert "lsh seed=" in results["recommendation"]["name"]
+
+
+@pytest.mark.usefixtures("only_measured")
 def test_a_combination_that_cannot_be_is_skipped_with_its_reason(config: Path, tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("{name: raw}", "{name: raw}, {name: itq, bits: 512}"))
     results = run(load_config(config), tmp_path / "out")
@@ -118,6 +128,24 @@ def test_raw_rows_equal_sklearn_over_the_full_ranking(data: dict[str, Any]) -> N
     ]
     assert row["metrics"][f"map@{n}"] == pytest.approx(np.mean(expected), abs=1e-6)
     assert row["metrics"][f"map_full@{n}"] == pytest.approx(np.mean(expected), abs=1e-6)
+
+
+@pytest.mark.usefixtures("only_measured")
+def test_map_over_the_whole_ranking_needs_no_hits_of_it(data: dict[str, Any]) -> None:
+    n = len(data["vectors"])
+    sections: dict[str, Any] = {
+        "codecs": ["raw", {"name": "lsh", "bits": 16}],
+        "backends": ["faiss-flat", "faiss-ivf", "faiss-binary-flat"],
+        "rescore": ["none", {"name": "float", "candidates": "all"}],
+    }
+    few, all_ = (cf.compare(**data, **sections, k=[k]) for k in (5, n))
+    for row, deep in zip(few, all_, strict=True):
+        exact = row["rescore"] == "none" and row["backend"] != "faiss-ivf"
+        assert ("map" in row["metrics"]) == exact
+        if exact:
+            for suffix in ("", "_min", "_max"):
+                assert row["metrics"]["map" + suffix] == pytest.approx(deep["metrics"][f"map@{n}{suffix}"], abs=1e-9)
+            assert row["metrics"]["map_ci95"] == pytest.approx(deep["metrics"][f"map@{n}_ci95"], abs=1e-9)
 
 
 @pytest.mark.usefixtures("only_measured")

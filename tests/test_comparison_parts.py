@@ -371,31 +371,32 @@ def test_the_gallery_shows_some_queries_with_their_first_hits_marked(tmp_path: P
     ids[:, 2] = -1
     np.savez(tmp_path / "raw.npz", ids=ids)
     np.savez(tmp_path / "itq.npz", ids=ids[:, ::-1])
-    gallery = make_gallery(split, [raw(raw="raw.npz"), made_up(raw="itq.npz")], tmp_path)
+    gallery = make_gallery(split, [raw(raw="raw.npz"), made_up(raw="itq.npz"), made_up(raw=None)], tmp_path)
     assert gallery is not None
     shown = [int(query["path"].removesuffix(".png")) for query in gallery["queries"]]
     assert len(shown) == 8
     assert (shown[0] > 0, shown[-1] < 29) == (True, True)
     assert set(np.diff(shown)) <= {3, 4}
-    for query, found in zip(shown, gallery["queries"], strict=True):
-        left = [one["path"] for one in found["found"][0]]
+    pictures = gallery["pictures"]
+    assert [one["path"] for one in pictures] == [f"{i}.png" for i in range(9) if i != 2], "each is there once"
+    for query, asked in zip(shown, gallery["queries"], strict=True):
+        found = {raw: [(pictures[place], hit) for place, hit in hits] for raw, hits in asked["found"].items()}
+        assert list(found) == ["raw.npz", "itq.npz"]
         # The second item is ignored by odd queries.
-        assert left == [f"{i}.png" for i in ([0, 1, 3, 4, 5] if query % 2 == 0 else [0, 3, 4, 5, 6])]
-        for one in (*found["found"][0], *found["found"][1]):
-            assert one["hit"] == (int(one["path"][0]) % 2 == query % 2)
+        left = [f"{i}.png" for i in ([0, 1, 3, 4, 5] if query % 2 == 0 else [0, 3, 4, 5, 6])]
+        assert [one["path"] for one, _ in found["raw.npz"]] == left
+        for one, hit in (*found["raw.npz"], *found["itq.npz"]):
+            assert hit == (int(one["path"][0]) % 2 == query % 2)
             assert (one["image"] == "") == (one["path"] == "3.png")
-        assert found["found"][1][0]["path"] == "8.png"
+        assert found["itq.npz"][0][0]["path"] == "8.png"
     assert gallery["queries"][0]["label"] in ("even, all", "odd")
 
 
-def test_there_is_no_gallery_without_pictures_or_one_of_both_kinds(tmp_path: Path) -> None:
+def test_there_is_no_gallery_without_pictures_or_neighbours(tmp_path: Path) -> None:
     split = gallery_split(20, 30)
     np.savez(tmp_path / "x.npz", ids=np.zeros((30, 3), int))
-    rows = [raw(raw="x.npz"), made_up(raw="x.npz")]
+    rows = [made_up(raw="x.npz")]
     assert make_gallery(split, rows, tmp_path) is not None
-    assert make_gallery(split, rows[:1], tmp_path) is None
-    assert make_gallery(split, rows[1:], tmp_path) is None
-    assert make_gallery(split, [rows[0], raw(raw="x.npz")], tmp_path) is None
-    assert make_gallery(split, [made_up(raw=None), *rows[:1]], tmp_path) is None
+    assert make_gallery(split, [made_up(raw=None)], tmp_path) is None
     vectors = split_of_vectors(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
     assert make_gallery(vectors, rows, tmp_path) is None

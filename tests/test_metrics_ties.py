@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cbir_faiss.errors import InputError
 from cbir_faiss.measures import metrics, ties
 from cbir_faiss.measures.histograms import Histograms
-from cbir_faiss.measures.metrics import AT_TOTALS, MEASURES, average_precision, measure, per_query
+from cbir_faiss.measures.metrics import AT_TOTALS, MEASURES, WHOLE, average_precision, measure, of_whole, per_query
 from cbir_faiss.measures.ties import TiedRankings
 
 
@@ -84,6 +84,29 @@ def test_as_deep_as_there_are_relevant_items(queries: list[list[tuple[int, int]]
             got = [values[key + suffix][i] for suffix in ("", "_min", "_max")]
             wanted = [sum(expected) / len(expected), min(expected), max(expected)]
             np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12, err_msg=key)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(queries=st.lists(st.lists(group, min_size=3, max_size=3), min_size=1, max_size=4))
+def test_map_of_the_whole_ranking_is_that_of_all_orders(queries: list[list[tuple[int, int]]]) -> None:
+    counts = np.array(queries, np.int32)
+    histograms = Histograms(counts[:, :, 0], counts[:, :, 1])
+    totals = counts[:, :, 1].sum(axis=1, dtype=np.int64)
+    values = per_query(np.zeros((len(queries), 1), bool), totals, [1], histograms=histograms)
+    assert "map_observed" not in values
+    for i, groups in enumerate(queries):
+        orders = [plain(order, int(totals[i]), len(order))["map"] for order in every_order(groups)]
+        got = [values["map" + suffix][i] for suffix in ("", "_min", "_max")]
+        np.testing.assert_allclose(got, [sum(orders) / len(orders), min(orders), max(orders)], rtol=0, atol=1e-12)
+
+
+def test_map_of_whole_rankings_that_are_known_is_that_at_the_number_of_items() -> None:
+    relevant = np.random.default_rng(13).random((20, 30)) < 0.3
+    relevant[3] = False
+    totals = relevant.sum(axis=1, dtype=np.int64)
+    found = of_whole(relevant, totals)
+    assert set(found) == set(WHOLE)
+    np.testing.assert_allclose(found["map"], per_query(relevant, totals, [30])["map@30"], atol=1e-12)
 
 
 def test_the_order_returned_against_the_definitions() -> None:

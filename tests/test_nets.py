@@ -443,6 +443,16 @@ def test_cards_of_before_there_were_heads_are_read(folder: Path) -> None:
     assert load_model(folder)[1].code is not None
 
 
+@pytest.mark.parametrize("classes", [None, ("a", "b")])
+def test_cards_that_say_nothing_of_labels_have_seen_them_where_there_are_classes(classes: Any, tmp_path: Path) -> None:
+    save_model(*new_card(network("plain"), 8, classes, None, supervised=True), tmp_path)
+    assert read_card(tmp_path)[0].supervised
+    card = json.loads((tmp_path / "model.json").read_text())
+    del card["supervised"]
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    assert read_card(tmp_path)[0].supervised is (classes is not None)
+
+
 @pytest.mark.parametrize("calls", range(1, 9))
 def test_a_kill_while_a_better_model_is_stored(calls: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At whatever call that makes something last: afterwards the folder holds the one model or the other, whole."""

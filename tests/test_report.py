@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _rows import comparison
+from _rows import comparison, made_up
+from _rows import raw as made_row
+from click.testing import CliRunner
 
-from cbir_faiss.comparison.gallery import make_gallery
-from cbir_faiss.comparison.split import splits
+from cbir_faiss.cli import main
 from cbir_faiss.config import load_config
-from cbir_faiss.errors import CorruptCollection
-from cbir_faiss.measures.metrics import AT_TOTALS, MEASURES
+from cbir_faiss.errors import CorruptCollection, InputError
+from cbir_faiss.measures.metrics import MEASURES, WHOLE
+from cbir_faiss.report.gallery import galleries_of, two_rows
 from cbir_faiss.report.report import write_report
-from cbir_faiss.report.row import Row, name_of
+from cbir_faiss.report.row import Row, name_of, rows_of
 from cbir_faiss.report.table import COLUMNS, DETAILS
 
 CONFIG = """\
@@ -44,6 +46,13 @@ def finished(pictures: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFa
         comparison(load_config(pictures.parent / "c.yaml"), kept)
         write_report(kept)
     return Path(shutil.copytree(kept, tmp_path / "out"))
+
+
+@pytest.fixture
+def uncharted(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same for tests that are not about charts, which are most of the work."""
+    monkeypatch.setattr("cbir_faiss.report.charts._svg", lambda draw: "<svg></svg>")
+    return finished
 
 
 def changed(folder: Path, **changes: Any) -> str:
@@ -120,31 +129,118 @@ def test_results_of_0_1_open_too(tmp_path: Path) -> None:
     assert "from its embedding to its hits; QPS is one batch." in page
 
 
-def test_the_gallery_shows_the_recommended_row(pictures: Path, tmp_path: Path) -> None:
-    (pictures.parent / "c.yaml").write_text(CONFIG)
-    config = load_config(pictures.parent / "c.yaml")
-    rows = comparison(config, tmp_path / "out")
-    (split,) = splits(config, None)
+def names_shown(page: str) -> list[list[str]]:
+    """The names over the pictures of each gallery."""
+    heads = re.findall(r'<div class="pair"><b>query</b><b>(.*?)</b><b>(.*?)</b></div>', page)
+    return [[html.unescape(name) for name in pair] for pair in heads]
 
-    def shown(recommended: Row | None) -> str:
-        gallery = make_gallery(split, rows, tmp_path / "out", recommended)
-        assert gallery is not None
-        assert gallery["names"][0] == name_of(rows[0])
-        return str(gallery["names"][1])
 
-    assert shown(rows[1]) == name_of(rows[1])
+def test_the_gallery_shows_raw_floats_and_the_recommended_row(uncharted: Path) -> None:
+    stored = json.loads((uncharted / "results.json").read_text())["rows"]
+    rows = rows_of(stored)
+    advice = {"sentence": "", "supervised": None}
+
+    def shown(recommendation: Any, rows: list[dict[str, Any]] = stored) -> str:
+        ((first, second),) = names_shown(changed(uncharted, recommendation=recommendation, rows=rows))
+        assert first == "raw, faiss-flat l2"
+        return second
+
+    assert shown({**advice, "row": 1}) == name_of(rows[1])
     best = max(rows[1:], key=lambda row: row.metrics["map@5"])
-    assert shown(None) == shown(rows[0]) == name_of(best)
-    best.supervised = True
-    assert shown(None) != name_of(best)
-    rows[0].raw = None
-    assert make_gallery(split, rows, tmp_path / "out") is None
+    assert shown(None) == shown({**advice, "row": 0}) == name_of(best)
+    seen = [{**row, "supervised": told is best} for row, told in zip(stored, rows, strict=True)]
+    assert shown(None, seen) != name_of(best)
+
+
+def test_without_raw_floats_the_two_best_rows_are_shown(uncharted: Path) -> None:
+    stored = json.loads((uncharted / "results.json").read_text())["rows"][1:]
+    page = changed(uncharted, recommendation=None, rows=stored)
+    ranked = sorted(rows_of(stored), key=lambda row: (-row.metrics["map@5"], row.bits))
+    assert names_shown(page) == [[name_of(row) for row in ranked[:2]]]
+    assert page.count("data:image/jpeg") > 20
+    assert "Classes and worst queries" in page
+    assert page.count("<h3>") == 1, "the worst queries of the best row alone"
+    assert f"<th>{ranked[0].title} {name_of(ranked[0])}</th></tr>" in page
+    assert names_shown(changed(uncharted, recommendation=None, rows=stored[:1])) == []
+
+
+def test_any_two_rows_can_be_chosen_by_number_or_name(uncharted: Path) -> None:
+    rows = rows_of(json.loads((uncharted / "results.json").read_text())["rows"])
+    for chosen in (("4", "2"), (name_of(rows[3]), "2"), (f"{rows[3].title} {name_of(rows[3])} (saw labels)", "2")):
+        result = CliRunner().invoke(main, ["report", str(uncharted), "--gallery", *chosen])
+        assert result.exit_code == 0, result.output
+        assert names_shown((uncharted / "report.html").read_text()) == [[name_of(rows[3]), name_of(rows[1])]]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (("1", "5"), "there is no row '5': give a number from 1 to 4, or a name of the table"),
+        (("0", "1"), "there is no row '0'"),
+        (("itq 8 bits", "1"), "there is no row 'itq 8 bits'"),
+        (("2", "2"), "two different rows are needed, and both are lsh 16 bits"),
+    ],
+)
+def test_rows_that_cannot_be_shown_are_one_line(chosen: tuple[str, str], message: str, uncharted: Path) -> None:
+    before = (uncharted / "report.html").read_text()
+    result = CliRunner().invoke(main, ["report", str(uncharted), "--gallery", *chosen])
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+    assert result.stderr.startswith(message)
+    assert (uncharted / "report.html").read_text() == before
+
+
+def test_names_of_several_rows_and_rows_without_pictures(uncharted: Path) -> None:
+    stored = json.loads((uncharted / "results.json").read_text())["rows"]
+    changed(uncharted, rows=[*stored, {**stored[1], "title": "other", "raw": "raw/other.npz"}])
+    for chosen, message in (
+        ((name_of(rows_of(stored)[1]), "1"), "rows 2, 5 are all called 'lsh 16 bits, faiss-flat': give a number"),
+        (("1", "5"), "no pictures of what lsh 16 bits, faiss-flat found are stored"),
+    ):
+        with pytest.raises(InputError, match=message):
+            write_report(uncharted, chosen)
+
+
+def test_rows_of_two_embeddings_are_shown_by_the_queries_of_both() -> None:
+    def stored(title: str, raw: str, queries: list[str]) -> dict[str, Any]:
+        found = {raw: [[1, True], [0, False]]}
+        asked = [{"path": path, "image": "", "label": "x", "found": found} for path in queries]
+        return {"title": title, "pictures": [{"path": f"{title}0"}, {"path": f"{title}1"}], "queries": asked}
+
+    rows = [made_up(title="a", raw="raw/a.npz"), made_up("lsh", title="b", raw="raw/b.npz")]
+    kept = [stored("a", "raw/a.npz", ["p", "q"]), stored("b", "raw/b.npz", ["q", "r"])]
+    for (shown,) in (galleries_of(kept, rows, chosen=("1", "2")), galleries_of(kept, rows)):
+        assert shown["title"] == "a and b"
+        assert shown["names"] == ["a itq 64 bits, faiss-flat", "b lsh 64 bits, faiss-flat"]
+        (query,) = shown["queries"]
+        assert query["path"] == "q"
+        assert [[hit["path"] for hit in side] for side in query["found"]] == [["a1", "a0"], ["b1", "b0"]]
+        assert [hit["hit"] for hit in query["found"][0]] == [True, False]
+
+
+def test_the_gallery_of_an_earlier_version_is_shown_as_it_is(uncharted: Path) -> None:
+    query = {"image": "", "label": "x", "path": "q.png", "found": [[], []]}
+    (uncharted / "gallery.json").write_text(json.dumps([{"title": "t", "names": ["one", "other"], "queries": [query]}]))
+    assert names_shown(changed(uncharted)) == [["one", "other"]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "shown"),
+    [
+        ([made_up("itq", values=0.7), made_up("itq", values=0.8), made_up("lsh", values=0.6)], (1, 2)),
+        ([made_up("itq", values=0.7), made_up("itq", values=0.8)], (1, 0)),
+        ([made_up("ksh", values=0.9, supervised=True), made_up("itq"), made_up("lsh", values=0.6)], (1, 2)),
+        ([made_up("pca", None, values=0.9, backend="faiss-hnsw"), made_up("itq"), made_row()], (2, 1)),
+        ([made_up("pca", None, values=0.9, backend="faiss-hnsw"), made_row()], (1, 0)),
+    ],
+)
+def test_which_two_rows_are_shown(rows: list[Row], shown: tuple[int, int]) -> None:
+    assert two_rows(rows) == tuple(rows[i] for i in shown)
 
 
 def test_values_are_those_behind_the_means(pictures: Path, tmp_path: Path) -> None:
     (pictures.parent / "c.yaml").write_text(CONFIG)
     for row in comparison(load_config(pictures.parent / "c.yaml"), tmp_path / "out"):
-        names = {f"{name}@{k}" for name in MEASURES for k in (1, 5)} | {"knn_recall@10", *AT_TOTALS}
+        names = {f"{name}@{k}" for name in MEASURES for k in (1, 5)} | {"knn_recall@10", *WHOLE}
         assert set(row.values) == names
         for name in names:
             assert row.values[name].shape == (9,)

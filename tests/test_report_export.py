@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from cbir_faiss.cli import main
 from cbir_faiss.comparison import export
@@ -128,3 +129,89 @@ def test_judgements_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(InputError, match="8 judgements are more than the 7 of a readable file"):
         write_trec(Split(Side(x, [("a",)] * 4), Side(q, [("a",)] * 2)), [], tmp_path)
     assert not (tmp_path / "trec").exists()
+
+
+# -- of a whole comparison
+
+
+@pytest.fixture
+def numbers(tmp_path: Path) -> Path:
+    """A config over vectors; of class c, which nothing else is of, every fourth item is a query and nothing else."""
+    x, _ = vectors(40)
+    np.save(tmp_path / "x.npy", x)
+    (tmp_path / "labels.txt").write_text("".join(f"{'c' if i % 8 == 4 else 'ab'[i % 2]}\n" for i in range(40)))
+    (tmp_path / "c.yaml").write_text(NUMBERS)
+    return tmp_path / "c.yaml"
+
+
+NUMBERS = """\
+source: {name: vectors, file: x.npy, labels: labels.txt}
+queries: {every: 4}
+codecs: [{name: raw}]
+backends: [{name: faiss-flat}]
+metrics: {k: [5], truth: {metric: l2}}
+"""
+
+
+def compare(config: Path, *options: str) -> Result:
+    return CliRunner().invoke(main, ["compare", str(config), "--out", str(config.parent / "out"), *options])
+
+
+@pytest.mark.parametrize(
+    ("option", "changed", "status", "message"),
+    [
+        ("--hdf5", ("metric: l2", "metric: ip"), 1, "ann-benchmarks knows l2 and cosine, not 'ip'"),
+        ("--trec", (", labels: labels.txt", ""), 1, "judgements are of labels, and these items or queries have none"),
+        ("--trec", ("", ""), 1, "judgements are more than the 7 of a readable file"),
+        ("--hdf5", ("", ""), 1, "'h5py' is not installed: pip install 'cbir-faiss[hdf5]'"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_before_anything_is_measured(
+    option: str, changed: tuple[str, str], status: int, message: str, numbers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object) -> None:
+        raise AssertionError("hours of work")
+
+    monkeypatch.setattr("cbir_faiss.comparison.run.splits", measured)
+    monkeypatch.setattr(export, "JUDGEMENTS", 7)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    numbers.write_text(NUMBERS.replace(*changed) if changed[0] else NUMBERS)
+    result = compare(numbers, option)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (status, 1)
+    assert message in result.stderr
+    assert not (numbers.parent / "out").exists()
+
+
+@pytest.mark.usefixtures("only_measured")
+def test_the_labels_of_queries_from_another_source_are_looked_at(numbers: Path) -> None:
+    numbers.write_text(NUMBERS.replace("{every: 4}", "{source: {name: vectors, file: x.npy}}"))
+    assert "judgements are of labels" in compare(numbers, "--trec").stderr
+
+
+@pytest.mark.usefixtures("only_measured")
+def test_a_file_that_cannot_be_written_costs_no_report(numbers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("h5py")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "write_ann", full)
+    result = compare(numbers, "--hdf5", "--trec")
+    assert result.exit_code == 1
+    told = result.stderr.splitlines()[-1]
+    assert told == "--hdf5 of vectors was not written: [Errno 28] No space left on device"
+    assert "raw, faiss-flat l2" in result.stdout
+    out = numbers.parent / "out"
+    assert (out / "report.html").is_file()
+    assert len(json.loads((out / "results.json").read_text())["rows"]) == 1
+    assert len(list((out / "trec").iterdir())) == 2, "what could be written is there"
+
+
+@pytest.mark.usefixtures("only_measured")
+def test_queries_that_no_judgement_has_are_counted(numbers: Path) -> None:
+    result = compare(numbers, "--trec")
+    assert result.exit_code == 0, result.output
+    (qrels,) = (numbers.parent / "out/trec").glob("*.qrels")
+    judged = {line.split()[0] for line in qrels.read_text().splitlines()}
+    assert len(judged) == 5
+    assert f"{qrels.name} is without 5 of 10 queries, which have nothing to find" in result.stderr

@@ -11,7 +11,8 @@ import pytest
 from _rows import made_up, raw
 
 from cbir_faiss.errors import CorruptCollection
-from cbir_faiss.report.row import BYTES, Row, knn_measure, main_measure, name_of
+from cbir_faiss.report.charts import family_of
+from cbir_faiss.report.row import BYTES, Row, knn_measure, main_measure, name_of, rows_of, tell_apart
 from cbir_faiss.report.table import COLUMNS, DETAILS, text_table
 
 STORED = sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("compare-*.json"))
@@ -70,6 +71,54 @@ def test_what_is_no_row_is_refused(wrong: Any) -> None:
 
 def test_keys_of_later_versions_are_ignored() -> None:
     assert name_of(Row.from_json(raw().as_json() | {"later": 1})) == "raw, faiss-flat l2"
+
+
+def with_options(part: str = "codec", title: str = "hog", **options: Any) -> Row:
+    return made_up("learned", title=title, options={**made_up().options, part: options})
+
+
+def test_rows_of_one_name_are_told_apart_by_the_options_in_which_they_differ() -> None:
+    rows = [
+        with_options(loss="csq", hidden=512),
+        with_options(loss={"name": "likelihood", "alpha": 2, "balanced": True}, hidden=512),
+        with_options(loss="csq", hidden=512, title="other"),
+        made_up(),
+    ]
+    assert [name_of(row) for row in rows[:2]] == ["learned 64 bits, faiss-flat"] * 2
+    tell_apart(rows)
+    told = [
+        "learned loss=csq 64 bits, faiss-flat",
+        "learned loss=likelihood(alpha=2, balanced=True) 64 bits, faiss-flat",
+        "learned 64 bits, faiss-flat",
+        "itq 64 bits, faiss-flat",
+    ]
+    assert [name_of(row) for row in rows] == told
+    stored = json.loads(json.dumps([row.as_json() for row in rows]))
+    assert set(stored[0]) == KEYS
+    assert [name_of(row) for row in rows_of(stored)] == told
+    assert all(name in line for line, name in zip(text_table(rows).splitlines()[1:], told, strict=True))
+    tell_apart(rows[:1])
+    assert name_of(rows[0]) == "learned 64 bits, faiss-flat", "beside no other of that name"
+
+
+@pytest.mark.parametrize(
+    ("part", "options", "told"),
+    [
+        ("backend", {"m": 8}, "learned 64 bits, faiss-flat m=8"),
+        ("extractor", {"path": "runs/a"}, "learned 64 bits, faiss-flat, path=runs/a"),
+        ("codec", {"of": ["a", "b"]}, "learned of=a + b 64 bits, faiss-flat"),
+    ],
+)
+def test_rows_are_told_apart_by_options_of_any_part(part: str, options: dict[str, Any], told: str) -> None:
+    rows = [with_options(part, **options), with_options(part)]
+    tell_apart(rows)
+    assert [name_of(row) for row in rows] == [told, "learned 64 bits, faiss-flat"]
+
+
+def test_what_is_told_apart_is_drawn_as_lines_of_their_own() -> None:
+    rows = [with_options(loss="csq"), with_options(loss="bihalf")]
+    tell_apart(rows)
+    assert [family_of(row) for row in rows] == ["learned csq, faiss-flat", "learned bihalf, faiss-flat"]
 
 
 def test_the_main_measure() -> None:

@@ -254,13 +254,29 @@ def test_the_protocols_of_revisited_oxford(
         ({"gnd": [{"bbx": [0, 0, 1, 1], "easy": [9], "hard": [], "junk": []}] * 2}, "lists an image that is no number"),
         ({"gnd": [{"bbx": [0, 0, 1], "easy": [0], "hard": [], "junk": []}] * 2}, "not the ground truth"),
         ({"gnd": [{"bbx": [5, 0, 1, 1], "easy": [0], "hard": [], "junk": []}] * 2}, "must have x1 < x2 and y1 < y2"),
-        ({"imlist": ["nowhere"] * 4}, "names 1 images .*'nowhere' first; missing: skip"),
+        ({"imlist": ["nowhere"] * 4}, "1 of 1 images of imlist .*: 'nowhere'; missing: skip"),
     ],
 )
 def test_a_revisited_truth_of_another_form(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message) as caught:
         Oxford(**revisited(tmp_path, **changed)).items()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["database", "queries"])
+def test_images_of_the_revisited_database_without_a_picture(part: str, tmp_path: Path) -> None:
+    """Those that are in no query's lists too: half of the distractors may be absent."""
+    lost = [f"distractor_{number}" for number in range(5)]
+    place = revisited(tmp_path, imlist=[*IMAGES[1:3], *IMAGES[3:], *lost])
+    message = (
+        "5 of 9 images of imlist are not below .*: 'distractor_0', 'distractor_1', 'distractor_2', …; missing: skip"
+    )
+    with pytest.raises(InputError, match=message):
+        Oxford(**place, part=part).items()
+    found = Oxford(**place, part=part, missing="skip").items()
+    assert len(found) == {"database": 4, "queries": 2}[part]
+    with pytest.raises(InputError, match=r"query 'nobody' names 1 images .*'nobody' first; missing: skip"):
+        Oxford(**revisited(tmp_path / "other", qimlist=["nobody", IMAGES[1]]), part=part).items()
 
 
 def test_a_revisited_truth_that_is_not_there(tmp_path: Path) -> None:
@@ -346,7 +362,9 @@ def test_holidays_compared(tmp_path: Path) -> None:
         assert row["metrics"]["precision@50"] == pytest.approx((2 + 1) / 2 / 50)
     (gallery,) = json.loads((tmp_path / "out" / "gallery.json").read_text())
     for query in gallery["queries"]:
-        assert all(shot["path"] != query["path"] for found in query["found"] for shot in found)
+        shown = [gallery["pictures"][place] for hits in query["found"].values() for place, _ in hits]
+        assert shown
+        assert all(shot["path"] != query["path"] for shot in shown)
 
 
 def compute_ap(ranking: list[str], right: set[str]) -> float:

@@ -1248,4 +1248,17 @@ def test_what_was_trained_is_an_extractor(colours: Path, tmp_path: Path) -> None
     assert result.exit_code == 0, result.output
     (row,) = json.loads((tmp_path / "compared/results.json").read_text())["rows"]
     assert row["bits"] == 8
+    assert row["supervised"], "its losses read labels"
     assert row["metrics"]["map@5"] > 0.8
+
+
+@pytest.mark.parametrize(("loss", "supervised"), [("csq", True), ("bihalf", False)])
+def test_the_card_says_whether_a_loss_learned_from_labels(
+    loss: str, supervised: bool, colours: Path, tmp_path: Path
+) -> None:
+    more = {} if supervised else {"teacher": {"name": "histogram"}}
+    start(colours, tmp_path / "out", fit={"epochs": 1}, losses=[{"name": loss}], **more)
+    assert load_model(tmp_path / "out")[0].supervised is supervised
+    assert registry.make("extractors", "trained", path=str(tmp_path / "out")).supervised is supervised
+    parts = [{"name": "trained", "path": str(tmp_path / "out")}, {"name": "histogram"}]
+    assert registry.make("extractors", "joined", of=parts).supervised is supervised

@@ -44,6 +44,11 @@ class Extractor(Plugin):
         """Whether ``embed_text`` has a tower that texts go to; said without loading it."""
         return type(self)._embed_text is not Extractor._embed_text
 
+    @property
+    def supervised(self) -> bool:
+        """Whether it learned from labels that items of a database may have, so that it has seen answers."""
+        return False
+
     def load(self) -> None:
         """Load the model and its libraries now; otherwise the first use does."""
         self._load()

@@ -35,17 +35,20 @@ def compare(config: Path, out: Path | None, margin: float, max_ms: float | None,
     """
     from cbir_faiss.comparison.run import run
     from cbir_faiss.config import load_config
-    from cbir_faiss.report.row import Row
+    from cbir_faiss.errors import CbirError
+    from cbir_faiss.report.row import rows_of
     from cbir_faiss.report.table import text_table
 
     out = out or Path("runs", config.stem)
     with Bar("extracting") as bar:
         how: dict[str, Any] = {"margin": margin, "max_ms": max_ms, "trec": trec, "hdf5": hdf5}
         results = run(load_config(config), out, progress=bar.progress, report=bar.note, **how)
-    say(text_table([Row.from_json(row) for row in results["rows"]]))
+    say(text_table(rows_of(results["rows"])))
     for skipped in results["skipped"]:
         aside(f"skipped: {skipped['title']} {skipped['combination']}: {skipped['reason']}")
     say_failures(results["failed"])
+    for sentence in results["exports"]:
+        aside(sentence)
     advice, where = results["recommendation"], results["environment"]
     for sentence in (advice["sentence"], advice["supervised"]) if advice else ():
         if sentence:
@@ -53,26 +56,35 @@ def compare(config: Path, out: Path | None, margin: float, max_ms: float | None,
     if where["busy"]:
         aside(f"measured beside other work ({where['busy_cores']:.1f} cores busy): latencies are too high")
     say(f"\n{out / 'report.html'}")
+    if results["unwritten"]:
+        raise CbirError("; ".join(results["unwritten"]))
 
 
 @click.command()
 @folder_argument
 @click.option("--rows", nargs=2, type=click.IntRange(1), help="Two lines of the table: print their paired test.")
-def report(folder: Path, rows: tuple[int, int] | None) -> None:
+@click.option(
+    "--gallery",
+    nargs=2,
+    metavar="ROW ROW",
+    help="Two rows, by number or name: show the pictures that they found.",
+)
+def report(folder: Path, rows: tuple[int, int] | None, gallery: tuple[str, str] | None) -> None:
     """Write report.html again from the results stored in FOLDER.
 
     \b
     cbir report runs/demo
     cbir report runs/demo --rows 1 4
+    cbir report runs/demo --gallery 1 "itq 64 bits, faiss-binary-flat"
     """
     from cbir_faiss.report.pairs import in_words
     from cbir_faiss.report.report import read_results, write_report
-    from cbir_faiss.report.row import Row
+    from cbir_faiss.report.row import rows_of
 
     if rows is not None:
         results = read_results(folder)
-        told = [Row.from_json(row) for row in results["rows"]]
+        told = rows_of(results["rows"])
         first, second = (number - 1 for number in rows)
         say(in_words(told, results.get("differences"), first, second))
         return
-    say(write_report(folder))
+    say(write_report(folder, gallery))

@@ -16,7 +16,7 @@ from cbir_faiss.config import Metrics
 from cbir_faiss.measures import curves
 from cbir_faiss.measures.by_query import by_class, worst_queries
 from cbir_faiss.measures.histograms import Histograms, hamming_histograms
-from cbir_faiss.measures.metrics import at_totals, per_query, shown, summary
+from cbir_faiss.measures.metrics import of_whole, per_query, shown, summary
 from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
 from cbir_faiss.measures.rankings import full_rankings
 from cbir_faiss.measures.relevance import Relevance
@@ -149,7 +149,7 @@ class Evaluator:
         def noted() -> Iterator[NDArray[np.bool_]]:
             nonlocal done
             for block in full_rankings(*floats[:2], relevance, floats[2]):
-                parts.append(at_totals(block, totals[done : done + len(block)]))
+                parts.append(of_whole(block, totals[done : done + len(block)]))
                 done += len(block)
                 yield block
 

@@ -1,4 +1,4 @@
-"""Pictures of what was found: some queries, the raw index beside a binary one, hits and misses marked."""
+"""Pictures of what was found: some queries, and the first hits of every row, so that a report can show any two."""
 
 from __future__ import annotations
 
@@ -12,34 +12,36 @@ from numpy.typing import NDArray
 from cbir_faiss.comparison.split import Side, Split
 from cbir_faiss.errors import BadImage
 from cbir_faiss.images.reading import data_uri
-from cbir_faiss.report.row import Row, is_reference, main_measure, name_of
+from cbir_faiss.report.row import Row
 
 QUERIES = 8
 SHOWN = 5
 THUMBNAIL = 96
 
 
-def make_gallery(
-    split: Split, rows: Sequence[Row], folder: Path, recommended: Row | None = None
-) -> dict[str, Any] | None:
-    """The top hits of a few queries by the raw row and by the recommended (else the best) binary row of ``split``.
+def make_gallery(split: Split, rows: Sequence[Row], folder: Path) -> dict[str, Any] | None:
+    """The top hits of a few queries by each row of ``split``, as ``report.gallery`` reads them.
 
-    The best is one that saw no labels of the database, where there is one. ``folder`` is where the rows' neighbours are
-    stored. None where there are no pictures, or not both kinds of row with neighbours.
+    ``folder`` is where the rows' neighbours are stored. None where no row has any, or the items are no pictures. An
+    item that several rows or queries found is there once, under ``pictures``; ``found`` has its place there and whether
+    it is right, by the file of the row's neighbours.
     """
-    stored = [row for row in rows if row.raw is not None]
-    raw = next((row for row in stored if is_reference(row)), None)
-    binary = [row for row in stored if row.codec != "raw" and row.bits]
-    if raw is None or not binary or not split.queries.places or split.queries.places[0][0].yields != "image":
+    stored = [row.raw for row in rows if row.raw is not None]
+    if not stored or not split.queries.places or split.queries.places[0][0].yields != "image":
         return None
-    sides = [(name_of(row), _ids(folder / str(row.raw))) for row in (raw, _binary(binary, recommended))]
-    picked = np.unique(np.linspace(0, len(split.queries) - 1, QUERIES + 2).astype(int)[1:-1])
+    picked = np.unique(np.linspace(0, len(split.queries) - 1, QUERIES + 2).astype(int)[1:-1]).tolist()
+    found = {raw: _found(split, picked, _ids(folder / raw)) for raw in stored}
+    shown = sorted({item for of_query in found.values() for hits in of_query for item, _ in hits})
+    places = {item: place for place, item in enumerate(shown)}
     return {
         "title": split.title,
-        "names": [name for name, _ in sides],
+        "pictures": [_picture(split.items, item) for item in shown],
         "queries": [
-            {**_picture(split.queries, int(q)), "found": [_found(split, int(q), ids[q]) for _, ids in sides]}
-            for q in picked
+            {
+                **_picture(split.queries, query),
+                "found": {raw: [[places[item], hit] for item, hit in found[raw][number]] for raw in stored},
+            }
+            for number, query in enumerate(picked)
         ],
     }
 
@@ -50,18 +52,14 @@ def _ids(file: Path) -> NDArray[np.int64]:
     return ids
 
 
-def _binary(rows: Sequence[Row], recommended: Row | None) -> Row:
-    if recommended is not None and any(row is recommended for row in rows):
-        return recommended
-    measure = main_measure(rows)
-    return max(rows, key=lambda row: (not row.supervised, row.metrics[measure], -(row.bits or 0)))
-
-
-def _found(split: Split, query: int, ids: NDArray[np.int64]) -> list[dict[str, Any]]:
-    wanted = set(split.queries.labels[query])
-    items = split.items
-    counted = [i for i in ids.tolist() if i >= 0 and not (items.ignored and wanted & set(items.ignored[i]))]
-    return [{**_picture(items, i), "hit": bool(wanted & set(items.labels[i]))} for i in counted[:SHOWN]]
+def _found(split: Split, queries: Sequence[int], ids: NDArray[np.int64]) -> list[list[tuple[int, bool]]]:
+    """Of each of ``queries`` the first hits that count, and whether they are right."""
+    items, out = split.items, []
+    for query in queries:
+        wanted = set(split.queries.labels[query])
+        counted = [i for i in ids[query].tolist() if i >= 0 and not (items.ignored and wanted & set(items.ignored[i]))]
+        out.append([(i, bool(wanted & set(items.labels[i]))) for i in counted[:SHOWN]])
+    return out
 
 
 def _picture(side: Side, row: int) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def _row(
         items=len(split.items),
         queries=len(split.queries),
         failed=len(split.failed),
-        supervised=coded.codec.needs_labels,
+        supervised=coded.codec.needs_labels or split.supervised,
         truth=truth,
         seconds={
             "extract": split.extract_seconds,

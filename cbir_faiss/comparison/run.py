@@ -12,8 +12,7 @@ from cbir_faiss._lib.files import write_durably
 from cbir_faiss.base.options import parse_options
 from cbir_faiss.comparison.combine import Plan, Skipped, pairs
 from cbir_faiss.comparison.environment import environment
-from cbir_faiss.comparison.evaluator import EMBEDDING_METRIC
-from cbir_faiss.comparison.export import write_ann, write_trec
+from cbir_faiss.comparison.export import Exports
 from cbir_faiss.comparison.gallery import make_gallery
 from cbir_faiss.comparison.rows import Report, compare_split
 from cbir_faiss.comparison.split import Split, split_of_vectors, splits
@@ -26,7 +25,7 @@ from cbir_faiss.pipeline.extraction import Progress
 from cbir_faiss.report.pairs import differences
 from cbir_faiss.report.recommend import recommend
 from cbir_faiss.report.report import write_report
-from cbir_faiss.report.row import Row
+from cbir_faiss.report.row import Row, tell_apart
 
 Section = str | Mapping[str, Any]
 
@@ -46,25 +45,28 @@ def run(
     """Run ``config`` into ``out``: ``results.json``, ``report.html``, ``raw/``. Returns what ``results.json`` holds.
 
     ``margin``: how much of the measure the recommended row may lose. ``max_ms``: how long it may take for a query.
-    ``trec``, ``hdf5``: also write what ``export`` makes for trec_eval and for ann-benchmarks. Embeddings come from the
-    cache (default: the user's) where they were computed before.
+    ``trec``, ``hdf5``: also write what ``export`` makes for trec_eval and for ann-benchmarks; what is returned then has
+    sentences on it as ``exports``, and on what could not be written as ``unwritten``. Embeddings come from the cache
+    (default: the user's) where they were computed before.
+
+    Raises:
+        InputError: nothing could be measured, or what is to be exported cannot be.
+        Unsupported, MissingDependency: it cannot be exported.
     """
     plan = Plan(config.codecs, config.backends, config.rescore, config.metrics, config.threads, out / "raw")
     pairs(plan)  # a config that cannot work fails before hours of extraction
+    exports = Exports(config, out, trec=trec, hdf5=hdf5)
     out.mkdir(parents=True, exist_ok=True)
     done = _Done(environment(config.threads), out, margin, max_ms)
     for split in splits(config, cache or default_cache(), progress):
         rows, others = compare_split(split, plan, report, done.skipped)
         done.add(split, rows, others)
-        if trec:
-            write_trec(split, rows, out)
-        if hdf5:
-            write_ann(split, out, config.metrics.truth.metric or EMBEDDING_METRIC)
+        exports.write(split, rows)
     if not done.rows:
         first = done.skipped[0]
         raise InputError(f"no combination could be measured; {first.combination}: {first.reason}")
     write_report(out)
-    return done.results
+    return {**done.results, "exports": exports.said, "unwritten": exports.failed}
 
 
 class _Done:
@@ -81,6 +83,7 @@ class _Done:
     def add(self, split: Split, rows: list[Row], others: float | None) -> None:
         """The rows of one more split, and the cores that others kept busy while it was timed."""
         self.rows += rows
+        tell_apart(self.rows)
         self._loads.append(others)
         advice = recommend(self.rows, self._margin, max_ms=self._max_ms) if self.rows else None
         self.results = {
@@ -91,7 +94,7 @@ class _Done:
             "failed": [asdict(failure) for failure in split.failed],
             "skipped": [asdict(some) for some in self.skipped],
         }
-        gallery = make_gallery(split, rows, self._out, advice.row if advice else None) if rows else None
+        gallery = make_gallery(split, rows, self._out)
         self._galleries += [gallery] if gallery else []
         _write(self._out / "results.json", self.results)
         _write(self._out / "gallery.json", self._galleries)

@@ -47,7 +47,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Split:
-    """One embedding of one source: what every combination of codec, backend and rescorer is measured on."""
+    """One embedding of one source: what every combination of codec, backend and rescorer is measured on.
+
+    supervised: whether the extractor learned from labels.
+    """
 
     items: Side
     queries: Side
@@ -57,6 +60,7 @@ class Split:
     extract_seconds: float = 0.0
     failed: tuple[Failure, ...] = ()
     title: str = ""
+    supervised: bool = False
 
 
 def splits(config: Config, cache: Path | None, progress: Progress | None = None) -> Iterator[Split]:
@@ -87,7 +91,19 @@ def splits(config: Config, cache: Path | None, progress: Progress | None = None)
                 extract_seconds=found.seconds + (asked.seconds if asked else 0.0),
                 failed=tuple(found.failed + (asked.failed if asked else [])),
                 title=_title(choice, column, several=len(extractor.embeddings) > 1),
+                supervised=extractor.supervised,
             )
+
+
+def labels_of(config: Config) -> tuple[Labels, Labels, Labels]:
+    """Labels of the database, labels of the queries, and what the items of the database ignore, before anything is
+    read: of what cannot be, too."""
+    items: Sequence[Item] = config.source.make().items()
+    if config.query_source:
+        kept, asked = items, config.query_source.make().items()
+    else:
+        kept, asked = [item for row, item in enumerate(items) if row % config.every], items[:: config.every]
+    return [item.labels for item in kept], [item.labels for item in asked], [item.ignored for item in kept]
 
 
 def split_of_vectors(vectors: Any, queries: Any, labels: Any = None, query_labels: Any = None) -> Split:

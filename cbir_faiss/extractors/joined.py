@@ -126,6 +126,10 @@ class Joined(base.Extractor):
         needed = [pixels for pixels in each if pixels is not None]
         return max(needed) if len(needed) == len(each) else None
 
+    @property
+    def supervised(self) -> bool:
+        return any(part.supervised for part in self._parts)
+
     def freeze(self, folder: Path) -> tuple[str, dict[str, Any]]:
         """Each part in a sub-folder by its number. A frozen part may be another plugin, with other ideas of what its
         embeddings are, so names and embeddings are written out."""

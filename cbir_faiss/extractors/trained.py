@@ -54,6 +54,10 @@ class Trained(NetworkExtractor):
         return self.embeddings + (("probs",) if self._card.classes else ())
 
     @property
+    def supervised(self) -> bool:
+        return self._card.supervised
+
+    @property
     def _outputs(self) -> tuple[str, ...]:
         chosen = self.options.output or ("code" if self._card.bits else "features")
         return chosen if isinstance(chosen, tuple) else (chosen,)

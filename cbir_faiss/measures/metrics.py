@@ -15,9 +15,11 @@ database:
     mrr@k         1 / i of the first i <= k with rel(i); 0 where there is none
     r_precision   found(T) / T
     map@r         the sum of map over i <= T, divided by T (Musgrave, Belongie and Lim, ECCV 2020)
+    map           map@k with k the number of items: AP over the whole ranking
 
-The last two look as deep as there are relevant items: they are known where whole rankings are, or enough hits. A
-quotient without a divisor is 0: a query with nothing to find, or nothing found, counts as 0.
+``r_precision`` and ``map@r`` look as deep as there are relevant items: they are known where whole rankings are, or
+enough hits. ``map`` is known where whole rankings are. A quotient without a divisor is 0: a query with nothing to find,
+or nothing found, counts as 0.
 
 Ties: where the exact Hamming histograms are given, the value is the expectation over the orders of tied items, and
 ``_min`` and ``_max`` those of the worst and best order; ``_observed`` is always the order that was returned. Exact
@@ -35,11 +37,13 @@ from numpy.typing import NDArray
 from cbir_faiss.errors import InputError
 from cbir_faiss.measures.bootstrap import bootstrap_ci
 from cbir_faiss.measures.histograms import Histograms
-from cbir_faiss.measures.ties import Spread, TiedRankings, Values, discounts
+from cbir_faiss.measures.ties import Spread, TiedRankings, Values, discounts, whole_average_precision
 
 MEASURES = ("map", "map_full", "map_trapezoid", "ndcg", "mrr", "precision", "hit", "recall")
 AT_TOTALS = {"r_precision": "precision", "map@r": "map_full"}
 """Measures at a k of each query's own, the relevant items that it has, and what they are at a k."""
+WHOLE = (*AT_TOTALS, "map")
+"""Measures without a k, of which ``of_whole`` has the definitions."""
 _QUERIES = 2_000  # whose groups of ties are held at a time
 
 
@@ -55,7 +59,7 @@ def per_query(
 
     ``_min`` and ``_max`` are there with ``histograms`` or ``exact``, and not for approximate search. ``r_precision``
     and ``map@r`` are there with ``histograms``, and where K reaches every query's total, without which they have no
-    ``_observed``.
+    ``_observed``. ``map`` is there with ``histograms``, and never observed.
 
     Args:
         relevant: ``(nq, K)`` in the order returned; False where nothing was. K may be less than a k only because the
@@ -92,6 +96,14 @@ def at_totals(relevant: NDArray[np.bool_], totals: NDArray[np.int64]) -> dict[st
     return {key: values[name] for key, name in AT_TOTALS.items()}
 
 
+def of_whole(relevant: NDArray[np.bool_], totals: NDArray[np.int64]) -> dict[str, Values]:
+    """``r_precision``, ``map@r`` and ``map`` of every query ``(nq,)``, from rankings of all items ``(nq, n)``."""
+    query, place = np.nonzero(relevant)
+    found = np.arange(1, len(query) + 1) - (np.cumsum(totals) - totals)[query]
+    sums = np.bincount(query, found / (place + 1), len(totals))
+    return {**at_totals(relevant, totals), "map": _ratio(sums, totals)}
+
+
 def measure(
     relevant: NDArray[np.bool_],
     totals: NDArray[np.int64],
@@ -116,7 +128,7 @@ def summary(values: dict[str, Values], *, seed: int = 0) -> dict[str, Any]:
         out[key] = float(values[key].mean())
         for suffix in ("_min", "_max", "_observed"):
             out[key + suffix] = float(values[key + suffix].mean()) if key + suffix in values else None
-        if key.startswith("map@"):
+        if key.partition("@")[0] == "map":
             out[f"{key}_ci95"] = bootstrap_ci(values[key], seed=seed).tolist()
     return out
 
@@ -141,10 +153,12 @@ def _tied(histograms: Histograms, ks: Sequence[int], totals: NDArray[np.int64]) 
     for start in range(0, len(totals), _QUERIES):
         block = slice(start, start + _QUERIES)
         mine = totals[block]
-        rankings = TiedRankings(Histograms(*(part[block] for part in histograms)), max(*ks, int(mine.max())))
+        counts = Histograms(*(part[block] for part in histograms))
+        rankings = TiedRankings(counts, max(*ks, int(mine.max())))
         found = {f"{name}@{k}": spread for k in ks for name, spread in rankings.measures(k, mine).items()}
         deep = rankings.measures(mine, mine)
-        for key, spread in {**found, **{key: deep[name] for key, name in AT_TOTALS.items()}}.items():
+        found |= {key: deep[name] for key, name in AT_TOTALS.items()} | {"map": whole_average_precision(counts)}
+        for key, spread in found.items():
             parts.setdefault(key, []).append(spread)
     return {key: Spread(*map(np.concatenate, zip(*some, strict=True))) for key, some in parts.items()}
 

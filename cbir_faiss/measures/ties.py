@@ -81,8 +81,7 @@ class TiedRankings:
         self._before, self._relevant_before = before[at].astype(np.int64), relevant_before[at].astype(np.int64)
         self._size, self._relevant = items[at].astype(np.int64), relevant[at].astype(np.int64)
         reach = min(deepest, int((self._before + self._size).max(initial=0)))
-        ranks = np.arange(1, reach + 1)
-        self._tables = _Tables(*(np.concatenate([[0.0], np.cumsum(x)]) for x in (1 / ranks, discounts(reach))))
+        self._tables = _tables(reach)
         whole = np.where(self._before + self._size <= reach, self._size, 0)
         relevant_of_whole = np.where(whole > 0, self._relevant, 0)
         terms: tuple[_Sum, ...] = (_precisions, _trapezoids, _gains)
@@ -185,6 +184,26 @@ class TiedRankings:
 
     def _total(self, values: NDArray[Any], groups: NDArray[np.bool_]) -> Values:
         return np.bincount(self._query[groups], values[groups], self._nq).astype(np.float64, copy=False)
+
+
+def whole_average_precision(histograms: Histograms) -> Spread:
+    """AP over the ranking of all items: no rank cuts a group, and so it is A of the module's text over all of them.
+
+    Memory does not depend on how many items there are, but for a table of one number each.
+    """
+    tables, parts = _tables(int(histograms.items.sum(axis=1).max(initial=0))), []
+    step = max(1, _CELLS // histograms.items.shape[1])
+    for start in range(0, len(histograms.items), step):
+        items, relevant = (part[start : start + step].astype(np.int64) for part in histograms)
+        before, relevant_before = (np.cumsum(part, axis=1) - part for part in (items, relevant))
+        sums = [part.sum(axis=1) for part in _precisions(tables, before, relevant_before, items, relevant)]
+        parts.append(_over(sums, relevant.sum(axis=1)))
+    return Spread(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _tables(reach: int) -> _Tables:
+    """Up to rank ``reach``."""
+    return _Tables(*(np.concatenate([[0.0], np.cumsum(x)]) for x in (1 / np.arange(1, reach + 1), discounts(reach))))
 
 
 def discounts(k: int) -> Values:

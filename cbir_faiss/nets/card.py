@@ -36,7 +36,10 @@ class Head(Options):
 
 @dataclass(frozen=True)
 class Card:
-    """What a stored model is: all but its weights. ``classes``: their names, in the order of ``probs``."""
+    """What a stored model is: all but its weights.
+
+    classes: their names, in the order of ``probs``. supervised: whether any of its losses learned from labels.
+    """
 
     network: str
     options: dict[str, Any]
@@ -44,6 +47,7 @@ class Card:
     bits: int | None = None
     classes: tuple[str, ...] | None = None
     head: Head = field(default_factory=Head)
+    supervised: bool = False
 
 
 def write_card(card: Card, digest: str, folder: Path, name: str = CARD) -> None:
@@ -69,7 +73,8 @@ def read_card(folder: Path, name: str = CARD) -> tuple[Card, str]:
         classes, options = content.pop("classes"), dict(content.pop("options"))
         preprocess = Preprocess.model_validate_json(json.dumps(content.pop("preprocess")))
         classes = tuple(classes) if classes else None
-        # The first cards had none.
+        # The first cards had neither a head nor a word on labels, which whatever tells classes apart has seen.
+        content.setdefault("supervised", classes is not None)
         head = Head.model_validate_json(json.dumps(content.pop("head", {})))
         return Card(**content, options=options, preprocess=preprocess, classes=classes, head=head), digest
     except FileNotFoundError as error:

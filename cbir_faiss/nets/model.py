@@ -99,12 +99,16 @@ def make_model(card: Card) -> Model:
 
 
 def new_card(
-    network: Network, bits: int | None, classes: tuple[str, ...] | None, head: Head | None = None
+    network: Network,
+    bits: int | None,
+    classes: tuple[str, ...] | None,
+    head: Head | None = None,
+    supervised: bool = False,
 ) -> tuple[Card, Model]:
     """A model to be trained, its pretrained weights (if any) in it; what is random is drawn from torch's generator."""
     module, preprocess = network.build()
     head = head or Head()
-    card = Card(network.name, network.options.model_dump(mode="json"), preprocess, bits, classes, head)
+    card = Card(network.name, network.options.model_dump(mode="json"), preprocess, bits, classes, head, supervised)
     return card, Model(module, preprocess.size, bits, len(classes) if classes else None, head)
 
 

@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cbir_faiss.report.row import Row, bytes_per_item, is_reference, main_measure, name_of, rescoring_of
+from cbir_faiss.report.row import Row, bytes_per_item, in_short, is_reference, main_measure, name_of, rescoring_of
 
 # Okabe and Ito's palette: told apart by people with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#4D4D4D")
@@ -170,7 +170,7 @@ def family_of(row: Row) -> str:
     chosen = {k: v for k, v in options["codec"].items() if k in ("projection", "at", "rotation")}
     if row.codec in ("sign", "sigmoid-mean"):
         chosen["center"] = "centred" if options["codec"].get("center") else ""
-    variant = " ".join(str(v) for v in chosen.values())
+    variant = " ".join(in_short(v) for v in (chosen | row.apart.get("codec", {})).values())
     rescore = "" if row.rescore == "none" else f" + {rescoring_of(row)}"
     return f"{row.codec} {variant}".strip() + f", {options['backend'].get('factory') or row.backend}{rescore}"
 

@@ -11,7 +11,8 @@ import jinja2
 
 from cbir_faiss.errors import CorruptCollection
 from cbir_faiss.report import charts
-from cbir_faiss.report.row import Row, is_reference, main_measure, name_of
+from cbir_faiss.report.gallery import Stored, galleries_of
+from cbir_faiss.report.row import Row, is_reference, main_measure, name_of, rows_of
 from cbir_faiss.report.table import COLUMNS, DETAILS, MISSING, Column
 
 CHARTS = (
@@ -24,16 +25,19 @@ CHARTS = (
 )
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, gallery: Sequence[str] | None = None) -> Path:
     """Write ``folder/report.html`` from ``results.json`` and ``gallery.json`` there; returns its path.
+
+    ``gallery``: the two rows of which pictures are shown, each by its number or its name in the table.
 
     Raises:
         CorruptCollection: there are no results, or they cannot be read.
+        InputError: rows of the gallery that are not there.
     """
     results = read_results(folder)
     gallery_file = folder / "gallery.json"
-    gallery = json.loads(gallery_file.read_text(encoding="utf-8")) if gallery_file.exists() else []
-    page = _page(results, gallery)
+    stored = json.loads(gallery_file.read_text(encoding="utf-8")) if gallery_file.exists() else []
+    page = _page(results, stored, gallery)
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
@@ -55,14 +59,15 @@ def read_results(folder: Path) -> dict[str, Any]:
     return results
 
 
-def _page(results: dict[str, Any], gallery: Sequence[dict[str, Any]]) -> str:
-    rows = [Row.from_json(row) for row in results["rows"]]
+def _page(results: dict[str, Any], galleries: Sequence[Stored], gallery: Sequence[str] | None) -> str:
+    rows = rows_of(results["rows"])
     measure = main_measure(rows)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cbir_faiss.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["number"] = _number
     advice = results.get("recommendation") or {}  # what was decided when the rows had the values of every query
+    recommended = rows[advice["row"]] if advice else None
     titles = list(dict.fromkeys(row.title for row in rows))
     return environment.get_template("report.html.j2").render(
         environment=results["environment"],
@@ -71,34 +76,35 @@ def _page(results: dict[str, Any], gallery: Sequence[dict[str, Any]]) -> str:
         measure=measure,
         advice=advice,
         asked=_asked(rows),
-        tables=[_table(columns, rows, measure, advice.get("row")) for columns in (COLUMNS, DETAILS)],
+        tables=[_table(columns, rows, measure, recommended) for columns in (COLUMNS, DETAILS)],
         rows=len(rows),
         overview=rows[0],
         differences=results.get("differences"),
         names=[f"{number}. {row.title} {name_of(row)}" for number, row in enumerate(rows, 1)],
-        details=_details(rows, advice.get("row")),
+        details=_details(rows, measure, recommended),
         health=[(row.title, name_of(row), _flat(row.codes)) for row in rows if row.codes and row.rescore == "none"],
         sections=[_section(title, [row for row in rows if row.title == title], measure) for title in titles],
-        gallery=gallery,
+        gallery=galleries_of(galleries, rows, recommended, gallery),
     )
 
 
-def _details(rows: Sequence[Row], chosen: int | None) -> dict[str, Any] | None:
-    """Classes and worst queries of raw floats beside the recommended row, else the best other; None where unknown."""
-    measure = main_measure(rows)
+def _details(rows: Sequence[Row], measure: str, recommended: Row | None) -> dict[str, Any] | None:
+    """Classes and worst queries of raw floats, where they were measured, and of the recommended row beside them, else
+    of the best; None where no row has any."""
     known = [row for row in rows if row.classes]
-    first = next((row for row in known if is_reference(row)), None)
-    others = [
-        row for row in known if row is not first and first is not None and row.classes.keys() == first.classes.keys()
-    ]
-    if first is None or not others:
+    raw = next((row for row in known if is_reference(row)), None)
+    others = [row for row in known if row is not raw and (raw is None or row.classes.keys() == raw.classes.keys())]
+    best = max(others, key=lambda row: (row is recommended, row.metrics[measure]), default=None)
+    shown = [row for row in (raw, best) if row is not None]
+    if not shown:
         return None
-    best = max(others, key=lambda row: (chosen is not None and row is rows[chosen], row.metrics[measure]))
-    classes = [(label, *first.classes[label], best.classes[label][1]) for label in first.classes]
+    classes = [
+        (label, count, [row.classes[label][1] for row in shown]) for label, (count, _) in shown[0].classes.items()
+    ]
     return {
-        "names": [f"{row.title} {name_of(row)}" for row in (first, best)],
-        "classes": sorted(classes, key=lambda line: line[3]),
-        "worst": [row.worst for row in (first, best)],
+        "names": [f"{row.title} {name_of(row)}" for row in shown],
+        "classes": sorted(classes, key=lambda line: line[2][-1]),
+        "worst": [row.worst for row in shown],
     }
 
 
@@ -107,10 +113,14 @@ def _section(title: str, rows: Sequence[Row], measure: str) -> dict[str, Any]:
     return {"title": title, "charts": [(name, svg) for name, svg in drawn if svg]}
 
 
-def _table(columns: Sequence[Column], rows: Sequence[Row], measure: str, chosen: int | None) -> dict[str, Any]:
+def _table(columns: Sequence[Column], rows: Sequence[Row], measure: str, chosen: Row | None) -> dict[str, Any]:
     """Heads and cells for the page, and which line is the recommended one."""
     lines = [[(c.text(row, measure), c.key(row, measure), c.left) for c in columns] for row in rows]
-    return {"heads": [(c.title(rows), c.left) for c in columns], "lines": lines, "chosen": chosen}
+    return {
+        "heads": [(c.title(rows), c.left) for c in columns],
+        "lines": lines,
+        "chosen": next((i for i, row in enumerate(rows) if row is chosen), None),
+    }
 
 
 def _asked(rows: Sequence[Row]) -> str:

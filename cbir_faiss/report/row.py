@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class Row:
     options: those of ``extractor``, ``codec``, ``backend``, ``rescore`` and ``search``. chosen: of ``rescore`` those
         that were set, without the defaults.
     failed: items that could not be read.
-    supervised: the codec, or the extractor, read labels of the database; None where a stored row does not say.
+    supervised: the codec, or the extractor, learned from labels; None where a stored row does not say.
     truth: ``metric`` and ``k`` of the exact neighbours that ``knn_recall`` counts.
     bytes: the numbers that ``BYTES`` lists. seconds: ``extract``, ``fit``, ``encode``, ``build``.
     codes: the health of binary codes. metrics: means over queries. curves: lists of points.
@@ -47,6 +48,7 @@ class Row:
     raw: the file with neighbours and times, beside ``results.json``.
     values: per-query values of the measures, ``values["map@5"]`` float64 ``(queries,)``, never NaN: what the means
         are made of, in expectation over ties where the codes are known.
+    apart: by their part, the options that tell it from rows that would have the same name; ``tell_apart`` says which.
     """
 
     source: str
@@ -78,9 +80,10 @@ class Row:
     qps_threads: int | None = None
     raw: str | None = None
     values: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+    apart: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def as_json(self) -> dict[str, Any]:
-        """The mapping that ``results.json`` has: every field but ``values``."""
+        """The mapping that ``results.json`` has: every field but ``values`` and ``apart``."""
         return {name: getattr(self, name) for name in _STORED}
 
     @classmethod
@@ -101,7 +104,8 @@ class Row:
         return cls(**known)
 
 
-_STORED = tuple(f.name for f in fields(Row) if f.name != "values")
+_STORED = tuple(f.name for f in fields(Row) if f.name not in ("values", "apart"))
+_PARTS = ("extractor", "codec", "backend", "rescore")
 _NEEDED = (
     "source",
     "extractor",
@@ -120,6 +124,32 @@ _NEEDED = (
     "metrics",
     "latency_ms",
 )
+
+
+def rows_of(stored: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Stored rows of one comparison, told apart. Raises CorruptCollection as ``Row.from_json`` does."""
+    rows = [Row.from_json(row) for row in stored]
+    tell_apart(rows)
+    return rows
+
+
+def tell_apart(rows: Sequence[Row]) -> None:
+    """Fill in ``apart`` of the rows of one comparison: where several would have the same title and name, the options
+    in which these differ, which are then part of the name."""
+    alike: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        row.apart = {}
+        alike.setdefault((row.title, name_of(row)), []).append(row)
+    for group in alike.values():
+        for part in _PARTS:
+            options = [row.options.get(part, {}) for row in group]
+            differing = [key for key in dict.fromkeys(chain(*options)) if _differ([some.get(key) for some in options])]
+            for row, some in zip(group, options, strict=True):
+                row.apart[part] = {key: some[key] for key in differing if key in some}
+
+
+def _differ(values: Sequence[Any]) -> bool:
+    return any(value != values[0] for value in values)
 
 
 def main_measure(rows: Sequence[Row]) -> str:
@@ -147,16 +177,35 @@ def is_reference(row: Row) -> bool:
 
 
 def name_of(row: Row) -> str:
-    """Short name of a row for people: ``itq 64 bits, faiss-binary-flat, float rescoring of 100``."""
+    """Short name of a row for people: ``itq 64 bits, faiss-binary-flat, float rescoring of 100``; with the options that
+    tell it from others, where it has been told ``apart``: ``learned loss=csq 64 bits, faiss-binary-flat``."""
     metric = "" if row.metric == "hamming" else f" {row.metric}"
     bits = f" {row.bits} bits" if row.bits else ""
     factory = row.options["backend"].get("factory")
-    search = "".join(f" {key}={value}" for key, value in row.options["search"].items())
+    search = _words(row.options["search"])
     rescore = ""
     if row.rescore != "none":
         candidates = row.options["rescore"].get("candidates")
         rescore = f", {rescoring_of(row)} rescoring of {candidates}"
-    return f"{row.codec}{bits}, {factory or row.backend}{metric}{search}{rescore}"
+    of_codec, of_backend, of_rescore, of_extractor = (
+        _words(row.apart.get(part, {})) for part in ("codec", "backend", "rescore", "extractor")
+    )
+    index = f"{factory or row.backend}{metric}{of_backend}{search}"
+    return f"{row.codec}{of_codec}{bits}, {index}{rescore}{of_rescore}{',' if of_extractor else ''}{of_extractor}"
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    return "".join(f" {key}={in_short(value)}" for key, value in options.items())
+
+
+def in_short(value: Any) -> str:
+    """An option for people: a section with options of its own is ``dpsh(weight=2.0)``, a list ``csq + bihalf``."""
+    if isinstance(value, Mapping):
+        options = ", ".join(f"{key}={in_short(some)}" for key, some in value.items() if key != "name")
+        return str(value.get("name", "")) + (f"({options})" if options else "")
+    if isinstance(value, (list, tuple)):
+        return " + ".join(map(in_short, value))
+    return str(value)
 
 
 def rescoring_of(row: Row) -> str:

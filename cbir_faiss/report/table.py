@@ -9,6 +9,8 @@ from typing import Any
 from cbir_faiss.report.row import Row, bytes_per_item, knn_measure, main_measure, name_of
 
 MISSING = "–"
+SAW_LABELS = " (saw labels)"
+"""Behind the name of a row that did."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def _range(value: Sequence[float]) -> str:
 
 
 def _combination(row: Row, _: str) -> str:
-    return name_of(row) + (" (saw labels)" if row.supervised else "")
+    return name_of(row) + (SAW_LABELS if row.supervised else "")
 
 
 def _spread(row: Row, measure: str) -> tuple[float, float] | None:
@@ -101,6 +103,7 @@ DETAILS = (
     *COLUMNS[:2],
     Column("bits", lambda row, _: row.bits),
     Column("{main} as returned", lambda row, measure: row.metrics.get(f"{measure}_observed"), number(4)),
+    Column("map", lambda row, _: row.metrics.get("map"), number(4)),
     Column("MAP@R", lambda row, _: row.metrics.get("map@r"), number(4)),
     Column("R-precision", lambda row, _: row.metrics.get("r_precision"), number(4)),
     Column("code/item", lambda row, _: bytes_per_item(row), few_bytes),

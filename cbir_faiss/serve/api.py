@@ -23,7 +23,7 @@ from cbir_faiss.collection.duplicates import Duplicate, find_duplicates
 from cbir_faiss.collection.stages import float_column
 from cbir_faiss.errors import BadImage, CbirError, CorruptCollection, InputError, Unsupported
 from cbir_faiss.pipeline.cache import default_cache
-from cbir_faiss.report.row import Row, knn_measure, main_measure, name_of
+from cbir_faiss.report.row import knn_measure, main_measure, name_of, rows_of
 from cbir_faiss.serve import models
 from cbir_faiss.serve.asking import (
     Asking,
@@ -512,7 +512,7 @@ def _told(folder: Path) -> dict[str, Any]:
     """The results, with what people call each row, and the measures that tables begin with."""
     results = _results(folder)
     try:
-        rows = [Row.from_json(row) for row in results["rows"]]
+        rows = rows_of(results["rows"])
     except CorruptCollection as error:
         raise Problem(503, f"run '{folder.name}': results.json: {error}") from None
     named = [{**row, "name": name_of(told)} for row, told in zip(results["rows"], rows, strict=True)]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _LISTS = ("good", "ok", "junk")
+_SHOWN = 3  # of the names that are missing
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels."""
 
@@ -135,6 +136,8 @@ class Oxford(FileSource):
     @cached_property
     def _queries(self) -> list[_Query]:
         queries = self._asked()
+        if self._revisited and self.options.missing == "error":
+            self._check_all_there(self._revisited[0])
         for query in queries:
             lost = sorted({query.image, *frozenset().union(*query.lists.values())} - set(self._pictures))
             if lost and self.options.missing == "error":
@@ -143,6 +146,17 @@ class Oxford(FileSource):
                     f"{self.options.images}, '{lost[0]}' first; missing: skip goes on without them"
                 )
         return [query for query in queries if query.image in self._pictures]
+
+    def _check_all_there(self, listed: frozenset[str]) -> None:
+        """Most of the revisited database is in no query's lists, and makes the search harder all the same."""
+        lost = sorted(listed - set(self._pictures))
+        if lost:
+            first = ", ".join(f"'{name}'" for name in lost[:_SHOWN])
+            raise InputError(
+                f"source 'oxford': {len(lost):,} of {len(listed):,} images of imlist are not below "
+                f"{self.options.images}: {first}{', …' if len(lost) > _SHOWN else ''}; "
+                "missing: skip goes on without them"
+            )
 
     def _place(self) -> str:
         return (

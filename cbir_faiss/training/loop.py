@@ -113,7 +113,9 @@ class _Run:
         losses = [choice.make() for choice in config.losses]
         classes = data.classes if any("logits" in loss.needs for loss in losses) else None
         torch.manual_seed(config.fit.seed)
-        self.card, model = new_card(network, config.bits, classes, config.head)
+        self.card, model = new_card(
+            network, config.bits, classes, config.head, any("labels" in loss.needs for loss in losses)
+        )
         task = Task(model.dim, config.bits, data.classes, data.labels, data.teacher, config.fit.seed)
         modules = nn.ModuleList(loss.start(task) for loss in losses)
         self.model = model.to(self.device, memory_format=torch.channels_last)
