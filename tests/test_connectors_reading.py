@@ -227,6 +227,22 @@ def test_a_lance_table_of_somebody_else(tmp_path: Path) -> None:
         Lancedb(path=str(tmp_path), table="flat")
 
 
+def test_numbers_that_are_none_are_null_in_the_payload_of_a_lance_table(tmp_path: Path) -> None:
+    import lancedb
+    import pyarrow as pa
+
+    prices = [1.5, float("nan"), float("inf"), None]
+    parts = [[1.0, float("nan")]] * 4
+    rows = {"id": range(4), "vector": pa.array(floats(4, 4).tolist(), pa.list_(pa.float32(), 4))}
+    lancedb.connect(tmp_path).create_table("goods", pa.table({**rows, "price": prices, "parts": parts}))
+    with contextlib.closing(Lancedb(path=str(tmp_path), table="goods", metric="l2")) as backend:
+        right = [{"price": price, "parts": [1.0, None]} for price in (1.5, None, None, None)]
+        assert backend.payload(np.arange(4)) == right
+        (batch,) = backend.scroll()
+        assert batch.payload == right
+        assert (backend.search(floats(1, 4), 4, {"price": {"gt": 0}}).ids >= 0).sum() == 1
+
+
 def test_keys() -> None:
     keys = Keys()
     number = keys.id("a")

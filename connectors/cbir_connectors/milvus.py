@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from cbir_connectors import _milvus_lite
+from cbir_connectors._foreign import as_payload
 from cbir_connectors._keys import Keys
 from cbir_connectors._terms import balanced, compile_terms, term, terms
 from cbir_faiss import base
@@ -423,9 +424,8 @@ class Milvus(Database):
     def _document(self, row: Mapping[str, Any]) -> dict[str, Any]:
         if self._ours:
             return dict(json.loads("".join(row[field] for field in _PAYLOAD)))
-        # What is no JSON, such as another vector, becomes text.
-        kept = {key: value for key, value in row.items() if key not in (self._key_field, self.options.vector_field)}
-        return dict(json.loads(json.dumps(kept, default=str)))
+        known = (self._key_field, self.options.vector_field)
+        return as_payload({key: value for key, value in row.items() if key not in known})
 
     def _among(self, ids: Ids) -> str:
         return f"{self._key_field} in [{', '.join(self._literal(self._keys.key(i)) for i in ids.tolist())}]"
