@@ -150,6 +150,28 @@ def test_an_index_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
         np.testing.assert_allclose(found.distances, truth.distances, atol=1e-4)
 
 
+@pytest.mark.parametrize(("distance", "metric"), [("l2", "l2"), ("dot", "ip"), ("cosine", "cosine")])
+def test_the_index_of_somebody_else_says_by_what_metric_it_is_searched(
+    distance: Any, metric: str, tmp_path: Path
+) -> None:
+    import lancedb
+    import pyarrow as pa
+    from lancedb.index import IvfFlat
+
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(3 * floats(300).ravel()), 16)
+    table = lancedb.connect(tmp_path).create_table("cbir", pa.table({"id": range(300), "vector": vectors}))
+    table.create_index("vector", config=IvfFlat(distance_type=distance, num_partitions=2))
+    with closing(Lancedb(path=str(tmp_path))) as backend:
+        assert backend.metric == metric
+        truth = backend.search(floats(5, seed=1), 5, options={"exact": True})
+        found = backend.search(floats(5, seed=1), 5, options={"nprobe": 2})
+        np.testing.assert_array_equal(found.ids, truth.ids)
+    other = "l2" if metric == "ip" else "ip"
+    with pytest.raises(ConfigError, match=f"{metric}.; leave 'metric' out") as caught:
+        Lancedb(path=str(tmp_path), metric=other)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 # -- addresses
 
 

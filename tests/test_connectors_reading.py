@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from _postgres import administrator, running_postgres
 from _qdrant_server import QdrantServer
+from cbir_connectors import pgvector
 from cbir_connectors._keys import Keys
 from cbir_connectors._pgvector_rows import parse_payload
 from cbir_connectors.lancedb import Lancedb
@@ -227,6 +228,22 @@ def test_a_lance_table_of_somebody_else(tmp_path: Path) -> None:
         Lancedb(path=str(tmp_path), table="flat")
 
 
+def test_numbers_that_are_none_are_null_in_the_payload_of_a_lance_table(tmp_path: Path) -> None:
+    import lancedb
+    import pyarrow as pa
+
+    prices = [1.5, float("nan"), float("inf"), None]
+    parts = [[1.0, float("nan")]] * 4
+    rows = {"id": range(4), "vector": pa.array(floats(4, 4).tolist(), pa.list_(pa.float32(), 4))}
+    lancedb.connect(tmp_path).create_table("goods", pa.table({**rows, "price": prices, "parts": parts}))
+    with contextlib.closing(Lancedb(path=str(tmp_path), table="goods", metric="l2")) as backend:
+        right = [{"price": price, "parts": [1.0, None]} for price in (1.5, None, None, None)]
+        assert backend.payload(np.arange(4)) == right
+        (batch,) = backend.scroll()
+        assert batch.payload == right
+        assert (backend.search(floats(1, 4), 4, {"price": {"gt": 0}}).ids >= 0).sum() == 1
+
+
 def test_keys() -> None:
     keys = Keys()
     number = keys.id("a")
@@ -333,6 +350,98 @@ def test_pgvector_indexes(options: dict[str, Any], kind: str, postgres: Path) ->
         for _ in range(2):  # a plan of before is not used for what has to be exact
             again.search(data[:20], 10)
             np.testing.assert_array_equal(again.search(data[:20], 10, options={"exact": True}).ids, exact.ids)
+
+
+@pytest.mark.parametrize("index", ["hnsw", "binary"])
+def test_as_many_as_match_are_found_though_the_scan_of_the_index_ends_early(index: str, postgres: Path) -> None:
+    data = floats(600)
+    data[-30:] += 50 if index == "hnsw" else 0
+    data[:-30] = np.abs(data[:-30])  # by signs, too, the last are farther from the first than any other
+    with administrator(postgres) as connection:  # as at 20,000, where so many are nearer than those that match
+        connection.execute("ALTER ROLE postgres SET hnsw.max_scan_tuples = 50")
+        try:
+            place = {"path": str(postgres), "table": f"early-{index}", "metric": "l2"}
+            with contextlib.closing(Pgvector(**place, index=index, hnsw_m=4, hnsw_ef_construct=8)) as backend:
+                backend.upsert(np.arange(600), data, [{"n": n} for n in range(600)])
+                backend.flush()
+                last = {"n": {"gte": 570}}
+                found = backend.search(data[:20], 10, last, {"oversample": 1})
+                exact = backend.search(data[:20], 10, last, {"exact": True})
+                few, many = backend.search(data[:1], 40, last), backend.search(data[:1], 590)
+        finally:
+            connection.execute("ALTER ROLE postgres RESET hnsw.max_scan_tuples")
+    np.testing.assert_array_equal(found.ids, exact.ids)
+    assert ((few.ids >= 0).sum(), (many.ids >= 0).sum()) == (30, 590)
+
+
+def test_an_index_of_another_column_is_not_taken_for_this_one_s(postgres: Path) -> None:
+    with administrator(postgres) as connection:
+        connection.execute(
+            'CREATE TABLE pairs (id int PRIMARY KEY, image vector(16), image_small vector(16), "an image" vector(16))'
+        )
+        for column in ("image_small", '"an image"'):
+            connection.execute(
+                f"CREATE INDEX ON pairs USING hnsw ((binary_quantize({column})::bit(16)) bit_hamming_ops)"
+            )
+        connection.execute("CREATE INDEX ON pairs USING hnsw (image_small vector_l2_ops)")
+    kinds = {}
+    for column in ("image", "image_small", "an image"):
+        place = {"path": str(postgres), "table": "pairs", "vector_column": column}
+        with contextlib.closing(Pgvector(**place, index="binary")) as backend:
+            kinds[column] = backend._index and backend._index.kind, backend.metric
+    assert kinds == {"image": (None, "cosine"), "image_small": ("binary", "l2"), "an image": ("binary", "cosine")}
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine", "hamming"])
+def test_a_range_search_reads_no_more_than_lies_within_the_radius(
+    metric: str, postgres: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = codes(300) if metric == "hamming" else floats(300)
+    read: list[int] = []
+    asked = pgvector._asked
+
+    def counted(*arguments: Any) -> Any:
+        answers = asked(*arguments)
+        read.extend(map(len, answers))
+        return answers
+
+    monkeypatch.setattr(pgvector, "_asked", counted)
+    with contextlib.closing(Pgvector(path=str(postgres), table=f"range-{metric}", metric=metric)) as backend:
+        backend.upsert(np.arange(300), data, [{"even": n % 2 == 0} for n in range(300)])
+        everything = backend.range_search(data[:2], np.inf)
+        for radius in (*everything.distances[[0, 7, 40]].tolist(), -1e3):  # at the border, too
+            for where in (None, {"even": True}):
+                read.clear()
+                found = backend.range_search(data[:2], radius, where)
+                keep = everything.distances <= radius
+                keep &= where is None or everything.ids % 2 == 0
+                border = np.isclose(everything.distances, radius)
+                assert set(everything.ids[keep & ~border].tolist()) <= set(found.ids.tolist())
+                assert set(found.ids.tolist()) <= set(everything.ids[keep | border].tolist())
+                assert sum(read) == len(found.ids)
+
+
+def test_an_index_is_built_with_the_memory_that_is_given_for_it(postgres: Path) -> None:
+    with administrator(postgres) as connection:
+        (usual,) = connection.execute("SHOW maintenance_work_mem").fetchone()
+        connection.execute("CREATE TABLE told (memory text)")
+        connection.execute(
+            "CREATE FUNCTION tell() RETURNS event_trigger LANGUAGE plpgsql AS "
+            "$$BEGIN INSERT INTO told VALUES (current_setting('maintenance_work_mem')); END$$"
+        )
+        connection.execute(
+            "CREATE EVENT TRIGGER tell ON ddl_command_start WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION tell()"
+        )
+        try:
+            place = {"path": str(postgres), "table": "memory", "connections": 1}
+            with contextlib.closing(Pgvector(**place, index="hnsw", build_memory=77)) as backend:
+                backend.upsert(np.arange(50), floats(50))
+                backend.flush()
+                ((after,),) = backend._rows("SHOW maintenance_work_mem")
+        finally:
+            connection.execute("DROP EVENT TRIGGER tell")
+        assert connection.execute("SELECT memory FROM told").fetchall() == [("77MB",)]
+    assert after == usual != "77MB"
 
 
 def test_signs_are_indexed_where_floats_are_too_long_and_codes_never(postgres: Path) -> None:

@@ -213,12 +213,52 @@ def test_inverted_lists(file: Path) -> None:
     again.close()
 
 
-def test_a_graph_cannot_compare_with_everything() -> None:
+@embedded
+def test_a_range_search_looks_into_every_list(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(milvus, "_MOST", 500)
+    data = np.random.default_rng(0).standard_normal((2000, 16), dtype=np.float32)
+    backend = Milvus(path=str(file), collection="ranges", metric="l2", index="ivf_flat", nlist=32)
+    backend.upsert(np.arange(2000), data, [{"even": n % 2 == 0} for n in range(2000)])
+    backend.flush()
+    asked: list[dict[str, Any]] = []
+    search = backend._live.search
+
+    def noted(*arguments: Any, **more: Any) -> Any:
+        asked.append(more["search_params"]["params"])
+        return search(*arguments, **more)
+
+    monkeypatch.setattr(backend._live, "search", noted)
+    distances = ((data[:5, None] - data) ** 2).sum(axis=2)
+    for radius in (1.0, 20.0, 35.0):
+        hits = backend.range_search(data[:5], radius)
+        for query in range(5):
+            found = [hit.id for hit in hits[query]]
+            assert sorted(found) == np.flatnonzero(distances[query] <= radius).tolist()
+    even = backend.range_search(data[:1], 25.0, {"even": True}).ids
+    assert sorted(even.tolist()) == np.flatnonzero((distances[0] <= 25) & (np.arange(2000) % 2 == 0)).tolist()
+    assert all(params == {"nprobe": 32} for params in asked)  # Milvus Lite looks into all of them anyway
+    backend._index = {"index_type": "AUTOINDEX"}  # as somebody else may have made
+    with pytest.raises(Unsupported, match="its index is autoindex, which cannot compare with everything"):
+        backend.range_search(data[:1], 1.0)
+    backend.close()
+
+
+@pytest.mark.parametrize("kind", ["HNSW", "AUTOINDEX", "DISKANN", "SCANN", "IVF_PQ", "IVF_SQ8", "HNSW_SQ"])
+def test_an_index_that_is_not_exact_cannot_compare_with_everything(kind: str) -> None:
     backend = Milvus.__new__(Milvus)
-    backend.options, backend._index = parse_options(Milvus.Options, {"uri": "http://x"}), {"index_type": "HNSW"}
-    assert backend._search_parameters(100, parse_options(Milvus.SearchOptions, {})) == {"params": {"ef": 100}}
-    with pytest.raises(Unsupported, match="hnsw, which cannot compare with everything"):
+    backend.options, backend._index = parse_options(Milvus.Options, {"uri": "http://x"}), {"index_type": kind}
+    some = backend._search_parameters(100, parse_options(Milvus.SearchOptions, {}))["params"]
+    assert some == {"HNSW": {"ef": 100}, "IVF_PQ": {"nprobe": 8}, "IVF_SQ8": {"nprobe": 8}}.get(kind, {})
+    with pytest.raises(Unsupported, match=f"its index is {kind.lower()}, which cannot compare with everything"):
         backend._search_parameters(100, parse_options(Milvus.SearchOptions, {"exact": True}))
+
+
+@pytest.mark.parametrize("kind", ["IVF_FLAT", "BIN_IVF_FLAT", "FLAT", "BIN_FLAT"])
+def test_what_is_exact_looks_into_every_list(kind: str) -> None:
+    backend = Milvus.__new__(Milvus)
+    backend._index = {"index_type": kind, "nlist": "32"}
+    every = {"nprobe": 32} if "IVF" in kind else {}
+    assert backend._search_parameters(5, parse_options(Milvus.SearchOptions, {"exact": True})) == {"params": every}
 
 
 # -- what is stored

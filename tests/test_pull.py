@@ -245,6 +245,26 @@ def test_a_lance_table_with_a_zero_vector_and_an_id_twice(tmp_path: Path) -> Non
     assert left_out == {"its vector is zero and has no direction": ["3"], "another item has its id": ["0"]}
 
 
+def test_what_has_no_vector_in_a_lance_table_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lancedb
+    import pyarrow as pa
+
+    empty = {5, *range(20, 40), 59}  # one batch has nothing else
+    vectors = [None if n in empty else vector for n, vector in enumerate(floats(60).tolist())]
+    rows = {"id": range(60), "vector": pa.array(vectors, pa.list_(pa.float32(), 8))}
+    lancedb.connect(tmp_path / "db").create_table("goods", pa.table(rows), on_bad_vectors="null")
+    target, out = Target("lancedb", {"path": str(tmp_path / "db"), "table": "goods"}), tmp_path / "p.cbir"
+    pulled_in_part(target, out, 2, monkeypatch)
+    report = pull(target, out, batch_size=20)
+    assert (report.items, report.resumed) == (38, 19)
+    assert {reason: some.count for reason, some in report.left_out.items()} == {"it has no vector": 22}
+    assert report.left_out["it has no vector"].examples[:2] == ["5", "20"]
+    assert not difference(out, target)
+    with target.opened() as backend:
+        rest = list(backend.scroll(20, after=39))
+        assert [batch.ids.tolist() for batch in rest] == [list(range(40, 59))]
+
+
 def test_texts_and_uuids_are_keys(postgres: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qdrant_client import models
 

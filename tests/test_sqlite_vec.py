@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ pytest.importorskip("sqlite_vec")
 
 from cbir_connectors import sqlite_vec
 from cbir_connectors.sqlite_vec import SqliteVec
+from click.testing import CliRunner
 
 from cbir_faiss.base import Backend
+from cbir_faiss.cli import main
 from cbir_faiss.collection import Collection
 from cbir_faiss.collection.sync import Target, difference, push
 from cbir_faiss.config import parse_config
@@ -105,3 +108,18 @@ def test_a_collection_is_pushed(pictures: Path, tmp_path: Path) -> None:
     assert push(tmp_path / "x.cbir", target).new == 36
     assert not difference(tmp_path / "x.cbir", target)
     assert push(tmp_path / "x.cbir", target).new == 0
+
+
+@loads_extensions
+def test_a_place_that_is_only_looked_at_stays_empty(tmp_path: Path) -> None:
+    place = tmp_path / "mistyped" / "x.db"
+    pulled = CliRunner().invoke(main, ["pull", "sqlite-vec", f"path={place}", "--out", str(tmp_path / "p.cbir")])
+    assert pulled.exit_code == 1
+    assert "there is nothing to pull" in pulled.stderr
+    assert len(pulled.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+    with closing(SqliteVec(path=str(place))) as one, closing(SqliteVec(path=str(place))) as two:
+        assert (one.count(), two.count()) == (0, 0)
+        assert list(tmp_path.iterdir()) == []
+        one.upsert(np.arange(3), np.ones((3, 8), np.uint8))
+        assert two.count() == 3

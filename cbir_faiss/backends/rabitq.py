@@ -23,7 +23,7 @@ class RaBitQ(Listed, FaissBackend):
     """IvfIndex of rabitqlib (Gao et al. 2025), which rotates at random itself; FAISS learns the centroids of the lists.
 
     It keeps no vectors, and draws another rotation whenever it learns: two indexes of the same vectors differ a little.
-    What is deleted keeps its place until it is copied into a new index.
+    What is deleted keeps its place until it is copied into a new index; the library's own removal frees none either.
     """
 
     name: ClassVar[str] = "rabitq"

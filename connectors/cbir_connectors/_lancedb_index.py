@@ -38,11 +38,22 @@ def config(options: Any, distance: str) -> Any:
 def found(table: Any, column: str) -> str | None:
     """The kind of the index of ``column``, as the options call it."""
     kinds = {kind.replace("_", ""): kind for kind in (*_CLASSES, *_WHOLE, "ivf_sq", "ivf_hnsw_pq")}
-    for index in table.list_indices():
-        if column in index.columns:
-            spelt = str(index.index_type).replace("_", "").lower()
-            return kinds.get(spelt, spelt)
-    return None
+    index = _of(table, column)
+    if index is None:
+        return None
+    spelt = str(index.index_type).replace("_", "").lower()
+    return kinds.get(spelt, spelt)
+
+
+def distance(table: Any, column: str) -> str | None:
+    """The distance that the index of ``column`` was built by, in LanceDB's word; None where there is no index."""
+    index = _of(table, column)
+    said = None if index is None else table.index_stats(index.name)
+    return None if said is None else said.distance_type
+
+
+def _of(table: Any, column: str) -> Any:
+    return next((index for index in table.list_indices() if column in index.columns), None)
 
 
 def told(query: Any, k: int, kind: str | None, options: Any) -> Any:

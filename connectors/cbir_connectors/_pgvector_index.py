@@ -13,7 +13,9 @@ LONGEST = {"vector": 2000, "halfvec": 4000, "bit": 64_000}
 EF_SEARCH, WIDEST = 40, 1000  # pgvector's default and limit of hnsw.ef_search
 _PER_LIST, _MANY = 1000, 1_000_000  # pgvector advises n / 1000 lists, and √n from a million on
 _OVERSAMPLE = 10
-INDEXES = """SELECT a.amname, array_to_string(c.reloptions, ','), pg_get_expr(i.indexprs, i.indrelid), t.attname
+# PostgreSQL writes the column of an expression as quote_ident does.
+INDEXES = """SELECT a.amname, array_to_string(c.reloptions, ','),
+    position('binary_quantize(' || quote_ident(%s) || ')' IN pg_get_expr(i.indexprs, i.indrelid)) > 0, t.attname
     FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
     LEFT JOIN pg_attribute t ON t.attrelid = i.indrelid AND t.attnum = i.indkey[0] AND t.attnum > 0
     WHERE i.indrelid = to_regclass(%s) AND i.indisvalid AND a.amname IN ('hnsw', 'ivfflat')"""
@@ -36,14 +38,14 @@ def check(kind: str, column: str, dim: int) -> None:
         raise ConfigError(f"pgvector indexes a {indexed} of at most {LONGEST[indexed]}, not {dim}{other}")
 
 
-def found(rows: Iterable[tuple[str, str | None, str | None, str | None]], column: str, wanted: str) -> Index | None:
+def found(rows: Iterable[tuple[str, str | None, bool | None, str | None]], column: str, wanted: str) -> Index | None:
     """The index of ``column`` among the rows of ``INDEXES``: one of the kind that is ``wanted``, else any."""
     known: dict[str, Index] = {}
-    for method, options, expression, of in rows:
+    for method, options, signs, of in rows:
         if of == column:
             set_to = dict(part.split("=", 1) for part in (options or "").split(",") if part)
             known[method] = Index(method, int(set_to.get("lists", 100 if method == "ivfflat" else 0)))
-        elif method == "hnsw" and expression and "binary_quantize(" in expression and column in expression:
+        elif method == "hnsw" and signs:
             known["binary"] = Index("binary")
     return next((known[kind] for kind in (wanted, "hnsw", "ivfflat", "binary") if kind in known), None)
 

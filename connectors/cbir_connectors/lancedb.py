@@ -17,6 +17,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from cbir_connectors import _lancedb_index as indexes
 from cbir_connectors import _lancedb_place as places
+from cbir_connectors._foreign import as_payload
 from cbir_connectors._keys import Keys
 from cbir_connectors._terms import compile_where, terms_of
 from cbir_faiss import base
@@ -136,7 +137,14 @@ class Lancedb(Database):
             raise ConfigError(f"{self._place()}: '{chosen.vector_column}' is a {vector}, not a fixed-size list")
         if vector.value_type == self._arrow.uint8():
             return Shape(vector.list_size * 8, "binary", "hamming", owner)
-        return Shape(vector.list_size, "float", marked["metric"] if marked else self.options.metric or "cosine", owner)
+        metric = marked["metric"] if marked else self._indexed_metric() or chosen.metric or "cosine"
+        return Shape(vector.list_size, "float", metric, owner)
+
+    def _indexed_metric(self) -> Metric | None:
+        """By which somebody else's index was built: no other can be searched through it."""
+        with self._errors("cannot be opened"):
+            theirs = indexes.distance(self._table, self.options.vector_column)
+        return next((metric for metric, distance in _DISTANCES.items() if distance == theirs), None)
 
     def _check_shape(self, shape: Shape) -> None:
         indexes.check(self.options, shape.kind == "binary", shape.dim)
@@ -255,23 +263,39 @@ class Lancedb(Database):
             return (query.where(" AND ".join(tests)) if tests else query).limit(None).to_arrow()
 
     def _scroll(self, batch_size: int) -> Iterator[Batch]:
+        return self._scroll_after(-1, batch_size)
+
+    def _scroll_after(self, after: Any, batch_size: int) -> Iterator[Batch]:
         # A handle of its own, fixed at one version, in which row ids do not change.
         with self._errors("reading failed"):
             table = self._db.open_table(self.options.table)
             table.checkout(table.version)
-            query = table.search().select([self.options.id_column]).with_row_id(True)
-            rows = (query.where(self._filled) if self._filled else query).limit(None).to_arrow()
-        ids, places = self._ids(rows), rows.column("_rowid").to_numpy()
-        order = np.argsort(np.array(ids, np.int64), kind="stable")
+            # What has no vector is read, too: it is said to be left out.
+            rows = table.search().select([self.options.id_column]).with_row_id(True).limit(None).to_arrow()
+        ids, places = np.array(self._ids(rows), np.int64), rows.column("_rowid").to_numpy()
+        order = np.argsort(ids, kind="stable")
+        order = order[ids[order] > int(after)]
         columns = [self.options.id_column, self.options.vector_column, *self._payload_columns]
         for some in batches(len(order), batch_size):
             with self._errors("reading failed"):
                 rows = table.take_row_ids(places[order[some]].tolist()).select(columns).to_arrow()
-            found = np.array(self._ids(rows), np.int64)
-            turn = np.argsort(found, kind="stable")
-            keys, payload = rows.column(self.options.id_column).to_pylist(), self._payloads(rows)
-            labelled = [self._keys.labelled(keys[i], payload[i]) for i in turn]
-            yield Batch(found[turn], self._vectors(rows)[turn], labelled)
+            yield self._batch(rows, int(ids[order[some][-1]]))
+
+    def _batch(self, rows: Any, cursor: int) -> Batch:
+        """``rows`` in the order of their ids."""
+        vectors = rows.column(self.options.vector_column)
+        bare = rows.filter(vectors.is_null()).column(self.options.id_column).to_pylist()
+        rows = rows.filter(vectors.is_valid())
+        ids = np.array(self._ids(rows), np.int64)
+        turn = np.argsort(ids, kind="stable")
+        keys, payload = rows.column(self.options.id_column).to_pylist(), self._payloads(rows)
+        return Batch(
+            ids[turn],
+            self._vectors(rows)[turn],
+            [self._keys.labelled(keys[i], payload[i]) for i in turn],
+            [(str(key), "it has no vector") for key in bare],
+            cursor,
+        )
 
     def _ids(self, rows: Any) -> list[int]:
         return [self._keys.id(key) for key in rows.column(self.options.id_column).to_pylist()]
@@ -299,10 +323,7 @@ class Lancedb(Database):
     def _payloads(self, rows: Any) -> list[dict[str, Any]]:
         if self._ours:
             return [dict(json.loads(text)) for text in rows.column(self.options.payload_column).to_pylist()]
-        # Times and the like become text: a payload is JSON.
-        return [
-            dict(json.loads(json.dumps(row, default=str))) for row in rows.select(self._payload_columns).to_pylist()
-        ]
+        return [as_payload(row) for row in rows.select(self._payload_columns).to_pylist()]
 
     def _among(self, ids: Ids) -> str:
         # LanceDB has no bound parameters: integers are safe as they are, other keys are quoted.

@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from cbir_connectors import _milvus_lite
+from cbir_connectors._foreign import as_payload
 from cbir_connectors._keys import Keys
 from cbir_connectors._terms import balanced, compile_terms, term, terms
 from cbir_faiss import base
@@ -38,20 +39,23 @@ from cbir_faiss.backends.database import (
     to_hits,
 )
 from cbir_faiss.base import Capabilities
-from cbir_faiss.base.checks import directions
+from cbir_faiss.base.checks import directions, within
 from cbir_faiss.base.filters import In, Where
 from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import BackendError, ConfigError, Unsupported
-from cbir_faiss.types import Batch, Codes, Hits, Ids, Kind, Metric, Payload, missing_hits
+from cbir_faiss.types import Batch, Codes, Hits, Ids, Kind, Metric, Payload, RangeHits, missing_hits
 
 _METRICS: dict[str, Metric] = {"COSINE": "cosine", "L2": "l2", "IP": "ip", "HAMMING": "hamming"}
 _INDEXES = {
     "float": {"flat": "FLAT", "hnsw": "HNSW", "ivf_flat": "IVF_FLAT"},
     "binary": {"flat": "BIN_FLAT", "ivf_flat": "BIN_IVF_FLAT"},
 }
+_EXACT = {"FLAT", "BIN_FLAT"}
+_LISTS = {"IVF_FLAT", "BIN_IVF_FLAT"}  # exact where every list is looked into
 _EMBEDDED = {"FLAT", "IVF_FLAT", "BIN_FLAT"}
 _WIDEST = {"float": 32_768, "binary": 262_144}
 _WIDEST_EMBEDDED = 32_768
+_FEW = 256  # hits that a range search asks for first
 _MOST = 16_384  # rows that one answer may have; also the ids and the queries of one request
 _REQUEST_BYTES = 16_000_000
 _MOST_VALUES = 1000  # that each term of each item is compared with
@@ -106,7 +110,7 @@ class Milvus(Database):
             return self
 
     class SearchOptions(base.Options):
-        exact: bool = Field(False, description="look into every list of ivf_flat; hnsw cannot")
+        exact: bool = Field(False, description="look into every list of ivf_flat; others cannot")
         nprobe: int | None = Field(None, ge=1, description="lists that a search looks into; None: 8")
         hnsw_ef: int = Field(64, ge=1, description="candidates that a search keeps: recall against time")
 
@@ -423,9 +427,8 @@ class Milvus(Database):
     def _document(self, row: Mapping[str, Any]) -> dict[str, Any]:
         if self._ours:
             return dict(json.loads("".join(row[field] for field in _PAYLOAD)))
-        # What is no JSON, such as another vector, becomes text.
-        kept = {key: value for key, value in row.items() if key not in (self._key_field, self.options.vector_field)}
-        return dict(json.loads(json.dumps(kept, default=str)))
+        known = (self._key_field, self.options.vector_field)
+        return as_payload({key: value for key, value in row.items() if key not in known})
 
     def _among(self, ids: Ids) -> str:
         return f"{self._key_field} in [{', '.join(self._literal(self._keys.key(i)) for i in ids.tolist())}]"
@@ -495,20 +498,28 @@ class Milvus(Database):
 
     def _search_parameters(self, k: int, options: Any) -> dict[str, Any]:
         kind = self._index["index_type"]
+        if kind not in _EXACT and kind not in _LISTS and options.exact:
+            raise Unsupported(f"{self._place()}: its index is {kind.lower()}, which cannot compare with everything")
         if kind == "HNSW":
-            if options.exact:
-                raise Unsupported(f"{self._place()}: its index is hnsw, which cannot compare with everything")
             return {"params": {"ef": max(k, options.hnsw_ef)}}
         if "IVF" in kind:
             every = int(self._index.get("nlist", 128))
             return {"params": {"nprobe": every if options.exact else min(every, options.nprobe or 8)}}
         return {"params": {}}
 
+    def _range(self, vectors: Codes, radius: float, where: Where | None) -> RangeHits:
+        exact, total = self._search_options({"exact": True}), max(1, self._count())
+        for most in (_FEW, _MOST, total):
+            hits = self._search(vectors, min(most, total), where, exact)
+            if most >= total or bool((hits.distances[:, -1] > radius).all()):
+                break
+        return within(hits, radius)
+
     def _distance(self, score: float) -> float:
         return 1 - score if self.metric == "cosine" else -score if self.metric == "ip" else score
 
     def _exact_by_default(self) -> bool:
-        return self._index["index_type"] in ("FLAT", "BIN_FLAT")
+        return self._index["index_type"] in _EXACT
 
     @property
     def in_process(self) -> bool:

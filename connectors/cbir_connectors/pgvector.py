@@ -7,6 +7,7 @@ Codes are ``bit(n)``, compared by ``<~>``, which counts differing bits.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -45,11 +46,14 @@ _COLUMN = re.compile(r"(vector|halfvec|bit)\((\d+)\)")
 _NEAREST = "SELECT {id}, {vector} {operator} %b FROM {table} WHERE {filled} AND ({test}) ORDER BY 2 LIMIT {k}"
 # No index is of a sum. To forbid indexes by a setting does not do: plans that were made without it stay in use.
 _EXACT = "SELECT {id}, ({vector} {operator} %b) + 0 FROM {table} WHERE {filled} AND ({test}) ORDER BY 2 LIMIT {k}"
+_WITHIN = """SELECT {id}, ({vector} {operator} %b) + 0 FROM {table}
+    WHERE {filled} AND ({test}) AND ({vector} {operator} %b) <= %s ORDER BY 2"""
 _BY_SIGNS = """SELECT {id}, {vector} {operator} %b FROM (
     SELECT {id}, {vector} FROM {table} WHERE {filled} AND ({test})
     ORDER BY {signs} <~> binary_quantize(%b::{type}) LIMIT {candidates}) candidates ORDER BY 2 LIMIT {k}"""
 _OLDEST_PGVECTOR = (0, 8)
 _LONGEST_NAME, _STANDBY = 63, "standby"
+_SLACK = 1 + 1e-9
 
 
 def _identifier(name: str) -> str:
@@ -185,8 +189,9 @@ class Pgvector(Database):
     def _indexed_metric(self) -> Metric | None:
         names = self._rows(
             """SELECT o.opcname FROM pg_index i JOIN pg_opclass o ON o.oid = ANY (i.indclass)
-            WHERE i.indrelid = to_regclass(%s)""",
-            [self._quoted()],
+            JOIN pg_attribute t ON t.attrelid = i.indrelid AND t.attnum = ANY (i.indkey)
+            WHERE i.indrelid = to_regclass(%s) AND t.attname = %s""",
+            [self._quoted(), self.options.vector_column],
         )
         found = {name.split("_", 1)[1] for (name,) in names if name.startswith(("vector_", "halfvec_"))}
         return next((metric for metric, opclass in _OPCLASSES.items() if opclass in found), None)
@@ -327,7 +332,7 @@ class Pgvector(Database):
         return self._format(f"(binary_quantize({{vector}})::bit({int(cast('int', self.dim))}))")
 
     def _found_index(self) -> indexes.Index | None:
-        rows: Any = self._rows(indexes.INDEXES, [self._quoted()])
+        rows: Any = self._rows(indexes.INDEXES, [self.options.vector_column, self._quoted()])
         return indexes.found(rows, self.options.vector_column, self.options.index)
 
     def _delete(self, ids: Ids) -> None:
@@ -388,35 +393,50 @@ class Pgvector(Database):
     # -- search
 
     def _search(self, vectors: Codes, k: int, where: Where | None, options: Any) -> Hits:
-        return to_hits(self._nearest(vectors, k, where, options), k)
+        rows = self._nearest(vectors, k, where, options)
+        # A scan of an index ends when it has passed over 20,000 items, or has filled its memory, whatever is found.
+        few = [] if self._index is None or options.exact else [n for n, row in enumerate(rows) if len(row) < k]
+        if few:
+            everything = options.model_copy(update={"exact": True})
+            for n, row in zip(few, self._nearest(vectors[few], k, where, everything), strict=True):
+                rows[n] = row
+        return to_hits(rows, k)
 
     def _range(self, vectors: Codes, radius: float, where: Where | None) -> RangeHits:
-        rows = self._nearest(vectors, None, where, self._search_options(None))
+        # l2's operator gives the root; what its rounding lets in is dropped here.
+        bound = math.copysign(math.sqrt(abs(radius)) * _SLACK, radius) if self.metric == "l2" else radius
+        rows = self._ask(_WITHIN, vectors, where, again=[bound])
         return to_range([[hit for hit in row if hit[1] <= radius] for row in rows])
 
-    def _nearest(
-        self, vectors: Codes, k: int | None, where: Where | None, options: Any
+    def _nearest(self, vectors: Codes, k: int, where: Where | None, options: Any) -> list[list[tuple[int, float]]]:
+        limit = self._sql.Literal(k)
+        if options.exact:
+            return self._ask(_EXACT, vectors, where, k=limit)
+        settings = indexes.settings(self._index, options, k, where is not None)
+        if self._index is None or self._index.kind != "binary":
+            return self._ask(_NEAREST, vectors, where, settings, k=limit)
+        candidates = self._sql.Literal(indexes.candidates(k, options.oversample))
+        parts = {"k": limit, "candidates": candidates, "signs": self._signs(), "type": self._sql.SQL(self._column)}
+        return self._ask(_BY_SIGNS, vectors, where, settings, again=[], **parts)
+
+    def _ask(
+        self,
+        query: str,
+        vectors: Codes,
+        where: Where | None,
+        settings: Sequence[tuple[str, str]] = (),
+        again: Sequence[Any] | None = None,
+        **parts: Any,
     ) -> list[list[tuple[int, float]]]:
-        """Per query, (id, distance), nearest first; all of them without a ``k``."""
+        """Per query, (id, distance), nearest first; ``again``: what follows the second mention of the vector."""
         test, bound = (
             (self._sql.SQL("TRUE"), []) if where is None else compile_where(where, self._document(), self._sql)
         )
-        exact = k is None or options.exact
-        signs = not exact and self._index is not None and self._index.kind == "binary"
-        query = self._format(
-            _EXACT if exact else _BY_SIGNS if signs else _NEAREST,
-            operator=self._sql.SQL(_OPERATORS[cast("Metric", self.metric)]),
-            test=test,
-            k=self._sql.Literal(k),
-            signs=self._signs(),
-            candidates=self._sql.Literal(indexes.candidates(k or 0, options.oversample)),
-            type=self._sql.SQL(self._column),
-        )
+        operator = self._sql.SQL(_OPERATORS[cast("Metric", self.metric)])
+        statement = self._format(query, operator=operator, test=test, **parts)
         values = [Value(value.tobytes()) for value in encode(vectors, self._column)]
-        settings = [] if k is None or exact else indexes.settings(self._index, options, k, where is not None)
-
-        rows = [[value, *bound, value] if signs else [value, *bound] for value in values]
-        answers = self._run("searching failed", lambda connection: _asked(connection, query, rows, settings))
+        rows = [[value, *bound, *([] if again is None else [value, *again])] for value in values]
+        answers = self._run("searching failed", lambda connection: _asked(connection, statement, rows, settings))
         square = self.metric == "l2"
         # What an index finds in a relaxed order is nearly in order.
         ranked = [sorted(answer, key=itemgetter(1)) for answer in answers]

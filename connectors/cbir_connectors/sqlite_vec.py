@@ -61,24 +61,32 @@ class SqliteVec(Database):
                 "sqlite-vec: this Python's sqlite3 loads no extensions: take a Python that was built with "
                 "--enable-loadable-sqlite-extensions"
             )
+        self._library: Any = library
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
+        self._closed = False
+
+    def _opened(self) -> sqlite3.Connection:
+        """The file, which is made if need be."""
         with engine_errors(f"{self._place()}: cannot be opened"):
             self.options.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(
-                self.options.path, timeout=_PATIENCE, check_same_thread=False, isolation_level=None
-            )
-            self._db.enable_load_extension(True)
-            library.load(self._db)
-            self._db.enable_load_extension(False)
+            db = sqlite3.connect(self.options.path, timeout=_PATIENCE, check_same_thread=False, isolation_level=None)
+            db.enable_load_extension(True)
+            self._library.load(db)
+            db.enable_load_extension(False)
+        return db
 
     def close(self) -> None:
         with self._lock:
             if self._db is not None:
                 self._db.close()
-            self._db = None
+            self._db, self._closed = None, True
 
     def _stored(self) -> Shape | None:
+        with engine_errors(f"{self._place()}: cannot be opened"):
+            # A look makes no file: its name may be mistyped.
+            if not self._closed and self._db is None and not self.options.path.exists():
+                return None
         if not self._run("SELECT 1 FROM sqlite_master WHERE name = ?", (self._table("shape"),)):
             return None
         ((dim, kind, metric, owner),) = self._run(f"SELECT dim, kind, metric, owner FROM {self._named('shape')}")
@@ -228,8 +236,10 @@ class SqliteVec(Database):
 
     @property
     def _open_db(self) -> sqlite3.Connection:
-        if self._db is None:
+        if self._closed:
             raise BackendError(f"{self._place()} is closed")
+        if self._db is None:
+            self._db = self._opened()
         return self._db
 
     def _run(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
