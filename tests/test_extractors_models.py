@@ -90,6 +90,15 @@ def test_timm_is_timms(place: Path) -> None:
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+def test_a_folder_of_timms_gives_what_its_weights_give(tmp_path: Path) -> None:
+    folder = _models.timm_folder(tmp_path / "vit")
+    seen = {"resize": [160, 160], "crop": None, "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1]}
+    weights = str(folder / "pytorch_model.bin")
+    by_path = Timm(model="test_vit", weights=weights, runtime="torch", preprocess=seen)
+    extractor = Timm(model=str(folder), runtime="torch", preprocess=seen)
+    np.testing.assert_array_equal(extractor(pictures())["embedding"], by_path(pictures())["embedding"])
+
+
 def test_layers_and_pooling(place: Path) -> None:
     weights = {"weights": str(place / "vit.pth"), "runtime": "torch"}
     extractor = Timm(model="test_vit", layer=["blocks.1", "norm"], pool="max", **weights)
@@ -229,6 +238,18 @@ def test_bad_input_is_one_line(make: Callable[[Path], Extractor], message: str, 
     assert "\n" not in str(caught.value)
 
 
+def test_what_a_model_of_timm_is_made_with_is_frozen(tmp_path: Path) -> None:
+    folder = _models.timm_folder(tmp_path / "model", patch_size=32, embed_dim=32, num_heads=2)
+    extractor = Timm(model=str(folder), runtime="torch")
+    expected = extractor(pictures())["embedding"]
+    frozen = tmp_path / "frozen"
+    frozen.mkdir()
+    options = extractor._freeze_weights(frozen)
+    shutil.rmtree(folder)
+    again = PluginEntry(name="timm", options={**options, "runtime": "torch"}).load("extractors", frozen)
+    np.testing.assert_allclose(again(pictures())["embedding"], expected, atol=1e-6)
+
+
 def test_the_tokenizer_is_frozen_with_weights_that_cannot_be_exported(place: Path, tmp_path: Path) -> None:
     """open_clip's own comes with it, that of a SigLIP from the hub does not."""
     folder = shutil.copytree(place / "open_clip", tmp_path / "model")
@@ -297,6 +318,12 @@ def test_weights_of_another_model_in_its_folder(place: Path, tmp_path: Path) -> 
     shutil.copyfile(place / "clip" / "model.safetensors", mixed / "model.safetensors")
     with pytest.raises(ConfigError, match=r"weights: the weights of '.*mixed' are of another model: \d+ names missing"):
         Transformers(model=str(mixed), runtime="torch").load()
+    timms = _models.timm_folder(tmp_path / "timms")
+    others = _models.timm_folder(tmp_path / "others", "test_resnet")
+    shutil.copyfile(others / "pytorch_model.bin", timms / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"weights: the weights of '.*timms' are of another model: .*") as caught:
+        Timm(model=str(timms), runtime="torch").load()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_model_that_does_not_say_how_it_sees(place: Path, tmp_path: Path) -> None:
