@@ -356,6 +356,25 @@ def test_vectors_in_npz_and_parquet(tmp_path: Path) -> None:
         assert [item.payload for item in source.items()][3:] == [{"year": 4}, {}]
 
 
+def test_vectors_of_one_path_are_refused(tmp_path: Path) -> None:
+    arrow, write = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    paths = ["a.png", "b.png", None, "a.png"]
+    table = arrow.table({"embedding": [[1.0], [2.0], [3.0], [4.0]], "path": paths})
+    write.write_table(table, tmp_path / "x.parquet", row_group_size=2)
+    with pytest.raises(InputError, match=r"x\.parquet: rows 1 and 4 have one path, 'a\.png'"):
+        Vectors(file=str(tmp_path / "x.parquet")).items()
+    np.save(tmp_path / "x.npy", np.eye(4))
+    lines = "".join(json.dumps({"path": path} if path else {}) + "\n" for path in paths)
+    for text, message in ((lines, "rows 1 and 4 have one path, 'a.png'"), (lines.replace("a.png", "b", 1), None)):
+        (tmp_path / "x.jsonl").write_text(text)
+        source = Vectors(file=str(tmp_path / "x.npy"), documents=str(tmp_path / "x.jsonl"))
+        if message is None:
+            assert [item.path for item in source.items()] == ["b", "b.png", "000000002", "a.png"]
+        else:
+            with pytest.raises(InputError, match=message):
+                source.items()
+
+
 def test_vectors_bad_parquet_and_npz(tmp_path: Path) -> None:
     arrow, write = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     ragged, holes = [[1.0, 2.0], [3.0]], [[1.0, 2.0], None]
