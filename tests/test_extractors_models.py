@@ -132,6 +132,29 @@ def test_open_clip_is_open_clips(place: Path) -> None:
     np.testing.assert_allclose(by_path(pictures())["embedding"], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("tag", "quick"), [("openai", True), ("laion", False)])
+def test_weights_of_open_clip_run_with_the_activation_that_they_were_trained_with(
+    tag: str, quick: bool, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config of ViT-B-32 does not say that OpenAI's weights, the first of the model, want QuickGELU."""
+    config = json.loads((place / "open_clip" / "open_clip_config.json").read_text())
+    weights = {"file": str(place / "open_clip" / "open_clip_pytorch_model.bin"), **config["preprocess_cfg"]}
+    tags = {"openai": {**weights, "quick_gelu": True}, "laion": weights}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", config["model_cfg"])
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", tags)
+    told = Path(shutil.copytree(place / "open_clip", tmp_path / "told"))
+    config["model_cfg"]["quick_gelu"] = quick
+    (told / "open_clip_config.json").write_text(json.dumps(config))
+    expected = OpenClip(model=str(told), runtime="torch")(pictures())["embedding"]
+    extractor = OpenClip(model="tiny", weights=tag, runtime="torch")
+    np.testing.assert_allclose(extractor(pictures())["embedding"], expected, atol=1e-6)
+    frozen = tmp_path / "frozen"
+    frozen.mkdir()
+    extractor._freeze_weights(frozen)
+    np.testing.assert_allclose(OpenClip(model=str(frozen), runtime="torch")(pictures())["embedding"], expected)
+    assert ("QuickGELU" in extractor._weights_digest()) is quick
+
+
 @pytest.mark.parametrize("name", ["clip", "siglip", "vit"])
 def test_transformers_is_transformers(name: str, place: Path) -> None:
     model = transformers.AutoModel.from_pretrained(place / name).eval()
@@ -176,6 +199,33 @@ def test_weights_decide_the_fingerprint_and_places_do_not(place: Path, tmp_path:
     assert first.fingerprint() != Transformers(model=str(tmp_path / "moved")).fingerprint()
     timms = [Timm(model=name, weights=str(place / "vit.pth")).fingerprint() for name in ("test_vit", "test_vit2")]
     assert timms[0] != timms[1]
+
+
+def hub(cache: Path, folder: Path, name: str, commit: str) -> None:
+    """The hub's cache after a download: ``folder`` is the newest revision of a model."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / "main").write_text(commit)
+
+
+@pytest.mark.parametrize(("plugin", "name"), [(Timm, "timm"), (OpenClip, "open_clip"), (Transformers, "vit")])
+def test_a_new_revision_at_the_hub_is_another_model(
+    plugin: type[Extractor], name: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    folder = _models.timm_folder(tmp_path / "made") if plugin is Timm else place / name
+    model = "me/model" if plugin is Transformers else "hf-hub:me/model"
+    seen = []
+    for commit in ("1" * 40, "2" * 40):
+        hub(tmp_path, folder, "me/model", commit)
+        seen.append(plugin(model=model, runtime="torch").fingerprint())
+    assert seen[0] != seen[1] == plugin(model=model, runtime="torch").fingerprint()
+    with pytest.raises(ConfigError, match="model: cannot get the model 'me/other'"):
+        plugin(model=model.replace("model", "other"), runtime="torch").fingerprint()
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
