@@ -300,6 +300,32 @@ def test_huggingface_bad_input(tmp_path: Path) -> None:
         HuggingFace(path=str(folder)).items()
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train/0000", "train/0002"], "downloaded in part: 2 of 3 files are there"),
+        (["train/0001"], "downloaded in part: 1 of 2 files are there"),
+        (["train-00000-of-00002", "train-00001-of-00003"], "several data sets with a split 'train'; .*: train-00000-of"),
+        (["small/train-00000-of-00002", "large/train-00001-of-00002"], "give the folder of one as path: large/train-"),
+        (["small/train/0000", "large/train/0001"], "give the folder of one as path: large/train/0001.parquet, small/"),
+        (["train-00000-of-00002-0123456789abcdef"], "downloaded in part: 1 of 2 files are there"),
+        (["train/0000", "train/0001"], None),
+        (["train-00001-of-00002-0123456789abcdef", "train-00000-of-00002-fedcba9876543210"], None),
+    ],
+)
+def test_huggingface_takes_whole_data_sets_alone(names: list[str], message: str | None, tmp_path: Path) -> None:
+    whole = parquet(tmp_path / "made", files=1) / "train-00000-of-00001.parquet"
+    for name in names:
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(whole, tmp_path / "set" / f"{name}.parquet")
+    source = HuggingFace(path=str(tmp_path / "set"), split="train")
+    if message is None:
+        assert len(source.items()) == 6
+        return
+    with pytest.raises(InputError, match=message):
+        source.items()
+
+
 def test_huggingface_rows_without_an_image(tmp_path: Path) -> None:
     arrow, write = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (tmp_path / "beside.png").write_bytes(png(3))
