@@ -183,6 +183,24 @@ def test_webdataset_is_what_webdataset_writes(tmp_path: Path) -> None:
     assert items[0].payload == {"a": [1, 2]}
 
 
+def test_webdataset_with_several_images_a_sample(tmp_path: Path) -> None:
+    both = {"0.depth.png": png(1), "0.png": png(2), "0.cls": b"1", "1.png": png(3), "1.depth.png": png(4)}
+    file = str(tarred(tmp_path / "x.tar", both))
+    source = WebDataset(shards=file)
+    assert [(item.path, item.labels) for item in source.items()] == [("x/0.png", ("1",)), ("x/1.png", ())]
+    assert [source.read(row).getpixel((0, 0))[0] for row in (0, 1)] == [40, 60]
+    depth = WebDataset(shards=file, image="depth.PNG")
+    assert [item.path for item in depth.items()] == ["x/0.depth.png", "x/1.depth.png"]
+    assert [depth.read(row).getpixel((0, 0))[0] for row in (0, 1)] == [20, 80]
+    alone = tarred(tmp_path / "x.tar", {"0.depth.png": png(1), "0.txt": b"deep"})
+    assert [item.path for item in WebDataset(shards=str(alone)).items()] == ["x/0.depth.png"]
+    for kinds in (["jpg", "png"], ["left.png", "right.png"]):
+        tarred(tmp_path / "x.tar", {f"part/0.{kind}": png(1) for kind in kinds})
+        message = rf"x\.tar: sample 'part/0' has several images: choose by option image: {', '.join(kinds)}$"
+        with pytest.raises(InputError, match=message):
+            WebDataset(shards=file).items()
+
+
 def test_webdataset_in_part(tmp_path: Path) -> None:
     folder = shards(tmp_path / "shards")
     with pytest.raises(InputError, match=r"1 of 3 shards are not there: .*train-0002\.tar"):
