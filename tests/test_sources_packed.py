@@ -180,7 +180,7 @@ def test_webdataset_is_what_webdataset_writes(tmp_path: Path) -> None:
             out.write({"__key__": f"k{number}", "png": image, "cls": number, "json": {"label": "no", "a": [1, 2]}})
     items = WebDataset(shards=str(tmp_path / "x.tar")).items()
     assert [(item.path, item.labels) for item in items] == [(f"x/k{n}.png", (str(n),)) for n in range(3)]
-    assert items[0].payload == {"a": [1, 2]}
+    assert items[0].payload == {"a": [1, 2], "payload.label": "no"}
 
 
 def test_webdataset_with_several_images_a_sample(tmp_path: Path) -> None:
@@ -251,6 +251,19 @@ def test_huggingface_parquet(tmp_path: Path) -> None:
     assert [item.path for item in named.items()][:2] == ["item 7 of 0", "item 7 of 1"]
     assert named.read(1).getpixel((0, 0)) == (240, 0, 0)
     assert named.items()[-1].labels == ("0.5",)
+
+
+def test_what_a_row_itself_calls_path_and_label_is_payload(tmp_path: Path) -> None:
+    arrow, write = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    own = {"path": "own/1.png", "label": "own"}
+    table = arrow.table({"image": [png(1)], "class": ["cat"], **{key: [value] for key, value in own.items()}})
+    write.write_table(table, tmp_path / "train.parquet")
+    (item,) = HuggingFace(path=str(tmp_path), label="class").items()
+    kept = {"payload.path": "own/1.png", "payload.label": "own"}
+    assert (item.path, item.labels, item.payload) == ("000000000", ("cat",), kept)
+    sample = {"0.png": png(1), "0.json": json.dumps({**own, "class": "cat"}).encode()}
+    (item,) = WebDataset(shards=str(tarred(tmp_path / "x.tar", sample)), label="class").items()
+    assert (item.path, item.labels, item.payload) == ("x/0.png", ("cat",), kept)
 
 
 def test_huggingface_saved_by_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import BadImage, InputError, NoAccess
 from cbir_faiss.sources._arrow import Table, files_of, wrong
 from cbir_faiss.sources._file_source import FileOptions
-from cbir_faiss.sources._given import item_of, plain_row
+from cbir_faiss.sources._given import named_item, plain_row
 from cbir_faiss.sources._packed import PackedSource
 
 _DIGITS = 9
@@ -31,7 +31,8 @@ class HuggingFace(PackedSource):
     """One row an item, called by the column ``key``, or by its row number of nine digits.
 
     Numbers of classes become their names. The file name that an image brings is the payload ``file``; all other
-    columns but images and bytes are payload.
+    columns but images and bytes are payload, those called ``path`` and ``label`` as ``payload.path`` and
+    ``payload.label``.
     """
 
     name: ClassVar[str] = "huggingface"
@@ -87,7 +88,7 @@ class HuggingFace(PackedSource):
         path = f"{number:0{_DIGITS}d}" if name is None else str(document.pop(name))
         labels = self._labels(label, document.pop(label, None)) if label else []
         facts = plain_row(path, {"file": Path(file).name, **document} if file else document)
-        return item_of({**facts, "path": path, "label": labels})
+        return named_item(path, labels, facts)
 
     @cached_property
     def _named(self) -> tuple[str | None, str | None]:

@@ -13,7 +13,7 @@ from cbir_faiss import base
 from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import BadImage, InputError, NoAccess
 from cbir_faiss.sources._file_source import FileOptions
-from cbir_faiss.sources._given import item_of, plain_row
+from cbir_faiss.sources._given import named_item, plain_row
 from cbir_faiss.sources._packed import PackedSource
 
 _BLOCK = 512
@@ -33,7 +33,8 @@ class WebDataset(PackedSource):
     ``0.depth.png``.
 
     ``.cls`` is the label, the fields of ``.json`` are payload, ``.txt`` is the payload ``caption``. An item's path is
-    ``<shard>/<member>``.
+    ``<shard>/<member>``; fields called ``path``, or ``label`` where that is not the label, are ``payload.path`` and
+    ``payload.label``.
     """
 
     name: ClassVar[str] = "webdataset"
@@ -110,11 +111,9 @@ class WebDataset(PackedSource):
             if not isinstance(document, dict):
                 raise ValueError("its JSON is no object")
             document = plain_row(path, document)
-            label = document.pop(self.options.label, None)
             facts = {"caption": sample["txt"].decode().strip()} if "txt" in sample else {}
-            if "cls" in sample:
-                label = sample["cls"].decode().strip()
-            return item_of({**facts, **document, "path": path, "label": label})
+            label = sample["cls"].decode().strip() if "cls" in sample else document.pop(self.options.label, None)
+            return named_item(path, label, {**facts, **document})
         except (ValueError, InputError) as error:
             raise InputError(f"source 'webdataset': {path}: {error}") from error
 
