@@ -357,6 +357,24 @@ def test_huggingface_takes_whole_data_sets_alone(names: list[str], message: str 
         source.items()
 
 
+def test_huggingface_rows_without_a_label_or_a_name(tmp_path: Path) -> None:
+    arrow, write = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    features = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    rows = {"image": [png(1)] * 3, "label": [1, -1, None], "name": ["a", "b", None], "count": [-1, 2, 3]}
+    table = arrow.table(rows).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    write.write_table(table, tmp_path / "train.parquet")
+    assert [item.labels for item in HuggingFace(path=str(tmp_path)).items()] == [("dog",), (), ()]
+    counted = HuggingFace(path=str(tmp_path), label="count").items()
+    assert [item.labels for item in counted] == [("-1",), ("2",), ("3",)]
+    for options, message in (
+        ({"key": "image"}, "the column 'image' holds images or bytes: give option key another"),
+        ({"label": "image"}, "the column 'image' holds images or bytes: give option label another"),
+        ({"key": "name"}, "row 3 has no text or number in column 'name', which is to name it: None"),
+    ):
+        with pytest.raises(InputError, match=message):
+            HuggingFace(path=str(tmp_path), **options).items()
+
+
 def test_huggingface_rows_without_an_image(tmp_path: Path) -> None:
     arrow, write = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (tmp_path / "beside.png").write_bytes(png(3))
