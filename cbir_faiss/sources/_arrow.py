@@ -11,9 +11,7 @@ from typing import Any
 from cbir_faiss.base.options import need
 from cbir_faiss.errors import InputError
 
-_FILE = re.compile(
-    r"(?P<name>.+?)(?:-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]{16})?)?\.(?:parquet|arrow)"
-)
+_FILE = re.compile(r"(?P<name>.+?)(?:-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]{16})?)?\.(?:parquet|arrow)")
 
 
 def files_of(folder: Path, split: str | None) -> list[Path]:
