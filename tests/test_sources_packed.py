@@ -338,7 +338,7 @@ def test_huggingface_bad_input(tmp_path: Path) -> None:
         (["train/0001"], "downloaded in part: 1 of 2 files are there"),
         (
             ["train-00000-of-00002", "train-00001-of-00003"],
-            "several data sets with a split 'train'; .*: train-00000-of",
+            "several data sets with a split 'train'; .*: train-0000",
         ),
         (["small/train-00000-of-00002", "large/train-00001-of-00002"], "give the folder of one as path: large/train-"),
         (["small/train/0000", "large/train/0001"], "give the folder of one as path: large/train/0001.parquet, small/"),

@@ -39,10 +39,10 @@ class Exported:
 def export(store: Store, file: Path, *, progress: Progress | None = None) -> Exported:
     """Write the live items of ``store``, by id, to a new file: ``.npz``, ``.parquet`` or ``.h5``.
 
-    ``embedding`` float32 ``(n, dim)`` is there where the collection keeps the embeddings, ``code`` where it keeps codes:
-    uint8 ``(n, bits/8)``, or float32 ``(n, width)`` of codec ``rotate``; other kept columns by their names. ``label``
-    is empty where there is none. Parquet has a column for each key of the payload, the others ``payload``, as JSON.
-    Where it fails, nothing is left.
+    ``embedding`` float32 ``(n, dim)`` is there where the collection keeps the embeddings, ``code`` where it keeps
+    codes: uint8 ``(n, bits/8)``, or float32 ``(n, width)`` of codec ``rotate``; other kept columns by their names.
+    ``label`` is empty where there is none. Parquet has a column for each key of the payload, the others ``payload``, as
+    JSON. Where it fails, nothing is left.
 
     Raises:
         InputError: another suffix, or nothing to write. CbirError: the file is there, or cannot be written, or its
