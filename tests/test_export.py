@@ -125,9 +125,7 @@ def test_what_a_format_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             export_store(store, tmp_path / "x.h5")
     monkeypatch.setattr(export, "_ROOM", 1000)
     collection_of(tmp_path / "y.cbir", [{"path": str(row)} for row in range(20)] + [{"path": "long" * 100}])
-    message = (
-        "the longest path has 400 characters, and .npz would take as many for each of 21 items: "
-    )
+    message = "the longest path has 400 characters, and .npz would take as many for each of 21 items: "
     with Store.open(tmp_path / "y.cbir") as store, pytest.raises(CbirError, match=message):
         export_store(store, tmp_path / "y.npz")
 

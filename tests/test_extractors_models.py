@@ -99,6 +99,23 @@ def test_a_folder_of_timms_gives_what_its_weights_give(tmp_path: Path) -> None:
     np.testing.assert_array_equal(extractor(pictures())["embedding"], by_path(pictures())["embedding"])
 
 
+def test_weights_of_safetensors(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import save_file
+
+    save_file(torch.load(place / "vit.pth"), tmp_path / "vit.safetensors")
+    expected = Timm(model="test_vit", weights=str(place / "vit.pth"), runtime="torch")(pictures())["embedding"]
+
+    def older(*_: Any, **__: Any) -> None:
+        raise RuntimeError("this release of torch reads no such file by itself")
+
+    monkeypatch.setattr(torch, "load", older)
+    got = Timm(model="test_vit", weights=str(tmp_path / "vit.safetensors"), runtime="torch")(pictures())["embedding"]
+    np.testing.assert_array_equal(got, expected)
+    (tmp_path / "vit.safetensors").write_bytes((tmp_path / "vit.safetensors").read_bytes()[:-9])
+    with pytest.raises(ConfigError, match=r"weights: .*vit\.safetensors: not a state dict that can be loaded safely: "):
+        Timm(model="test_vit", weights=str(tmp_path / "vit.safetensors"), runtime="torch").load()
+
+
 def test_layers_and_pooling(place: Path) -> None:
     weights = {"weights": str(place / "vit.pth"), "runtime": "torch"}
     extractor = Timm(model="test_vit", layer=["blocks.1", "norm"], pool="max", **weights)

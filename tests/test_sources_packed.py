@@ -154,6 +154,23 @@ def test_zip_that_is_none(tmp_path: Path) -> None:
         Zip(file=str(tmp_path / "none.zip")).items()
 
 
+@pytest.mark.parametrize(("old", "new"), [(b"ab.png", b"\xff\xfe.png"), (b"PK\x01\x02", b"PK\x01\x02")])
+def test_zip_that_python_cannot_list(old: bytes, new: bytes, tmp_path: Path) -> None:
+    """A name that says it is UTF-8 and is not; an archive that wants a version to come."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("ab.png", png(1))
+    content = bytearray((tmp_path / "x.zip").read_bytes().replace(old, new))
+    entry = content.index(b"PK\x01\x02")
+    if old == new:
+        content[entry + 6] = 99  # the version that is needed to unpack it
+    else:
+        content[entry + 9] |= 0x08  # the flag of a name in UTF-8
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.zip is not a whole zip archive: ") as caught:
+        Zip(file=str(tmp_path / "x.zip")).items()
+    assert "\n" not in str(caught.value)
+
+
 # ----------------------------------------------------------------------------------------------------------- webdataset
 
 
@@ -432,6 +449,16 @@ def test_vectors_in_npz_and_parquet(tmp_path: Path) -> None:
         assert [item.path for item in source.items()] == facts["path"]
         assert [item.labels for item in source.items()[:3]] == [("a",), (), ("b",)]
         assert [item.payload for item in source.items()][3:] == [{"year": 4}, {}]
+
+
+def test_vectors_in_hdf5_that_are_no_array(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_group("train")
+        file["nothing"] = h5py.Empty("f4")
+    for options in ({}, {"key": "nothing"}):
+        with pytest.raises(InputError, match=r"x\.h5: '\w+' is no array: say which by option key"):
+            Vectors(file=str(tmp_path / "x.h5"), **options).items()
 
 
 def test_vectors_of_one_path_are_refused(tmp_path: Path) -> None:

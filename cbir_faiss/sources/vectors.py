@@ -85,9 +85,13 @@ class Vectors(base.Source):
         return stored
 
     def _hdf5(self, path: Path) -> NDArray[Any]:
+        h5py = need("h5py", "hdf5")
         try:
-            with need("h5py", "hdf5").File(path) as file:
-                data = file[self._key(path, file, "train")]
+            with h5py.File(path) as file:
+                key = self._key(path, file, "train")
+                data = file[key]
+                if not isinstance(data, h5py.Dataset) or data.shape is None:
+                    raise InputError(f"source 'vectors': {path}: '{key}' is no array: say which by option key")
                 offset = data.id.get_offset()
                 if offset is None:
                     return cast("NDArray[Any]", data[()])
