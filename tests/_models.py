@@ -38,6 +38,20 @@ def timm_weights(file: Path) -> Path:
     return file
 
 
+def timm_folder(folder: Path, name: str = "test_vit", **changed: Any) -> Path:
+    """A model with seven classes, as timm saves one for the hub; ``changed``: the arguments it is made with."""
+    import timm
+    import torch
+
+    torch.manual_seed(1)
+    model = timm.create_model(name, num_classes=7, **changed)
+    folder.mkdir()
+    config = {"architecture": name, "num_classes": 7, "model_args": changed, "pretrained_cfg": model.pretrained_cfg}
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return folder
+
+
 def open_clip_folder(folder: Path) -> Path:
     """A CLIP of one layer a tower, with open_clip's own tokenizer."""
     import open_clip

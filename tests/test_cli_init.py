@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -60,9 +61,14 @@ def test_folders_of_any_name_and_place(home: Path, name: str) -> None:
     (home / name).mkdir()
     Image.new("RGB", (40, 40), "red").save(home / name / "0.png")
     (home / "elsewhere").mkdir()
-    for out in ("x.yaml", "elsewhere/y.yaml"):
-        assert cbir("init", name, "--out", out).exit_code == 0
+    for out in (f"{name}.yaml", "elsewhere/y.yaml"):
+        made = cbir("init", name, *([] if out == f"{name}.yaml" else ["--out", out]))
+        assert made.exit_code == 0, made.output
         assert Path(load_config(out).source.options["root"]).resolve() == home / name
+        assert shlex.split(made.stdout.splitlines()[-1]) == ["cbir", "build", out]
+        said = [shlex.split(line[1:]) for line in Path(out).read_text(encoding="utf-8").splitlines()[:3]]
+        assert said[1][:3] == ["cbir", "build", out]
+        assert said[2][:3] == ["cbir", "search", f"{out.removesuffix('.yaml')}.cbir"]
 
 
 def test_what_cannot_be_a_start_is_one_line(home: Path) -> None:

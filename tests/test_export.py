@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,13 @@ def collection_of(folder: Path, documents: list[dict[str, Any]], codec: dict[str
     """Vectors with these documents, of which item 0 is deleted."""
     x = np.random.default_rng(0).random((len(documents) + 1, 8)).astype(np.float32)
     np.save(folder.parent / "x.npy", x[:1])
-    binary = codec is not None
+    binary = codec is not None and codec["name"] == "lsh"
     config = {
         "source": {"name": "vectors", "file": str(folder.parent / "x.npy")},
         "extractors": [{"name": "vectors"}],
         "codecs": [codec or {"name": "raw"}],
         "backends": [{"name": "faiss-binary-flat"} if binary else {"name": "faiss-flat", "metric": "l2"}],
-        "rescore": [{"name": "float"} if binary else {"name": "none"}],
+        "rescore": [{"name": "float"} if codec else {"name": "none"}],
     }
     with Collection.build(parse_config(config), folder) as collection:
         collection.add_vectors(x[1:], documents)
@@ -76,6 +77,57 @@ def test_parquet_has_columns(tmp_path: Path) -> None:
     assert [len(vector) for vector in table["embedding"]] == [8] * 4
     again = Vectors(file=str(tmp_path / "x.parquet")).items()
     assert [(item.path, item.labels) for item in again][:2] == [("a.png", ("cat",)), ("b.png", ("dog",))]
+
+
+def test_hdf5_has_columns(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    x = collection_of(tmp_path / "x.cbir", DOCUMENTS, {"name": "lsh", "bits": 16})
+    with Store.open(tmp_path / "x.cbir") as store:
+        done = export_store(store, tmp_path / "x.h5")
+        codes = store.fetch(np.arange(1, 5), "code")
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert sorted(done.columns) == sorted(file)
+        assert file["id"][:].tolist() == [1, 2, 3, 4]
+        assert file["path"].asstr()[:].tolist() == ["a.png", "b.png", "ü.png", "d.png"]
+        assert file["label"].asstr()[:].tolist() == ["cat", "dog", "", "cat"]
+        assert json.loads(file["payload"].asstr()[1]) == {"year": 1991, "score": 2}
+        np.testing.assert_array_equal(file["code"][:], codes)
+        np.testing.assert_array_equal(file["embedding"][:], x)
+
+
+def test_rotated_vectors_are_codes(tmp_path: Path) -> None:
+    """The embeddings that a rescorer keeps beside them are the embeddings."""
+    x = collection_of(tmp_path / "x.cbir", DOCUMENTS, {"name": "rotate"})
+    with Store.open(tmp_path / "x.cbir") as store:
+        done = export_store(store, tmp_path / "x.npz")
+        turned = store.fetch(np.arange(1, 5), "code")
+    assert {"code", "embedding"} <= set(done.columns)
+    with np.load(tmp_path / "x.npz") as arrays:
+        np.testing.assert_array_equal(arrays["embedding"], x)
+        np.testing.assert_array_equal(arrays["code"], turned)
+    assert not np.allclose(turned, x)
+
+
+def test_what_a_format_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("h5py")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    large = (1 << 60) + 1
+    documents = [{"path": "a", "mixed": large, "whole": large}, {"path": "b\0", "mixed": 0.5, "whole": 1}]
+    collection_of(tmp_path / "x.cbir", documents)
+    with Store.open(tmp_path / "x.cbir") as store:
+        export_store(store, tmp_path / "x.parquet")
+        table = parquet.read_table(tmp_path / "x.parquet").to_pydict()
+        assert (table["mixed"], table["whole"]) == ([str(large), "0.5"], [large, 1])
+        with pytest.raises(CbirError, match=r"x\.h5: cannot be written: the path of item 2 has a NUL in it"):
+            export_store(store, tmp_path / "x.h5")
+        monkeypatch.setattr(export, "_write_hdf5", lambda *_: np.zeros(2).reshape(3))
+        with pytest.raises(CbirError, match=r"x\.h5: cannot be written: cannot reshape"):
+            export_store(store, tmp_path / "x.h5")
+    monkeypatch.setattr(export, "_ROOM", 1000)
+    collection_of(tmp_path / "y.cbir", [{"path": str(row)} for row in range(20)] + [{"path": "long" * 100}])
+    message = "the longest path has 400 characters, and .npz would take as many for each of 21 items: "
+    with Store.open(tmp_path / "y.cbir") as store, pytest.raises(CbirError, match=message):
+        export_store(store, tmp_path / "y.npz")
 
 
 def test_several_labels(tmp_path: Path) -> None:

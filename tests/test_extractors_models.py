@@ -90,6 +90,32 @@ def test_timm_is_timms(place: Path) -> None:
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+def test_a_folder_of_timms_gives_what_its_weights_give(tmp_path: Path) -> None:
+    folder = _models.timm_folder(tmp_path / "vit")
+    seen = {"resize": [160, 160], "crop": None, "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1]}
+    weights = str(folder / "pytorch_model.bin")
+    by_path = Timm(model="test_vit", weights=weights, runtime="torch", preprocess=seen)
+    extractor = Timm(model=str(folder), runtime="torch", preprocess=seen)
+    np.testing.assert_array_equal(extractor(pictures())["embedding"], by_path(pictures())["embedding"])
+
+
+def test_weights_of_safetensors(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import save_file
+
+    save_file(torch.load(place / "vit.pth"), tmp_path / "vit.safetensors")
+    expected = Timm(model="test_vit", weights=str(place / "vit.pth"), runtime="torch")(pictures())["embedding"]
+
+    def older(*_: Any, **__: Any) -> None:
+        raise RuntimeError("this release of torch reads no such file by itself")
+
+    monkeypatch.setattr(torch, "load", older)
+    got = Timm(model="test_vit", weights=str(tmp_path / "vit.safetensors"), runtime="torch")(pictures())["embedding"]
+    np.testing.assert_array_equal(got, expected)
+    (tmp_path / "vit.safetensors").write_bytes((tmp_path / "vit.safetensors").read_bytes()[:-9])
+    with pytest.raises(ConfigError, match=r"weights: .*vit\.safetensors: not a state dict that can be loaded safely: "):
+        Timm(model="test_vit", weights=str(tmp_path / "vit.safetensors"), runtime="torch").load()
+
+
 def test_layers_and_pooling(place: Path) -> None:
     weights = {"weights": str(place / "vit.pth"), "runtime": "torch"}
     extractor = Timm(model="test_vit", layer=["blocks.1", "norm"], pool="max", **weights)
@@ -121,6 +147,29 @@ def test_open_clip_is_open_clips(place: Path) -> None:
     file = place / "open_clip" / "open_clip_pytorch_model.bin"
     by_path = OpenClip(model=str(place / "open_clip"), weights=str(file), runtime="torch")
     np.testing.assert_allclose(by_path(pictures())["embedding"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("tag", "quick"), [("openai", True), ("laion", False)])
+def test_weights_of_open_clip_run_with_the_activation_that_they_were_trained_with(
+    tag: str, quick: bool, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config of ViT-B-32 does not say that OpenAI's weights, the first of the model, want QuickGELU."""
+    config = json.loads((place / "open_clip" / "open_clip_config.json").read_text())
+    weights = {"file": str(place / "open_clip" / "open_clip_pytorch_model.bin"), **config["preprocess_cfg"]}
+    tags = {"openai": {**weights, "quick_gelu": True}, "laion": weights}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", config["model_cfg"])
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", tags)
+    told = Path(shutil.copytree(place / "open_clip", tmp_path / "told"))
+    config["model_cfg"]["quick_gelu"] = quick
+    (told / "open_clip_config.json").write_text(json.dumps(config))
+    expected = OpenClip(model=str(told), runtime="torch")(pictures())["embedding"]
+    extractor = OpenClip(model="tiny", weights=tag, runtime="torch")
+    np.testing.assert_allclose(extractor(pictures())["embedding"], expected, atol=1e-6)
+    frozen = tmp_path / "frozen"
+    frozen.mkdir()
+    extractor._freeze_weights(frozen)
+    np.testing.assert_allclose(OpenClip(model=str(frozen), runtime="torch")(pictures())["embedding"], expected)
+    assert ("QuickGELU" in extractor._weights_digest()) is quick
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "vit"])
@@ -167,6 +216,33 @@ def test_weights_decide_the_fingerprint_and_places_do_not(place: Path, tmp_path:
     assert first.fingerprint() != Transformers(model=str(tmp_path / "moved")).fingerprint()
     timms = [Timm(model=name, weights=str(place / "vit.pth")).fingerprint() for name in ("test_vit", "test_vit2")]
     assert timms[0] != timms[1]
+
+
+def hub(cache: Path, folder: Path, name: str, commit: str) -> None:
+    """The hub's cache after a download: ``folder`` is the newest revision of a model."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / "main").write_text(commit)
+
+
+@pytest.mark.parametrize(("plugin", "name"), [(Timm, "timm"), (OpenClip, "open_clip"), (Transformers, "vit")])
+def test_a_new_revision_at_the_hub_is_another_model(
+    plugin: type[Extractor], name: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    folder = _models.timm_folder(tmp_path / "made") if plugin is Timm else place / name
+    model = "me/model" if plugin is Transformers else "hf-hub:me/model"
+    seen = []
+    for commit in ("1" * 40, "2" * 40):
+        hub(tmp_path, folder, "me/model", commit)
+        seen.append(plugin(model=model, runtime="torch").fingerprint())
+    assert seen[0] != seen[1] == plugin(model=model, runtime="torch").fingerprint()
+    with pytest.raises(ConfigError, match="model: cannot get the model 'me/other'"):
+        plugin(model=model.replace("model", "other"), runtime="torch").fingerprint()
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
@@ -227,6 +303,18 @@ def test_bad_input_is_one_line(make: Callable[[Path], Extractor], message: str, 
     with pytest.raises(ConfigError, match=message) as caught:
         use()
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_model_of_timm_is_made_with_is_frozen(tmp_path: Path) -> None:
+    folder = _models.timm_folder(tmp_path / "model", patch_size=32, embed_dim=32, num_heads=2)
+    extractor = Timm(model=str(folder), runtime="torch")
+    expected = extractor(pictures())["embedding"]
+    frozen = tmp_path / "frozen"
+    frozen.mkdir()
+    options = extractor._freeze_weights(frozen)
+    shutil.rmtree(folder)
+    again = PluginEntry(name="timm", options={**options, "runtime": "torch"}).load("extractors", frozen)
+    np.testing.assert_allclose(again(pictures())["embedding"], expected, atol=1e-6)
 
 
 def test_the_tokenizer_is_frozen_with_weights_that_cannot_be_exported(place: Path, tmp_path: Path) -> None:
@@ -297,6 +385,12 @@ def test_weights_of_another_model_in_its_folder(place: Path, tmp_path: Path) -> 
     shutil.copyfile(place / "clip" / "model.safetensors", mixed / "model.safetensors")
     with pytest.raises(ConfigError, match=r"weights: the weights of '.*mixed' are of another model: \d+ names missing"):
         Transformers(model=str(mixed), runtime="torch").load()
+    timms = _models.timm_folder(tmp_path / "timms")
+    others = _models.timm_folder(tmp_path / "others", "test_resnet")
+    shutil.copyfile(others / "pytorch_model.bin", timms / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"weights: the weights of '.*timms' are of another model: .*") as caught:
+        Timm(model=str(timms), runtime="torch").load()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_model_that_does_not_say_how_it_sees(place: Path, tmp_path: Path) -> None:

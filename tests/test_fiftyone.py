@@ -73,6 +73,13 @@ class TestFiftyOneContract(SourceContract):
         return {"path": str(exported(place / "set"))}
 
 
+def test_fields_called_path_and_label_are_payload(tmp_path: Path) -> None:
+    made = sample(0, ground_truth=classification("cat"), path="own/1.png", label="own")
+    (item,) = FiftyOne(path=str(exported(tmp_path, [made]))).items()
+    assert (item.path, item.labels) == ("data/000000.png", ("cat",))
+    assert (item.payload["payload.path"], item.payload["payload.label"]) == ("own/1.png", "own")
+
+
 def test_what_samples_bring(tmp_path: Path) -> None:
     source = FiftyOne(path=str(exported(tmp_path)))
     items = source.items()

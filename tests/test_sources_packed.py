@@ -154,6 +154,23 @@ def test_zip_that_is_none(tmp_path: Path) -> None:
         Zip(file=str(tmp_path / "none.zip")).items()
 
 
+@pytest.mark.parametrize(("old", "new"), [(b"ab.png", b"\xff\xfe.png"), (b"PK\x01\x02", b"PK\x01\x02")])
+def test_zip_that_python_cannot_list(old: bytes, new: bytes, tmp_path: Path) -> None:
+    """A name that says it is UTF-8 and is not; an archive that wants a version to come."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("ab.png", png(1))
+    content = bytearray((tmp_path / "x.zip").read_bytes().replace(old, new))
+    entry = content.index(b"PK\x01\x02")
+    if old == new:
+        content[entry + 6] = 99  # the version that is needed to unpack it
+    else:
+        content[entry + 9] |= 0x08  # the flag of a name in UTF-8
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.zip is not a whole zip archive: ") as caught:
+        Zip(file=str(tmp_path / "x.zip")).items()
+    assert "\n" not in str(caught.value)
+
+
 # ----------------------------------------------------------------------------------------------------------- webdataset
 
 
@@ -180,7 +197,25 @@ def test_webdataset_is_what_webdataset_writes(tmp_path: Path) -> None:
             out.write({"__key__": f"k{number}", "png": image, "cls": number, "json": {"label": "no", "a": [1, 2]}})
     items = WebDataset(shards=str(tmp_path / "x.tar")).items()
     assert [(item.path, item.labels) for item in items] == [(f"x/k{n}.png", (str(n),)) for n in range(3)]
-    assert items[0].payload == {"a": [1, 2]}
+    assert items[0].payload == {"a": [1, 2], "payload.label": "no"}
+
+
+def test_webdataset_with_several_images_a_sample(tmp_path: Path) -> None:
+    both = {"0.depth.png": png(1), "0.png": png(2), "0.cls": b"1", "1.png": png(3), "1.depth.png": png(4)}
+    file = str(tarred(tmp_path / "x.tar", both))
+    source = WebDataset(shards=file)
+    assert [(item.path, item.labels) for item in source.items()] == [("x/0.png", ("1",)), ("x/1.png", ())]
+    assert [source.read(row).getpixel((0, 0))[0] for row in (0, 1)] == [40, 60]
+    depth = WebDataset(shards=file, image="depth.PNG")
+    assert [item.path for item in depth.items()] == ["x/0.depth.png", "x/1.depth.png"]
+    assert [depth.read(row).getpixel((0, 0))[0] for row in (0, 1)] == [20, 80]
+    alone = tarred(tmp_path / "x.tar", {"0.depth.png": png(1), "0.txt": b"deep"})
+    assert [item.path for item in WebDataset(shards=str(alone)).items()] == ["x/0.depth.png"]
+    for kinds in (["jpg", "png"], ["left.png", "right.png"]):
+        tarred(tmp_path / "x.tar", {f"part/0.{kind}": png(1) for kind in kinds})
+        message = rf"x\.tar: sample 'part/0' has several images: choose by option image: {', '.join(kinds)}$"
+        with pytest.raises(InputError, match=message):
+            WebDataset(shards=file).items()
 
 
 def test_webdataset_in_part(tmp_path: Path) -> None:
@@ -233,6 +268,19 @@ def test_huggingface_parquet(tmp_path: Path) -> None:
     assert [item.path for item in named.items()][:2] == ["item 7 of 0", "item 7 of 1"]
     assert named.read(1).getpixel((0, 0)) == (240, 0, 0)
     assert named.items()[-1].labels == ("0.5",)
+
+
+def test_what_a_row_itself_calls_path_and_label_is_payload(tmp_path: Path) -> None:
+    arrow, write = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    own = {"path": "own/1.png", "label": "own"}
+    table = arrow.table({"image": [png(1)], "class": ["cat"], **{key: [value] for key, value in own.items()}})
+    write.write_table(table, tmp_path / "train.parquet")
+    (item,) = HuggingFace(path=str(tmp_path), label="class").items()
+    kept = {"payload.path": "own/1.png", "payload.label": "own"}
+    assert (item.path, item.labels, item.payload) == ("000000000", ("cat",), kept)
+    sample = {"0.png": png(1), "0.json": json.dumps({**own, "class": "cat"}).encode()}
+    (item,) = WebDataset(shards=str(tarred(tmp_path / "x.tar", sample)), label="class").items()
+    assert (item.path, item.labels, item.payload) == ("x/0.png", ("cat",), kept)
 
 
 def test_huggingface_saved_by_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,6 +348,53 @@ def test_huggingface_bad_input(tmp_path: Path) -> None:
         HuggingFace(path=str(folder)).items()
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train/0000", "train/0002"], "downloaded in part: 2 of 3 files are there"),
+        (["train/0001"], "downloaded in part: 1 of 2 files are there"),
+        (
+            ["train-00000-of-00002", "train-00001-of-00003"],
+            "several data sets with a split 'train'; .*: train-0000",
+        ),
+        (["small/train-00000-of-00002", "large/train-00001-of-00002"], "give the folder of one as path: large/train-"),
+        (["small/train/0000", "large/train/0001"], "give the folder of one as path: large/train/0001.parquet, small/"),
+        (["train-00000-of-00002-0123456789abcdef"], "downloaded in part: 1 of 2 files are there"),
+        (["train/0000", "train/0001"], None),
+        (["train-00001-of-00002-0123456789abcdef", "train-00000-of-00002-fedcba9876543210"], None),
+    ],
+)
+def test_huggingface_takes_whole_data_sets_alone(names: list[str], message: str | None, tmp_path: Path) -> None:
+    whole = parquet(tmp_path / "made", files=1) / "train-00000-of-00001.parquet"
+    for name in names:
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(whole, tmp_path / "set" / f"{name}.parquet")
+    source = HuggingFace(path=str(tmp_path / "set"), split="train")
+    if message is None:
+        assert len(source.items()) == 6
+        return
+    with pytest.raises(InputError, match=message):
+        source.items()
+
+
+def test_huggingface_rows_without_a_label_or_a_name(tmp_path: Path) -> None:
+    arrow, write = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    features = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    rows = {"image": [png(1)] * 3, "label": [1, -1, None], "name": ["a", "b", None], "count": [-1, 2, 3]}
+    table = arrow.table(rows).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    write.write_table(table, tmp_path / "train.parquet")
+    assert [item.labels for item in HuggingFace(path=str(tmp_path)).items()] == [("dog",), (), ()]
+    counted = HuggingFace(path=str(tmp_path), label="count").items()
+    assert [item.labels for item in counted] == [("-1",), ("2",), ("3",)]
+    for options, message in (
+        ({"key": "image"}, "the column 'image' holds images or bytes: give option key another"),
+        ({"label": "image"}, "the column 'image' holds images or bytes: give option label another"),
+        ({"key": "name"}, "row 3 has no text or number in column 'name', which is to name it: None"),
+    ):
+        with pytest.raises(InputError, match=message):
+            HuggingFace(path=str(tmp_path), **options).items()
+
+
 def test_huggingface_rows_without_an_image(tmp_path: Path) -> None:
     arrow, write = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (tmp_path / "beside.png").write_bytes(png(3))
@@ -354,6 +449,35 @@ def test_vectors_in_npz_and_parquet(tmp_path: Path) -> None:
         assert [item.path for item in source.items()] == facts["path"]
         assert [item.labels for item in source.items()[:3]] == [("a",), (), ("b",)]
         assert [item.payload for item in source.items()][3:] == [{"year": 4}, {}]
+
+
+def test_vectors_in_hdf5_that_are_no_array(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_group("train")
+        file["nothing"] = h5py.Empty("f4")
+    for options in ({}, {"key": "nothing"}):
+        with pytest.raises(InputError, match=r"x\.h5: '\w+' is no array: say which by option key"):
+            Vectors(file=str(tmp_path / "x.h5"), **options).items()
+
+
+def test_vectors_of_one_path_are_refused(tmp_path: Path) -> None:
+    arrow, write = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    paths = ["a.png", "b.png", None, "a.png"]
+    table = arrow.table({"embedding": [[1.0], [2.0], [3.0], [4.0]], "path": paths})
+    write.write_table(table, tmp_path / "x.parquet", row_group_size=2)
+    with pytest.raises(InputError, match=r"x\.parquet: rows 1 and 4 have one path, 'a\.png'"):
+        Vectors(file=str(tmp_path / "x.parquet")).items()
+    np.save(tmp_path / "x.npy", np.eye(4))
+    lines = "".join(json.dumps({"path": path} if path else {}) + "\n" for path in paths)
+    for text, message in ((lines, "rows 1 and 4 have one path, 'a.png'"), (lines.replace("a.png", "b", 1), None)):
+        (tmp_path / "x.jsonl").write_text(text)
+        source = Vectors(file=str(tmp_path / "x.npy"), documents=str(tmp_path / "x.jsonl"))
+        if message is None:
+            assert [item.path for item in source.items()] == ["b", "b.png", "000000002", "a.png"]
+        else:
+            with pytest.raises(InputError, match=message):
+                source.items()
 
 
 def test_vectors_bad_parquet_and_npz(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def init(folder: Path, comparing: bool, out: Path | None) -> None:
     with writing_to(out), out.open("x", encoding="utf-8") as file:
         file.write(_text(folder, out, n, comparing))
     say(f"{out}: {n:,} pictures. Next:")
-    say(f"cbir compare {out}" if comparing else f"cbir build {out}")
+    say(f"cbir {'compare' if comparing else 'build'} {shlex.quote(str(out))}")
 
 
 def defaults_of(folder: Path) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _text(folder: Path, config: Path, n: int, comparing: bool) -> str:
         folder=folder,
         root=json.dumps(_relative(folder, config), ensure_ascii=False),
         commands=(_COMPARE if comparing else _BUILD)
-        .format(config=config, collection=config.with_suffix(".cbir"))
+        .format(config=shlex.quote(str(config)), collection=shlex.quote(str(config.with_suffix(".cbir"))))
         .rstrip(),
         queries=_QUERIES if comparing else "",
     )

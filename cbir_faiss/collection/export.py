@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 
 from cbir_faiss._lib.files import sync
 from cbir_faiss.base.options import need
-from cbir_faiss.errors import CbirError, InputError
+from cbir_faiss.errors import CbirError, InputError, one_line
 from cbir_faiss.pipeline.extraction import Progress
 from cbir_faiss.storage.files import writing_to
 from cbir_faiss.storage.store import Store
 from cbir_faiss.types import Ids
 
 _ROWS = 10_000
-_AS_THEY_ARE = ("raw", "rotate")
-_FIXED = ("id", "path", "label")
+_EXACT = 1 << 53
+"""Whole numbers from here on are not all floats."""
+_ROOM = 1 << 30
+"""Bytes of texts that an .npz may take however long they are themselves."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,14 @@ class Exported:
 def export(store: Store, file: Path, *, progress: Progress | None = None) -> Exported:
     """Write the live items of ``store``, by id, to a new file: ``.npz``, ``.parquet`` or ``.h5``.
 
-    ``embedding`` float32 ``(n, dim)`` is there where the collection keeps floats, ``code`` uint8 ``(n, bits/8)`` where
-    it keeps codes; other kept columns by their names. ``label`` is empty where there is none. Parquet has a column for
-    each key of the payload, the others ``payload``, as JSON. Where it fails, nothing is left.
+    ``embedding`` float32 ``(n, dim)`` is there where the collection keeps the embeddings, ``code`` where it keeps
+    codes: uint8 ``(n, bits/8)``, or float32 ``(n, width)`` of codec ``rotate``; other kept columns by their names.
+    ``label`` is empty where there is none. Parquet has a column for each key of the payload, the others ``payload``, as
+    JSON. Where it fails, nothing is left.
 
     Raises:
-        InputError: another suffix, or nothing to write. CbirError: the file is there, or cannot be written.
+        InputError: another suffix, or nothing to write. CbirError: the file is there, or cannot be written, or its
+            format cannot hold what the items have.
     """
     writers: dict[str, Callable[[Path, _Rows], list[str]]] = {
         ".npz": _write_npz,
@@ -64,6 +68,10 @@ def export(store: Store, file: Path, *, progress: Progress | None = None) -> Exp
             sync(aside)
             aside.rename(file)
             sync(file.absolute().parent)
+    except ValueError as error:  # the writers', and those of their libraries
+        if isinstance(error, CbirError):
+            raise
+        raise CbirError(f"{file}: cannot be written: {one_line(error)}") from error
     finally:
         aside.unlink(missing_ok=True)
     return Exported(len(rows.ids), columns)
@@ -83,11 +91,10 @@ class _Rows:
             self.labels_at_most = max(self.labels_at_most, len(label) if isinstance(label, list) else 1)
             for key, value in record.document.items():
                 if key not in ("path", "label") and value is not None:
-                    too_large = isinstance(value, int) and abs(value) >= 1 << 63
-                    self.kinds.setdefault(key, set()).add(object if too_large else type(value))
-        floats = store.manifest.codec.name in _AS_THEY_ARE
-        kept = store.segments[0].column_names if store.segments else []
+                    self.kinds.setdefault(key, set()).add(_type(value))
         # A raw collection's codes are its vectors.
+        floats = store.manifest.codec.name == "raw"
+        kept = store.segments[0].column_names if store.segments else []
         self.columns = {"embedding" if floats else "code": "code"} | {
             name: name for name in kept if not (floats and name == "embedding")
         }
@@ -129,14 +136,27 @@ def _write_npz(file: Path, rows: _Rows) -> list[str]:
                     out.write(part.tobytes())
 
         put("id", rows.ids.shape, rows.ids.dtype, [rows.ids])
-        texts = {name: np.array(values, np.str_) for name, values in rows.texts().items()}
+        texts = rows.texts()
         for name, values in texts.items():
-            put(name, values.shape, values.dtype, [values])
+            kind = _text_kind(name, values)
+            some = (np.array(values[start : start + _ROWS], kind) for start in range(0, len(values), _ROWS))
+            put(name, (len(values),), kind, some)
         for name in rows.columns:
             first = rows.column(name, rows.ids[:1])
             parts = (rows.column(name, ids) for ids in rows.blocks())
             put(name, (len(rows.ids), *first.shape[1:]), first.dtype, parts)
     return ["id", *texts, *rows.columns]
+
+
+def _text_kind(name: str, values: list[str]) -> np.dtype[Any]:
+    """numpy's type of texts, in which each takes as many bytes as the longest."""
+    kind = np.dtype(f"<U{max(1, *map(len, values))}")
+    if len(values) * kind.itemsize > max(_ROOM, 8 * 4 * sum(map(len, values))):
+        raise ValueError(
+            f"the longest {name} has {kind.itemsize // 4:,} characters, and .npz would take as many for each of "
+            f"{len(values):,} items: export to .parquet or .h5"
+        )
+    return kind
 
 
 def _write_hdf5(file: Path, rows: _Rows) -> list[str]:
@@ -145,6 +165,9 @@ def _write_hdf5(file: Path, rows: _Rows) -> list[str]:
     with h5py.File(file, "w") as out:
         out.create_dataset("id", data=rows.ids)
         for name, values in texts.items():
+            cut = next((i for i, value in zip(rows.ids, values, strict=True) if "\0" in value), None)
+            if cut is not None:
+                raise ValueError(f"the {name} of item {cut} has a NUL in it, as none may in HDF5: export to .parquet")
             out.create_dataset(name, data=values, dtype=h5py.string_dtype())
         for name in rows.columns:
             first = rows.column(name, rows.ids[:1])
@@ -188,9 +211,18 @@ def _lists(arrow: Any, rows: NDArray[Any]) -> Any:
     return arrow.FixedSizeListArray.from_arrays(arrow.array(flat.ravel()), flat.shape[1])
 
 
+def _type(value: Any) -> type:
+    """Its type; of whole numbers, ``object`` beyond 64 bits, and ``np.int64`` where a float may not hold them."""
+    if type(value) is not int or abs(value) <= _EXACT:
+        return type(value)
+    return object if abs(value) >= 1 << 63 else np.int64
+
+
 def _kind(found: set[type]) -> type:
     """The narrowest type that holds values of all these; text, as JSON, where nothing else does."""
-    if found == {bool} or found == {int} or found == {str}:
+    if found <= {int, np.int64}:
+        return int
+    if found == {bool} or found == {str}:
         return next(iter(found))
     return float if found <= {int, float} else str
 

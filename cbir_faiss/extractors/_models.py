@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from cbir_faiss.base.options import name_or_path, parse_options, resolve_path
-from cbir_faiss.errors import ConfigError, MissingDependency
+from cbir_faiss.base.options import name_or_path, need, parse_options, resolve_path
+from cbir_faiss.errors import ConfigError, MissingDependency, one_line
 from cbir_faiss.extractors._network import NetworkExtractor, NetworkOptions
 from cbir_faiss.images.preprocess import Override, Preprocess
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cbir_faiss.extractors._torch import Network
 
 _PATH = (".", "/", "~")
+_HUB = "hf-hub:"
 
 
 def _model_or_path(value: str, info: ValidationInfo) -> str:
@@ -58,6 +59,8 @@ class ModelExtractor(NetworkExtractor):
     library: ClassVar[str]
     """The distribution whose release fixes what names of models and weights stand for; also what it is imported as."""
     extra: ClassVar[str]
+    hub_file: ClassVar[str] = "config.json"
+    """What every model of the library has at the hub."""
     # Paths, and names of weights, count by their digest.
     free_options: ClassVar[frozenset[str]] = NetworkExtractor.free_options | {"weights"}
 
@@ -107,7 +110,12 @@ class ModelExtractor(NetworkExtractor):
 
     @cached_property
     def _model_digest(self) -> str:
-        return self.options.model if self._folder is None else file_digest(self._folder, "model")
+        if self._folder is not None:
+            return file_digest(self._folder, "model")
+        if not self.options.model.startswith(_HUB):
+            return self.options.model
+        need("huggingface_hub", self.extra)
+        return f"{self.options.model} {commit_at_hub(self.options.model.removeprefix(_HUB), self.hub_file)}"
 
     def _preprocess_by_options(self) -> Preprocess | None:
         # Checks an override at once where that is possible; else the network has to be looked at first.
@@ -130,6 +138,23 @@ class ModelExtractor(NetworkExtractor):
     @abstractmethod
     def _columns_of_model(self) -> tuple[Any, Mapping[str, Any]]:
         """A torch module from normalised images to a mapping of ``columns``, and the preprocessing that it brings."""
+
+
+def commit_at_hub(name: str, file: str) -> str:
+    """The commit that ``<owner>/<name>[@<revision>]``, which has ``file``, stands for at the hub: the newest, or,
+    without a network, that of the last download.
+
+    Raises:
+        ConfigError: there is no such model, or no way to it.
+    """
+    from huggingface_hub import hf_hub_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        # <cache>/models--<owner>--<name>/snapshots/<commit>/<file>
+        return Path(hf_hub_download(repository, file, revision=revision or None)).parent.name
+    except Exception as error:  # the hub, the network, or a name that cannot be one
+        raise ConfigError(f"cannot get the model '{name}' ({one_line(error)[:300]})", path="model") from error
 
 
 def near_names(name: str, known: Iterable[str]) -> str:

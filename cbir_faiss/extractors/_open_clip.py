@@ -68,7 +68,12 @@ def build(name: str, folder: Path | None, weights: str, seed: int) -> Any:
         try:
             # The text tower by itself takes texts of any length, which the old way of building them does not.
             model = open_clip.create_model(
-                whose, tag, load_weights=named, require_pretrained=named, force_custom_text=True
+                whose,
+                tag,
+                load_weights=named,
+                require_pretrained=named,
+                force_custom_text=True,
+                force_quick_gelu=folder is None and of_quick_gelu(name, weights),
             )
         except Exception as error:  # the hub, the network, or weights of something else
             reason = f"cannot get the model '{name}' ({one_line(error)[:300]}): give `weights: PATH`, or `none`"
@@ -76,6 +81,16 @@ def build(name: str, folder: Path | None, weights: str, seed: int) -> Any:
     if not weights.isidentifier():
         _fill(model, Path(weights), name)
     return model.eval()
+
+
+def of_quick_gelu(name: str, weights: str) -> bool:
+    """Whether the weights called so were trained with QuickGELU, which open_clip's config of a model may not say.
+
+    Raises:
+        ConfigError: no such model, or no such weights.
+    """
+    tag = None if ":" in name else _tag(name, weights)
+    return tag is not None and bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
 
 
 def preset(model: Any) -> dict[str, Any]:
@@ -107,12 +122,14 @@ def _tokenizer_of(name: str, folder: Path | None) -> Any:
         raise ConfigError(f"'{name}': cannot get its tokenizer: {one_line(error)[:300]}", path="embed") from error
 
 
-def save(model: Any, name: str, folder: Path | None, with_text: bool, to: Path) -> None:
+def save(model: Any, name: str, folder: Path | None, weights: str, with_text: bool, to: Path) -> None:
     """Config, weights and, if asked for, the tokenizer below ``to``, to be built from there."""
     words = getattr(_tokenizer_of(name, folder), "tokenizer", None) if with_text else None
     if words is not None:  # open_clip's own comes with it
         words.save_pretrained(to)
     config = _config(folder) if folder is not None else {"model_cfg": open_clip.get_model_config(name)}
+    if folder is None and of_quick_gelu(name, weights):
+        config["model_cfg"]["quick_gelu"] = True
     config["preprocess_cfg"] = open_clip.get_model_preprocess_cfg(model)
     (to / _CONFIG).write_text(json.dumps(config))
     torch.save(model.state_dict(), to / "open_clip_pytorch_model.bin")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.data import resolve_model_data_config
 
 from cbir_faiss.errors import ConfigError, one_line
@@ -61,6 +63,20 @@ def preset(model: Any) -> dict[str, Any]:
     }
 
 
+def save(model: Any, name: str, folder: Path | None, to: Path) -> str:
+    """Config and weights below ``to``, to be built from there; the name of the file of the weights."""
+    config: dict[str, Any] = {"architecture": model.pretrained_cfg["architecture"]}
+    config["pretrained_cfg"] = model.pretrained_cfg
+    if folder is not None:
+        told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["model_args"] = told.get("model_args", {})
+    elif ":" in name:
+        config["model_args"] = timm.models.load_model_config_from_hf(name.partition(":")[2])[2]
+    (to / "config.json").write_text(json.dumps(config))
+    torch.save(model.state_dict(), to / "weights.pth")
+    return "weights.pth"
+
+
 def channels_last(model: Any) -> bool:
     """Whether maps inside the model are ``(n, h, w, c)``."""
     return str(getattr(model, "output_fmt", "")).endswith("NHWC")
@@ -83,8 +99,16 @@ def _known(name: str, weights: str) -> str:
 
 def _created(name: str, pretrained: bool) -> Any:
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+        if not pretrained:
+            return timm.create_model(name, pretrained=False, num_classes=0)
+        # Asked for fewer classes than the weights have, timm would let any other name be missing, too.
+        model = timm.create_model(name, pretrained=True)
+        model.reset_classifier(0)
+        return model
     except Exception as error:  # the hub, the network, or a folder that holds something else
+        told = " ".join(str(error).split())
+        if "in loading state_dict" in told:
+            raise ConfigError(f"the weights of '{name}' are of another model: {told[:300]}", path="weights") from error
         reason = (
             f"cannot get the model '{name}' ({one_line(error)[:300]}): give `weights: PATH` of a state dict, or `none`"
         )

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 
 from cbir_faiss.errors import ConfigError, one_line
 from cbir_faiss.extractors import _tokenizer
-from cbir_faiss.extractors._models import near_names
+from cbir_faiss.extractors._models import commit_at_hub, near_names
 from cbir_faiss.extractors._tapped import seeded
 from cbir_faiss.extractors._torch import TextTower
 from cbir_faiss.nets.weights import fill, read_state_dict
@@ -127,8 +127,9 @@ def save(model: Any, name: str, with_text: bool, folder: Path) -> None:
 
 
 def revision(name: str) -> str:
-    """The name and the revision of a model at the hub, as far as it is known here."""
-    return f"{name} {getattr(_config(name, None), '_commit_hash', None)}"
+    """The name and the revision of a model at the hub. ConfigError where it cannot be had."""
+    # transformers 5 does not say any more where a config is from.
+    return f"{name} {getattr(_config(name, None), '_commit_hash', None) or commit_at_hub(name, 'config.json')}"
 
 
 def _config(name: str, folder: Path | None) -> Any:

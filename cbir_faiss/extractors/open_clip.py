@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,6 +25,7 @@ class OpenClip(TwoTowerExtractor):
     name: ClassVar[str] = "open_clip"
     library: ClassVar[str] = "open_clip_torch"
     extra: ClassVar[str] = "open_clip"
+    hub_file: ClassVar[str] = "open_clip_config.json"
 
     class Options(TwoTowerOptions):
         """model: a name that ``open_clip.list_models`` knows, ``hf-hub:<owner>/<name>``, or a folder (``./…``) with
@@ -43,6 +45,17 @@ class OpenClip(TwoTowerExtractor):
     @property
     def _has_preset(self) -> bool:
         return True
+
+    @cached_property
+    def _digest(self) -> str:
+        o = self.options
+        if self._folder is not None or o.weights == "none" or not o.weights.isidentifier():
+            return super()._digest
+        need("open_clip", "open_clip")
+        from cbir_faiss.extractors import _open_clip
+
+        # Earlier versions ran such weights with another activation where the model's config does not say so.
+        return super()._digest + (" by QuickGELU" if _open_clip.of_quick_gelu(o.model, o.weights) else "")
 
     def _model(self) -> Any:
         need("open_clip", "open_clip")
@@ -67,6 +80,6 @@ class OpenClip(TwoTowerExtractor):
         from cbir_faiss.extractors import _open_clip
 
         o = self.options
-        _open_clip.save(model, o.model, self._folder, self._has_text, folder)
+        _open_clip.save(model, o.model, self._folder, o.weights, self._has_text, folder)
         how = self._preprocess(_open_clip.preset(model)).model_dump(mode="json")
         return {"model": "./", "layer": o.layer, "pool": o.pool, "preprocess": how}

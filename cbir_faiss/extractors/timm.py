@@ -51,18 +51,10 @@ class Timm(ModelExtractor):
         return Tapped(model, model, layers, o.pool, channels_last=_timm.channels_last(model)), _timm.preset(model)
 
     def _freeze_weights(self, folder: Path) -> dict[str, Any]:
-        import torch
-
         from cbir_faiss.extractors import _timm
 
         o = self.options
         model = _timm.build(o.model, self._folder, o.weights, o.seed)
-        torch.save(model.state_dict(), folder / "weights.pth")
+        weights = _timm.save(model, o.model, self._folder, folder)
         how = self._preprocess(_timm.preset(model)).model_dump(mode="json")
-        return {
-            "model": model.pretrained_cfg["architecture"],
-            "weights": "weights.pth",
-            "layer": o.layer,
-            "pool": o.pool,
-            "preprocess": how,
-        }
+        return {"model": "./", "weights": weights, "layer": o.layer, "pool": o.pool, "preprocess": how}

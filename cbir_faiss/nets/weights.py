@@ -7,15 +7,21 @@ from typing import Any
 
 import torch
 
+from cbir_faiss.base.options import need
 from cbir_faiss.errors import ConfigError, one_line
 
 
 def read_state_dict(file: Path) -> dict[str, Any]:
-    """The tensors of a state dict by name; ConfigError where the file is missing, damaged or anything else."""
+    """The tensors of a state dict by name, as torch saves one, or ``.safetensors``.
+
+    Raises:
+        ConfigError: the file is missing, damaged or anything else. MissingDependency: there is no safetensors.
+    """
     if not file.is_file():
         raise ConfigError(f"no such file: {file}", path="weights")
+    safe = need("safetensors.torch", "timm") if file.suffix == ".safetensors" else None
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = safe.load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle or archive raises nearly anything
         reason = f"not a state dict that can be loaded safely: {one_line(error)}"
         raise ConfigError(f"{file}: {reason}", path="weights") from error

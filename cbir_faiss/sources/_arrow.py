@@ -11,7 +11,7 @@ from typing import Any
 from cbir_faiss.base.options import need
 from cbir_faiss.errors import InputError
 
-_FILE = re.compile(r"(?P<name>.+?)(?:-\d{5}-of-(?P<count>\d{5}))?\.(?:parquet|arrow)")
+_FILE = re.compile(r"(?P<name>.+?)(?:-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]{16})?)?\.(?:parquet|arrow)")
 
 
 def files_of(folder: Path, split: str | None) -> list[Path]:
@@ -33,19 +33,25 @@ def files_of(folder: Path, split: str | None) -> list[Path]:
 
 
 def _by_name(folder: Path, split: str | None) -> list[Path]:
-    """``train-00000-of-00004.parquet``, or ``train/0000.parquet``."""
-    found: dict[str, list[Path]] = {}
-    counts: dict[str, int] = {}
+    """``train-00000-of-00004.parquet``, or ``train/0000.parquet``; a data set's configurations lie in folders."""
+    found: dict[str, dict[tuple[Path, str, int, str], dict[int, Path]]] = {}
     for file in sorted(file for kind in ("parquet", "arrow") for file in folder.rglob(f"*.{kind}")):
         shard = _FILE.fullmatch(file.name)
         if shard is None or file.name.startswith("cache-"):
             continue
-        name = shard["name"].rpartition("-")[2]  # datasets puts the data set's name before the split's
-        name = file.parent.name if name.isdecimal() else name
-        found.setdefault(name, []).append(file)
-        counts[name] = max(counts.get(name, 0), int(shard["count"] or 0))
+        name, number = shard["name"], shard["number"]
+        chosen = name.rpartition("-")[2]  # datasets puts the data set's name before the split's
+        if number is None and name.isdecimal():
+            number, chosen, name = name, file.parent.name, ""
+        whole = file.parent, name, int(shard["count"] or 0), file.suffix
+        found.setdefault(chosen, {}).setdefault(whole, {})[int(number or 0)] = file
     chosen = _chosen(folder, sorted(found), split)
-    return _all_there(folder, found[chosen], counts[chosen])
+    if len(found[chosen]) > 1:
+        first = ", ".join(str(next(iter(files.values())).relative_to(folder)) for files in found[chosen].values())
+        raise wrong(f"{folder} has several data sets with a split '{chosen}'; give the folder of one as path: {first}")
+    ((_, _, count, _), numbered) = next(iter(found[chosen].items()))
+    count = count or max(numbered) + 1
+    return _all_there(folder, [numbered[number] for number in range(count) if number in numbered], count)
 
 
 class Table:

@@ -65,6 +65,13 @@ def item_of(document: Mapping[str, Any], path: str = "") -> base.Item:
     return base.Item(path, tuple(str(one) for one in labels), payload)
 
 
+def named_item(path: str, label: Any, facts: Mapping[str, Any]) -> base.Item:
+    """The item of a row that is called and labelled by other means than its own ``path`` and ``label``; these are
+    payload like its other facts, under the names that an export gives them."""
+    payload = {f"payload.{key}" if key in ("path", "label") else key: value for key, value in facts.items()}
+    return item_of({**payload, "path": path, "label": label})
+
+
 def plain_row(where: str, row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of a table as JSON has it: dates and times as ISO text; null and NaN are values that are not there.
 

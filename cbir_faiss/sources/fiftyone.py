@@ -14,7 +14,7 @@ from cbir_faiss import base
 from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import InputError
 from cbir_faiss.sources._file_source import FileOptions, FileSource
-from cbir_faiss.sources._given import is_text, item_of, plain_row
+from cbir_faiss.sources._given import is_text, named_item, plain_row
 from cbir_faiss.sources.folder import existing_folder
 
 _DEFAULT = "ground_truth"
@@ -26,7 +26,8 @@ class FiftyOne(FileSource):
     """One sample an item, called by its ``filepath``. Samples that are no images are passed over.
 
     The payload has the sample's ``id``, its ``tags`` and its other fields; of a field of labels, the names of the
-    classes. What lies in the sample as bytes (embeddings, masks) stays there.
+    classes. What lies in the sample as bytes (embeddings, masks) stays there. Fields called ``path`` and ``label`` are
+    ``payload.path`` and ``payload.label``.
     """
 
     name: ClassVar[str] = "fiftyone"
@@ -64,7 +65,7 @@ class FiftyOne(FileSource):
         facts = {"id": _plain(sample.get("_id"))}
         facts |= {key: _plain(value) for key, value in sample.items() if _is_fact(key) and key != field}
         labels = _labels(sample.get(field)) if field else []
-        item = item_of({**plain_row(where, facts), "path": path, "label": labels})
+        item = named_item(path, labels, plain_row(where, facts))
         if not is_text(item):
             raise self._wrong(f"{where}: it holds a lone surrogate, which is no text")
         return item

@@ -13,7 +13,7 @@ from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import BadImage, InputError, NoAccess
 from cbir_faiss.sources._arrow import Table, files_of, wrong
 from cbir_faiss.sources._file_source import FileOptions
-from cbir_faiss.sources._given import item_of, plain_row
+from cbir_faiss.sources._given import named_item, plain_row
 from cbir_faiss.sources._packed import PackedSource
 
 _DIGITS = 9
@@ -31,7 +31,8 @@ class HuggingFace(PackedSource):
     """One row an item, called by the column ``key``, or by its row number of nine digits.
 
     Numbers of classes become their names. The file name that an image brings is the payload ``file``; all other
-    columns but images and bytes are payload.
+    columns but images and bytes are payload, those called ``path`` and ``label`` as ``payload.path`` and
+    ``payload.label``.
     """
 
     name: ClassVar[str] = "huggingface"
@@ -84,23 +85,30 @@ class HuggingFace(PackedSource):
 
     def _item(self, number: int, document: dict[str, Any], file: str | None) -> base.Item:
         name, label = self._named
-        path = f"{number:0{_DIGITS}d}" if name is None else str(document.pop(name))
+        path = f"{number:0{_DIGITS}d}" if name is None else _key(number, name, document.pop(name))
         labels = self._labels(label, document.pop(label, None)) if label else []
         facts = plain_row(path, {"file": Path(file).name, **document} if file else document)
-        return item_of({**facts, "path": path, "label": labels})
+        return named_item(path, labels, facts)
 
     @cached_property
     def _named(self) -> tuple[str | None, str | None]:
         """The columns of names and of labels."""
         key, label, names = self.options.key, self.options.label, self._table.schema.names
         known = next((name for name in _LABELS if name in names), None)
-        return self._column("key", key) if key else None, self._column("label", label) if label else known
+        return self._plain_column("key", key) if key else None, self._plain_column("label", label) if label else known
+
+    def _plain_column(self, option: str, name: str) -> str:
+        """``name``; InputError where there is no such column, or where it holds images."""
+        if self._column(option, name) == self._image or not self._is_fact(name):
+            raise wrong(f"the column '{name}' holds images or bytes: give option {option} another")
+        return name
 
     def _labels(self, column: str | None, given: Any) -> list[Any]:
-        """The labels of a row, numbers of classes as their names."""
+        """The labels of a row, numbers of classes as their names; -1 is what has none."""
         some = given if isinstance(given, list) else [] if given is None else [given]
         told = self._table.features.get(column or "")
         names = _names(told)
+        some = [one for one in some if not (names and one == -1)]
         return [names[one] if isinstance(one, int) and 0 <= one < len(names) else one for one in some]
 
     def _is_fact(self, name: str) -> bool:
@@ -139,6 +147,13 @@ class HuggingFace(PackedSource):
 
     def _place(self) -> str:
         return f"no rows in {self.options.path}"
+
+
+def _key(number: int, name: str, value: Any) -> str:
+    """A row's value of the column that names the rows. InputError where it cannot."""
+    if not isinstance(value, (str, int, float)):
+        raise wrong(f"row {number + 1} has no text or number in column '{name}', which is to name it: {value!r}")
+    return str(value)
 
 
 def _kind(told: Any) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -84,9 +85,13 @@ class Vectors(base.Source):
         return stored
 
     def _hdf5(self, path: Path) -> NDArray[Any]:
+        h5py = need("h5py", "hdf5")
         try:
-            with need("h5py", "hdf5").File(path) as file:
-                data = file[self._key(path, file, "train")]
+            with h5py.File(path) as file:
+                key = self._key(path, file, "train")
+                data = file[key]
+                if not isinstance(data, h5py.Dataset) or data.shape is None:
+                    raise InputError(f"source 'vectors': {path}: '{key}' is no array: say which by option key")
                 offset = data.id.get_offset()
                 if offset is None:
                     return cast("NDArray[Any]", data[()])
@@ -148,13 +153,26 @@ class Vectors(base.Source):
         return labels
 
     def _items(self) -> Sequence[base.Item]:
-        given = self.options.documents is not None or self.options.labels is not None
-        if not given and self.options.file.suffix.lower() == ".parquet" and len(self._stored):
-            key = self._key(self.options.file, self._columns.column_names)
-            return _Documented(_Described(self._columns.drop_columns([key])), self._digits)
-        if self.options.documents is None:
+        if self._documents is None:
             return _Rows(len(self._stored), self._labels, self._digits)
-        return _Documented(_Lines(self.options.documents, len(self._stored)), self._digits)
+        return _Documented(self._documents, self._digits)
+
+    @cached_property
+    def _documents(self) -> _Lines | _Described | None:
+        """What is told of the rows, if anything is. InputError where two have one path."""
+        o = self.options
+        found: _Lines | _Described
+        if o.documents is not None:
+            found = _Lines(o.documents, len(self._stored))
+        elif o.labels is None and o.file.suffix.lower() == ".parquet" and len(self._stored):
+            found = _Described(self._columns.drop_columns([self._key(o.file, self._columns.column_names)]))
+        else:
+            return None
+        twice = _first_twice(found.paths())
+        if twice is not None:
+            rows, path = " and ".join(str(row + 1) for row in twice), found[twice[0]]["path"]
+            raise InputError(f"source 'vectors': {o.documents or o.file}: rows {rows} have one path, '{path}'")
+        return found
 
     def name_like(self, path: str) -> None:
         # Earlier versions took as many digits as the last row needed.
@@ -231,6 +249,10 @@ class _Lines:
             raise InputError(f"{self._path}:{row + 1}: a document is a JSON object")
         return document
 
+    def paths(self) -> Iterator[Any]:
+        """What the rows are called, None where they are not."""
+        return (self[row].get("path") for row in range(len(self)))
+
 
 class _Described:
     """The rows of an Arrow table as documents, made when they are looked at."""
@@ -244,6 +266,12 @@ class _Described:
     def __getitem__(self, row: int) -> dict[str, Any]:
         (values,) = self._table.slice(row, 1).to_pylist() or [{}]
         return plain_row(f"source 'vectors': row {row + 1}", values)
+
+    def paths(self) -> Iterator[Any]:
+        """What the rows are called, None where they are not."""
+        if "path" in self._table.column_names:
+            for some in self._table.column("path").chunks:
+                yield from some.to_pylist()
 
 
 class _Documented(Sequence[base.Item]):
@@ -260,6 +288,19 @@ class _Documented(Sequence[base.Item]):
             return [self[row] for row in range(len(self))[index]]
         row = range(len(self))[index]
         return item_of(self._lines[row], f"{row:0{self._digits}d}")
+
+
+def _first_twice(paths: Iterable[Any]) -> tuple[int, int] | None:
+    """Two rows of one path. Hashes are kept of them alone: a million paths would take too much memory."""
+    rows, hashes = array("q"), array("q")
+    for row, path in enumerate(paths):
+        if isinstance(path, str):
+            rows.append(row)
+            hashes.append(hash(path))
+    order = np.argsort(np.asarray(hashes), kind="stable")
+    met = np.asarray(hashes)[order]
+    same = np.flatnonzero(met[1:] == met[:-1])
+    return (rows[order[same[0]]], rows[order[same[0] + 1]]) if len(same) else None
 
 
 def _npy(path: Path) -> NDArray[Any]:

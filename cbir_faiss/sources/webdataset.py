@@ -13,7 +13,7 @@ from cbir_faiss import base
 from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import BadImage, InputError, NoAccess
 from cbir_faiss.sources._file_source import FileOptions
-from cbir_faiss.sources._given import item_of, plain_row
+from cbir_faiss.sources._given import named_item, plain_row
 from cbir_faiss.sources._packed import PackedSource
 
 _BLOCK = 512
@@ -29,19 +29,24 @@ class _Place(NamedTuple):
 
 
 class WebDataset(PackedSource):
-    """One sample an item: members of one name up to its first dot, one of which is an image.
+    """One sample an item: members of one name up to its first dot, one of which is an image: ``0.jpg`` rather than
+    ``0.depth.png``.
 
     ``.cls`` is the label, the fields of ``.json`` are payload, ``.txt`` is the payload ``caption``. An item's path is
-    ``<shard>/<member>``.
+    ``<shard>/<member>``; fields called ``path``, or ``label`` where that is not the label, are ``payload.path`` and
+    ``payload.label``.
     """
 
     name: ClassVar[str] = "webdataset"
 
     class Options(FileOptions):
         """shards: a tar file, a folder of them, or a pattern: ``train-{0000..0146}.tar``, ``train-*.tar``. Every number
-        between braces has to be there. label: the field of ``.json`` that is the label, where there is no ``.cls``."""
+        between braces has to be there. image: what follows the first dot of the images' names, as ``depth.png``; to be
+        given where samples have several images. label: the field of ``.json`` that is the label, where there is no
+        ``.cls``."""
 
         shards: RelativePath
+        image: str | None = None
         label: str = "label"
 
     options: Options
@@ -69,9 +74,15 @@ class WebDataset(PackedSource):
             file.seek(end)
             if file.read(_BLOCK) != bytes(_BLOCK):
                 raise tarfile.ReadError("it is cut short")
-        for sample in samples.values():
-            if "place" in sample:
-                yield self._item(shard, sample), sample["place"]
+        for name, sample in samples.items():
+            images = self._images(sample["images"])
+            if len(images) > 1:
+                kinds = ", ".join(images)
+                raise InputError(
+                    f"source 'webdataset': {shard}: sample '{name}' has several images: choose by option image: {kinds}"
+                )
+            for path, place in images.values():
+                yield self._item(f"{shard.stem}/{path}", sample), place
 
     def _note(self, samples: dict[str, dict[str, Any]], shard: Path, tar: Any, member: tarfile.TarInfo) -> None:
         from cbir_faiss.images.reading import image_suffixes
@@ -80,24 +91,29 @@ class WebDataset(PackedSource):
         stem, _, kind = name.name.partition(".")
         if not stem:
             return
-        sample = samples.setdefault(str(name.with_name(stem)), {})
-        if name.suffix.lower() in image_suffixes() and "place" not in sample:
-            sample |= {"name": str(name), "place": _Place(shard, member.offset_data, member.size)}
+        sample = samples.setdefault(str(name.with_name(stem)), {"images": {}})
+        if name.suffix.lower() in image_suffixes():
+            # Of members of one name the last counts, as when they are unpacked.
+            sample["images"][kind.lower()] = str(name), _Place(shard, member.offset_data, member.size)
         elif kind.lower() in _FACTS and member.size <= _LONGEST_FACT:
             sample[kind.lower()] = tar.extractfile(member).read()
 
-    def _item(self, shard: Path, sample: dict[str, Any]) -> base.Item:
-        path = f"{shard.stem}/{sample['name']}"
+    def _images(self, there: dict[str, Any]) -> dict[str, Any]:
+        """Of the images of a sample, by kind, those that may be its own: the wanted one, or those named most simply."""
+        if self.options.image is not None:
+            wanted = self.options.image.lower()
+            return {kind: image for kind, image in there.items() if kind == wanted}
+        return {kind: image for kind, image in there.items() if "." not in kind} or there
+
+    def _item(self, path: str, sample: dict[str, Any]) -> base.Item:
         try:
             document = json.loads(sample.get("json", b"{}"))
             if not isinstance(document, dict):
                 raise ValueError("its JSON is no object")
             document = plain_row(path, document)
-            label = document.pop(self.options.label, None)
             facts = {"caption": sample["txt"].decode().strip()} if "txt" in sample else {}
-            if "cls" in sample:
-                label = sample["cls"].decode().strip()
-            return item_of({**facts, **document, "path": path, "label": label})
+            label = sample["cls"].decode().strip() if "cls" in sample else document.pop(self.options.label, None)
+            return named_item(path, label, {**facts, **document})
         except (ValueError, InputError) as error:
             raise InputError(f"source 'webdataset': {path}: {error}") from error
 

@@ -11,7 +11,7 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from cbir_faiss import base
 from cbir_faiss.base.options import RelativePath
-from cbir_faiss.errors import BadImage, InputError, NoAccess
+from cbir_faiss.errors import BadImage, InputError, NoAccess, one_line
 from cbir_faiss.sources._file_source import FileOptions
 from cbir_faiss.sources._packed import PackedSource
 
@@ -48,8 +48,8 @@ class Zip(PackedSource):
             raise InputError(f"source 'zip': no such file: {file}")
         try:
             return ZipFile(file)
-        except BadZipFile as error:
-            raise InputError(f"source 'zip': {file} is not a whole zip archive: {error}") from error
+        except (BadZipFile, ValueError, NotImplementedError) as error:  # a name that is no UTF-8, or a newer version
+            raise InputError(f"source 'zip': {file} is not a whole zip archive: {one_line(error)}") from error
         except OSError as error:
             raise InputError(f"source 'zip': {file}: {error.strerror}") from error
 
