@@ -34,7 +34,7 @@ from cbir_faiss.training.data import load_data  # noqa: E402
 from cbir_faiss.training.loop import train  # noqa: E402
 from cbir_faiss.training.losses._bihalf import balanced_signs  # noqa: E402
 from cbir_faiss.training.losses.csq import hash_centers  # noqa: E402
-from cbir_faiss.training.optimizer import Average, Optimizer  # noqa: E402
+from cbir_faiss.training.optimizer import Average, Optimizer, check_groups  # noqa: E402
 from cbir_faiss.training.schedule import Schedule  # noqa: E402
 from cbir_faiss.training.seeds import folder_of, train_seeds  # noqa: E402
 
@@ -183,6 +183,33 @@ def test_frozen_stages_of_a_pretrained_model() -> None:
 
 
 @pytest.mark.parametrize(
+    ("groups", "trained"),
+    [
+        ([{"of": "maps.stage", "lr": 5e-4}, {"of": "maps", "frozen": True}], {"maps.stage.0", "maps.stage.1", "code"}),
+        ([{"of": "maps.stage.0.bias"}, {"of": "maps", "frozen": True}], {"maps.stage.0", "code"}),
+        ([{"of": "maps.stem", "frozen": True}], {"maps.stage.0", "maps.stage.1", "code"}),
+    ],
+)
+def test_only_what_is_frozen_is_as_in_evaluation(groups: list[dict[str, Any]], trained: set[str]) -> None:
+    """A module by its own parameters; dropout, which has none, by the first group that it lies below."""
+    nn = torch.nn
+    maps = {name: nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()) for name in ("stem", "stage")}
+    model = nn.ModuleDict({"maps": nn.ModuleDict(maps), "code": nn.Linear(2, 2)})
+    optimizer_of(model.eval(), groups=groups).train_mode()
+    leaves = {name: module for name, module in model.named_modules() if not list(module.children())}
+    assert {name for name, module in leaves.items() if module.training} == trained
+
+
+def test_groups_of_what_losses_train_are_told_of_once_there_are_losses() -> None:
+    model, fit = model_of(), parse_options(Fit, {"groups": [{"of": "losses.0", "lr": 0.5}, {"of": "network"}]})
+    check_groups(model, fit)
+    with pytest.raises(ConfigError, match=r"fit.groups.0.of: no parameter that is still left is called 'losses.0'"):
+        Optimizer(model, torch.nn.ModuleList(), fit, 10)
+    optimizer = Optimizer(model, torch.nn.ModuleList([torch.nn.Linear(2, 2)]), fit, 10)
+    assert [group["lr"] for group in optimizer._optimizer.param_groups] == [1e-4, 0.5, 1e-4]
+
+
+@pytest.mark.parametrize(
     ("groups", "message"),
     [
         ([{"of": "netwrok"}], r"fit.groups.0.of: no parameter that is still left is called 'netwrok' .*network, code"),
@@ -195,6 +222,8 @@ def test_groups_of_nothing(groups: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         optimizer_of(model_of(), groups=groups)
     assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=message):
+        check_groups(model_of(), parse_options(Fit, {"groups": groups}))
 
 
 def test_nesterov_is_that_of_torch() -> None:
