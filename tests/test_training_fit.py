@@ -518,6 +518,8 @@ def test_a_calibrated_extractor_in_onnx_runtime(colours: Path, tmp_path: Path) -
         ({"augment": {"pad": -1}}, "augment.pad: must be"),
         ({"augment": {"cutout": 2}}, "augment.cutout: must be"),
         ({"fit": {"nesterov": True}}, "fit: nesterov is a momentum of the optimizer sgd"),
+        ({"fit": {"seed": 2**32}}, "fit.seed: must be less than or equal to 4294967295"),
+        ({"seeds": [1, 2**32]}, "seeds.1: must be less than or equal to 4294967295"),
         ({"fit": {"ema": 1}}, "fit.ema: must be less than 1"),
         ({"fit": {"small": {"scale": 1}}}, "fit.small.scale: must be less than 1"),
         ({"fit": {"small": {"until": 3}}}, "fit.small.until: unknown key"),
@@ -674,6 +676,10 @@ def test_one_process_at_a_time(colours: Path, tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- seeds
+
+
+def test_the_largest_seed(colours: Path, tmp_path: Path) -> None:
+    assert start(colours, tmp_path / "out", fit={"epochs": 1, "seed": 2**32 - 1}).best.epoch == 1
 
 
 def test_several_seeds(colours: Path, tmp_path: Path) -> None:

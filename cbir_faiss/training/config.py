@@ -19,6 +19,7 @@ from cbir_faiss.training.schedule import Schedule
 from cbir_faiss.training.views import Views
 
 EPOCHS = 50
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
 class Group(Options):
@@ -67,7 +68,7 @@ class Fit(Options):
     validate_every: int = Field(default=1, ge=1)
     held_out: int = Field(default=10, ge=2)
     patience: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     memory: int = Field(default=4096, ge=1)
 
@@ -89,7 +90,7 @@ class _Sections(Options):
     views: dict[str, Any] = Field(default_factory=dict)
     augment: dict[str, Any] = Field(default_factory=dict)
     fit: dict[str, Any] = Field(default_factory=dict)
-    seeds: list[Annotated[int, Field(ge=0)]] | None = None
+    seeds: list[Seed] | None = None
 
 
 @dataclass(frozen=True)
