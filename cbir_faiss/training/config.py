@@ -32,6 +32,13 @@ class Group(Options):
     weight_decay: float | None = Field(default=None, ge=0)
     frozen: bool = False
 
+    @model_validator(mode="after")
+    def _goes_together(self) -> Group:
+        ignored = self.frozen and self.model_fields_set & {"lr", "weight_decay"}
+        if ignored:
+            raise ValueError(f"what is frozen takes no {min(ignored)}: leave it out")
+        return self
+
 
 class Small(Options):
     """The first ``share`` of the epochs sees pictures scaled down to ``scale`` of their sides, of whose square the time
@@ -76,6 +83,8 @@ class Fit(Options):
     def _goes_together(self) -> Fit:
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise ValueError("nesterov is a momentum of the optimizer sgd")
+        if "momentum" in self.model_fields_set and self.optimizer != "sgd":
+            raise ValueError("momentum is of the optimizer sgd: leave it out")
         return self
 
 
@@ -171,7 +180,7 @@ def _check_losses(bits: int | None, head: Head, losses: Sequence[Choice], augmen
         what = f"loss '{pairs}' compares pictures, which may not be mixed: leave this out"
         raise ConfigError(what, path="augment.mixup")
     twice = next((loss.name for loss in losses if loss.plugin().twice), None)
-    if twice and augment == Augment(beyond=augment.beyond):
+    if twice and augment == Augment():
         raise ConfigError(f"loss '{twice}' compares alterations of a picture: say how it is altered", path="augment")
 
 
