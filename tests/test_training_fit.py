@@ -303,6 +303,23 @@ def test_a_network_of_one_size_takes_no_smaller_pictures(colours: Path, tmp_path
     assert not (tmp_path / "out/last.pth").exists()
 
 
+def test_a_network_that_asserts_its_size_takes_no_smaller_pictures(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchvision's vision transformers do."""
+    real = torch.nn.Flatten.forward
+
+    def asserting(self: Any, x: Any) -> Any:
+        assert x.shape[2] == 20, f"Wrong image height! Expected 20 but got {x.shape[2]}!"
+        return real(self, x)
+
+    monkeypatch.setattr("cbir_faiss.nets._plain.plain", lambda *_: torch.nn.Flatten())
+    monkeypatch.setattr(torch.nn.Flatten, "forward", asserting)
+    network = {"name": "plain", "preprocess": {"resize": [20, 20], "crop": None}}
+    with pytest.raises(ConfigError, match=r"^fit\.small: the network takes no pictures of 15 x 15: leave this out"):
+        start(colours, tmp_path / "out", network=network, fit={"small": {}})
+
+
 # ------------------------------------------------------------------------------------------------------- augmentation
 
 
@@ -527,6 +544,9 @@ def test_a_calibrated_extractor_in_onnx_runtime(colours: Path, tmp_path: Path) -
         ({"fit": {"schedule": {"name": "step", "last": 0.1}}}, "fit.schedule: step has no last: leave it out"),
         ({"fit": {"seed": 2**32}}, "fit.seed: must be less than or equal to 4294967295"),
         ({"seeds": [1, 2**32]}, "seeds.1: must be less than or equal to 4294967295"),
+        ({"teacher": {"name": "histogram"}}, "teacher: none of the losses learns from a teacher: leave this out"),
+        ({"losses": [{"name": "greedy"}]}, "teacher: loss 'greedy' learns from another's embeddings: give teacher"),
+        ({"bits": None}, "bits: loss 'csq' trains a code: give bits"),
         ({"fit": {"ema": 1}}, "fit.ema: must be less than 1"),
         ({"fit": {"small": {"scale": 1}}}, "fit.small.scale: must be less than 1"),
         ({"fit": {"small": {"until": 3}}}, "fit.small.until: unknown key"),
@@ -546,6 +566,22 @@ def test_what_does_not_go_together(changed: dict[str, Any], message: str) -> Non
         parse_training(document(Path("x"), **changed))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"fit": {"groups": [{"of": "netwrok"}]}}, r"fit\.groups\.0\.of: no parameter that is still left is called"),
+        ({"network": FLATTENED, "fit": {"small": {}}}, r"fit\.small: the network takes no pictures of 48 x 48"),
+        ({"network": {"name": "plain", "preprocess": {"resize": [1, 1]}}}, r"network\.preprocess: images of 1 x 1"),
+    ],
+)
+def test_what_does_not_fit_the_network_is_refused_before_pictures_are_read(
+    changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        start(tmp_path / "no pictures", tmp_path / "out", **changed)
+    assert not (tmp_path / "out").exists()
 
 
 def test_held_out_pictures_of_one_class(tmp_path: Path) -> None:

@@ -145,9 +145,10 @@ def parse_training(document: Any, *, folder: str = "") -> TrainingConfig:
     sections = parse_options(_Sections, document)
     choice = partial(parse_choice, folder=folder)
     losses = tuple(choice("losses", section, f"losses.{i}") for i, section in enumerate(sections.losses))
+    teacher = choice("extractors", sections.teacher, "teacher") if sections.teacher else None
     augment = located(lambda: parse_options(Augment, sections.augment), "augment")
     head = located(lambda: parse_options(Head, sections.head), "head")
-    _check_losses(sections.bits, head, losses, augment)
+    _check_losses(sections, head, losses, augment)
     _check_seeds(sections)
     return TrainingConfig(
         source=choice("sources", sections.source, "source"),
@@ -156,7 +157,7 @@ def parse_training(document: Any, *, folder: str = "") -> TrainingConfig:
         bits=sections.bits,
         head=head,
         losses=losses,
-        teacher=choice("extractors", sections.teacher, "teacher") if sections.teacher else None,
+        teacher=teacher,
         views=located(lambda: parse_options(Views, sections.views), "views"),
         augment=augment,
         fit=located(lambda: parse_options(Fit, sections.fit), "fit"),
@@ -165,9 +166,15 @@ def parse_training(document: Any, *, folder: str = "") -> TrainingConfig:
     )
 
 
-def _check_losses(bits: int | None, head: Head, losses: Sequence[Choice], augment: Augment) -> None:
-    """Raises ConfigError where something is asked for that no loss trains, or may not be done to what one compares."""
+def _check_losses(sections: _Sections, head: Head, losses: Sequence[Choice], augment: Augment) -> None:
+    """Raises ConfigError where a loss lacks something, or something is asked for that none learns from or trains, or
+    that may not be done to what one compares."""
+    bits, teacher = sections.bits, sections.teacher
+    for loss in losses:
+        loss.plugin().check(bits=bits is not None, teacher=teacher is not None)
     needs = frozenset().union(*(loss.plugin().needs for loss in losses))
+    if teacher and "teacher" not in needs:
+        raise ConfigError("none of the losses learns from a teacher: leave this out", path="teacher")
     if bits and "code" not in needs:
         raise ConfigError("none of the losses trains a code: leave this out", path="bits")
     if head.norm and not bits:

@@ -18,6 +18,7 @@ from cbir_faiss._lib import threads
 from cbir_faiss.base.loss import Batch, Task
 from cbir_faiss.config import located
 from cbir_faiss.errors import ConfigError, InputError, TrainingFailed
+from cbir_faiss.images.preprocess import Preprocess
 from cbir_faiss.nets.model import finish_saving, new_card, save_model
 from cbir_faiss.nets.weights import device as device_of
 from cbir_faiss.nets.weights import fill, has_bfloat16
@@ -30,7 +31,7 @@ from cbir_faiss.training.checkpoint import Epoch, claim, load_state, save_state
 from cbir_faiss.training.config import Fit, Small, TrainingConfig
 from cbir_faiss.training.curves import CURVES, draw_curves
 from cbir_faiss.training.data import Data, load_data
-from cbir_faiss.training.optimizer import Average, Optimizer
+from cbir_faiss.training.optimizer import Average, Optimizer, check_groups
 from cbir_faiss.training.validation import retrieval_map
 
 Report = Callable[[Epoch], None]
@@ -90,8 +91,7 @@ def train(
     torch.manual_seed(config.fit.seed)
     torch.set_num_threads(threads.available())
     network = config.network.make()
-    # Fails before the pictures are read; with the weights, because they say how pictures are prepared.
-    _, preprocess = located(network.build, "network")
+    preprocess = _check_network(config, network)
     claim(out, config.document)
     with writer_lock(out):
         data = load_data(config, preprocess, cache or default_cache(), progress, out)
@@ -111,14 +111,12 @@ class _Run:
         self.fit, self.data, self.out, self._augment = config.fit, data, out, config.augment
         self.device = _device(config.fit)
         losses = [choice.make() for choice in config.losses]
-        classes = data.classes if any("logits" in loss.needs for loss in losses) else None
+        classes = data.classes if _has_logits(config) else None
         torch.manual_seed(config.fit.seed)
         self.card, model = new_card(network, config.bits, classes, config.head)
         task = Task(model.dim, config.bits, data.classes, data.labels, data.teacher, config.fit.seed)
         modules = nn.ModuleList(loss.start(task) for loss in losses)
         self.model = model.to(self.device, memory_format=torch.channels_last)
-        if self.fit.small:
-            _check_small(self.model, self.card.preprocess.size, self.fit.small)
         self.losses = modules.to(self.device)
         self.weights = [loss.options.weight for loss in losses]
         self.times = 2 if any(loss.twice for loss in losses) else 1
@@ -304,6 +302,28 @@ class _Run:
             raise TrainingFailed(f"epoch {number}, {where}: the loss is {loss}; lower fit.lr ({self.fit.lr}); {kept}")
 
 
+def _check_network(config: TrainingConfig, network: Any) -> Preprocess:
+    """How pictures are prepared. What does not fit the network is refused here, before they are read.
+
+    It is built with its weights, because they say how; how many classes there are does not matter yet.
+
+    Raises:
+        ConfigError: the network cannot be, or ``fit`` asks for what it, or this machine, does not have.
+    """
+    _device(config.fit)
+    classes = ("one", "other") if _has_logits(config) else None
+    card, model = located(lambda: new_card(network, config.bits, classes, config.head), "network")
+    preprocess: Preprocess = card.preprocess
+    check_groups(model, config.fit)
+    if config.fit.small:
+        _check_small(model, preprocess.size, config.fit.small)
+    return preprocess
+
+
+def _has_logits(config: TrainingConfig) -> bool:
+    return any("logits" in loss.plugin().needs for loss in config.losses)
+
+
 def _can_be_ranked(data: Data, by_labels: bool) -> bool:
     """Whether held-out pictures can be searched for: two of a class, and more than one class.
 
@@ -343,13 +363,13 @@ def _scaled(x: Any, scale: float) -> Any:
 
 def _check_small(model: Any, size: tuple[int, int], small: Small) -> None:
     """Raises ConfigError where the network takes pictures of its own size alone, or none so small."""
-    pictures = _scaled(torch.zeros(1, 3, *size, device=next(model.parameters()).device), small.scale)
+    pictures = _scaled(torch.zeros(1, 3, *size), small.scale)
     try:
         with torch.no_grad():
             model.eval()(pictures)
-    except RuntimeError:
+    except Exception as error:  # models assert, or their layers fail, each in its own way
         what = "{} x {}".format(*pictures.shape[2:])
-        raise ConfigError(f"the network takes no pictures of {what}: leave this out", path="fit.small") from None
+        raise ConfigError(f"the network takes no pictures of {what}: leave this out", path="fit.small") from error
 
 
 def _parts(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
