@@ -827,6 +827,24 @@ def test_patience(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (len(result.history), result.best.epoch) == (6, 2)
 
 
+def test_more_epochs_are_waited_for_anew(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where patience ended a training, it counts from there once epochs are raised, stopped or not."""
+    first = [0.5, 0.9, 0.3, 0.9, 0.8]
+    scripted(monkeypatch, *first, 0.7, 0.6, 0.5)
+    fit = {"epochs": 20, "patience": 3}
+    ended = start(colours, tmp_path / "out", fit=fit)
+    more = start(colours, tmp_path / "out", fit={**fit, "epochs": 30})
+    assert (len(ended.history), len(more.history), more.best.epoch) == (5, 8, 2)
+    assert start(colours, tmp_path / "out", fit={**fit, "epochs": 30}).history == more.history
+    scripted(monkeypatch, *first, 0.7, 0.95, 0.5, 0.4, 0.3)
+    start(colours, tmp_path / "parts", fit=fit)
+    for number in (6, 8):
+        with pytest.raises(_Stopped):
+            start(colours, tmp_path / "parts", report=stop_after(number), fit={**fit, "epochs": 30})
+    result = start(colours, tmp_path / "parts", fit={**fit, "epochs": 30})
+    assert (len(result.history), result.best.epoch) == (10, 7)
+
+
 def test_validation_now_and_then_and_at_the_end(colours: Path, tmp_path: Path) -> None:
     history = start(colours, tmp_path / "out", fit={"epochs": 5, "validate_every": 2}).history
     assert [epoch.score is not None for epoch in history] == [False, True, False, True, True]

@@ -53,11 +53,11 @@ class Fit(Options):
 
     momentum, nesterov: of the optimizer ``sgd``. groups: of parameters that are trained otherwise, or not. ema: how
     much the running mean of the weights keeps in a step; it is then what is validated and stored. small: the first
-    epochs on smaller pictures, for networks that take any size. precision: of the
-    computations; ``auto`` is bfloat16 where the device is fast at it.
-    validate_every: epochs between validations. held_out: one in so many items is only validated on. patience: of
-    validations without a better one, after which it stops; never where left out. memory: megabytes of prepared pictures
-    that are held in memory; more are read from a file while training.
+    epochs on smaller pictures, for networks that take any size. precision: of the computations; ``auto`` is bfloat16
+    where the device is fast at it. validate_every: epochs between validations. held_out: one in so many items is only
+    validated on. patience: of validations without a better one, after which it stops; never where left out; it counts
+    anew from where epochs were raised. memory: megabytes of prepared pictures that are held in memory; more are read
+    from a file while training.
     """
 
     epochs: int = Field(default=EPOCHS, ge=1)

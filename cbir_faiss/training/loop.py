@@ -134,6 +134,7 @@ class _Run:
         self.binary = config.bits is not None
         self.ranked = _can_be_ranked(data, any("labels" in loss.needs for loss in losses))
         self.history: list[Epoch] = []
+        self.waits_from = 0
 
     @property
     def stored(self) -> Any:
@@ -154,7 +155,7 @@ class _Run:
         done = len(self.history)
         if done >= self.fit.epochs:
             return True
-        waited = done - self.best.epoch if self.best else 0
+        waited = done - max(self.best.epoch, self.waits_from) if self.best else 0
         return self.fit.patience is not None and waited >= self.fit.patience * self.fit.validate_every
 
     def resume(self) -> None:
@@ -165,6 +166,9 @@ class _Run:
             self._begin()
             return
         state, self.history = found
+        # States of before this was kept are gone on with as they are.
+        raised = state.get("epochs", self.fit.epochs) < self.fit.epochs
+        self.waits_from = len(self.history) if raised else state.get("waits_from", 0)
         fill(self.model, state["model"], f"{self.out}: a checkpoint of another network than '{self.card.network}'")
         fill(self.losses, state["losses"], f"{self.out}: begun with other classes than there are now")
         self.optimizer.load_state_dict(state["optimizer"])
@@ -210,7 +214,8 @@ class _Run:
         parts = {"model": self.model, "losses": self.losses, "optimizer": self.optimizer}
         if self.average:
             parts["average"] = self.average.model
-        save_state(self.out, {name: part.state_dict() for name, part in parts.items()}, self.history)
+        state = {name: part.state_dict() for name, part in parts.items()}
+        save_state(self.out, {**state, "epochs": self.fit.epochs, "waits_from": self.waits_from}, self.history)
 
     def _train(self, number: int, steps: Progress | None) -> float:
         # Of the epoch alone, so that a run that goes on draws what it would have drawn.
