@@ -25,6 +25,7 @@ from cbir_faiss.errors import CbirError, ConfigError, InputError  # noqa: E402
 from cbir_faiss.extractors.trained import Trained  # noqa: E402
 from cbir_faiss.images.preprocess import Preprocess  # noqa: E402
 from cbir_faiss.measures.seeds import over_seeds  # noqa: E402
+from cbir_faiss.nets.weights import has_bfloat16  # noqa: E402
 from cbir_faiss.storage.lock import writer_lock  # noqa: E402
 from cbir_faiss.training import loop  # noqa: E402
 from cbir_faiss.training.augment import Augment, augment, mixing  # noqa: E402
@@ -692,6 +693,16 @@ def test_precisions(precision: str, colours: Path, tmp_path: Path) -> None:
     result = start(colours, tmp_path / "out", fit={"precision": precision, "epochs": 4})
     assert result.best.score > 0.5
     assert all(value.dtype != torch.bfloat16 for value in weights(tmp_path / "out/best.pth").values())
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_bfloat16_that_a_gpu_emulates_is_none(emulated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation or not emulated
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert has_bfloat16(torch.device("cuda")) != emulated
+    assert not has_bfloat16(torch.device("mps"))
 
 
 def test_a_state_of_before_there_were_groups_is_gone_on_from(colours: Path, tmp_path: Path) -> None:
