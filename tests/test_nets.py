@@ -384,6 +384,17 @@ def test_backbone_errors(options: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_random_weights_of_a_backbone_are_those_of_the_training_unless_it_has_a_seed() -> None:
+    def first(of_training: int, **options: Any) -> Any:
+        torch.manual_seed(of_training)
+        return next(network("backbone", **options).build()[0].parameters())
+
+    assert torch.equal(first(0), first(0))
+    assert not torch.equal(first(0), first(1))
+    assert torch.equal(first(0, seed=3), first(1, seed=3))
+    assert not torch.equal(first(0, seed=3), first(0, seed=4))
+
+
 @pytest.mark.parametrize("preprocess", [{"resize": 64}, {"resize": [64, 48], "crop": None}, {"crop": 64}])
 def test_a_full_connection_over_flattened_maps_fits_the_images(preprocess: dict[str, Any]) -> None:
     options = {**SQUEEZE, "pool": "flatten", "full": 8, "preprocess": preprocess}
