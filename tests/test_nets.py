@@ -25,8 +25,9 @@ from cbir_faiss.images.preprocess import spatial_pool  # noqa: E402
 from cbir_faiss.nets.card import Card, Head, read_card  # noqa: E402
 from cbir_faiss.nets.cbam import CBAM  # noqa: E402
 from cbir_faiss.nets.layers import pooled  # noqa: E402
-from cbir_faiss.nets.model import Model, finish_saving, load_model, new_card, save_model  # noqa: E402
+from cbir_faiss.nets.model import Cosine, Model, finish_saving, load_model, new_card, save_model  # noqa: E402
 
+SHARED = Path(__file__).parents[2] / "shared"
 SIZE = {"resize": [32, 32], "crop": None}
 SQUEEZE = {"model": "squeezenet1_1", "weights": "none", "preprocess": {"resize": 64, "crop": 64}}
 SMALL: Mapping[str, Mapping[str, Any]] = {
@@ -308,6 +309,40 @@ def test_no_gate_of_a_trained_cbam_is_dead() -> None:
             assert gates.max() < 1.96
 
 
+@pytest.mark.shared
+def test_no_gate_of_a_cbam_trained_on_maps_of_squeezenet_is_dead() -> None:
+    """They reach hundreds, and gates that saw them as they are would be 0 or 1 for a third of the channels."""
+    weights, root = SHARED / "weights/squeezenet1_1-imagenet-fp16.pth", SHARED / "datasets/corel1k"
+    if not weights.is_file() or not root.is_dir():
+        pytest.skip("needs corel1k and the weights of SqueezeNet in ../shared")
+    size = {"resize": [128, 128], "crop": None}
+    options = {**SQUEEZE, "weights": str(weights), "attention": "cbam", "preprocess": size}
+    torch.manual_seed(0)
+    module, preprocess = registry.make("networks", "backbone", **options).build()
+    classes = ("beaches", "buses", "dinosaurs", "flowers")
+    files = [file for name in classes for file in sorted((root / name).glob("*.jpg"))[:5]]
+    pixels = preprocess.normalise(np.stack([preprocess.pixels(Image.open(file)) for file in files]))
+    with torch.no_grad():
+        maps = module.eval().maps(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))["maps"]
+    assert maps.max() > 300
+    labels, cbam, head = torch.arange(20) // 5, module.attention.train(), Cosine(maps.shape[1], 4, 0.1)
+    optimizer = torch.optim.SGD([*cbam.parameters(), *head.parameters()], 0.01, momentum=0.9)
+    for _ in range(30):
+        loss = torch.nn.functional.cross_entropy(head(cbam(maps).mean((2, 3))), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.2
+    cbam.eval()
+    with torch.no_grad():
+        channels = cbam.channel_gates(maps)
+        places = cbam.place_gates(maps * channels[:, :, None, None])
+    for gates in (channels, places):
+        assert not torch.allclose(gates, torch.ones_like(gates), atol=5e-3)
+        assert gates.min() > 0.04
+        assert gates.max() < 1.96
+
+
 def test_cbam_of_few_channels_has_a_hidden_unit() -> None:
     assert CBAM(4, 16).mlp[0].out_features == 1
 
@@ -382,6 +417,17 @@ def test_backbone_errors(options: dict[str, Any], message: str) -> None:
         built("backbone", **options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_random_weights_of_a_backbone_are_those_of_the_training_unless_it_has_a_seed() -> None:
+    def first(of_training: int, **options: Any) -> Any:
+        torch.manual_seed(of_training)
+        return next(network("backbone", **options).build()[0].parameters())
+
+    assert torch.equal(first(0), first(0))
+    assert not torch.equal(first(0), first(1))
+    assert torch.equal(first(0, seed=3), first(1, seed=3))
+    assert not torch.equal(first(0, seed=3), first(0, seed=4))
 
 
 @pytest.mark.parametrize("preprocess", [{"resize": 64}, {"resize": [64, 48], "crop": None}, {"crop": 64}])

@@ -571,10 +571,14 @@ def test_a_teacher_answers_every_view(colours: Path) -> None:
         np.testing.assert_allclose(data.teacher[index], teacher([views.read(index)])["embedding"][0], atol=1e-5)
 
 
+def losses_by(teacher: Any) -> list[dict[str, Any]]:
+    return [{"name": "greedy" if teacher else "csq"}]
+
+
 def test_bad_files_are_named_and_passed_over(colours: Path, tmp_path: Path) -> None:
     (colours / "green/03.png").write_bytes(b"not a picture")
     for teacher in (None, TEACHER):
-        data = data_of(colours, views={"count": 2}, teacher=teacher)
+        data = data_of(colours, views={"count": 2}, teacher=teacher, losses=losses_by(teacher))
         assert [failure.path for failure in data.failed] == ["green/03.png#000", "green/03.png#001"]
         assert len(data) == 2 * 71
         assert np.bincount(data.labels).tolist() == [48, 46, 48]
@@ -588,7 +592,7 @@ def test_nothing_but_bad_files(colours: Path) -> None:
         file.write_bytes(b"")
     for teacher in (None, TEACHER):
         with pytest.raises(InputError, match=r"not one of 72 pictures can be trained on; blue/00.png#000: "):
-            data_of(colours, teacher=teacher)
+            data_of(colours, teacher=teacher, losses=losses_by(teacher))
 
 
 def listed(colours: Path, labels: Callable[[int], Any]) -> dict[str, Any]:
@@ -662,7 +666,7 @@ def test_a_config_file(colours: Path) -> None:
     [
         ("losses:\n", "loses:\n", "5: loses: unknown key; did you mean 'losses'"),
         ("bits: 8\n", "bits: eight\n", "4: bits: must be a valid integer"),
-        ("bits: 8\n", "", "5: losses.0: loss 'csq' trains a code: give bits|bits: loss 'csq' trains a code: give bits"),
+        ("bits: 8\n", "", "bits: loss 'csq' trains a code: give bits"),
         ("  - {name: csq}", "  - {name: classification}", "4: bits: none of the losses trains a code: leave this out"),
         ("{name: csq}", "{name: cqs}", "6: losses.0.name: .*'csq'"),
         ("{name: csq}", "{name: csq, alpha: 1}", "6: losses.0.alpha: unknown key"),
@@ -722,7 +726,7 @@ def test_a_device_that_is_not_there(colours: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(ConfigError, match=r"fit\.device: torch sees no cuda device"):
-        start(colours, tmp_path / "out", fit={"device": "cuda"})
+        start(tmp_path / "no pictures", tmp_path / "out", fit={"device": "cuda"})
 
 
 # ----------------------------------------------------------------------------------------------------------- the loop
@@ -827,6 +831,24 @@ def test_patience(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     scripted(monkeypatch, *[0.5, 0.4, 0.3, 0.2] * 3)
     result = start(colours, tmp_path / "slower", fit={"epochs": 20, "patience": 2, "validate_every": 2})
     assert (len(result.history), result.best.epoch) == (6, 2)
+
+
+def test_more_epochs_are_waited_for_anew(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where patience ended a training, it counts from there once epochs are raised, stopped or not."""
+    first = [0.5, 0.9, 0.3, 0.9, 0.8]
+    scripted(monkeypatch, *first, 0.7, 0.6, 0.5)
+    fit = {"epochs": 20, "patience": 3}
+    ended = start(colours, tmp_path / "out", fit=fit)
+    more = start(colours, tmp_path / "out", fit={**fit, "epochs": 30})
+    assert (len(ended.history), len(more.history), more.best.epoch) == (5, 8, 2)
+    assert start(colours, tmp_path / "out", fit={**fit, "epochs": 30}).history == more.history
+    scripted(monkeypatch, *first, 0.7, 0.95, 0.5, 0.4, 0.3)
+    start(colours, tmp_path / "parts", fit=fit)
+    for number in (6, 8):
+        with pytest.raises(_Stopped):
+            start(colours, tmp_path / "parts", report=stop_after(number), fit={**fit, "epochs": 30})
+    result = start(colours, tmp_path / "parts", fit={**fit, "epochs": 30})
+    assert (len(result.history), result.best.epoch) == (10, 7)
 
 
 def test_validation_now_and_then_and_at_the_end(colours: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from cbir_faiss.errors import CbirError, ConfigError, InputError  # noqa: E402
 from cbir_faiss.extractors.trained import Trained  # noqa: E402
 from cbir_faiss.images.preprocess import Preprocess  # noqa: E402
 from cbir_faiss.measures.seeds import over_seeds  # noqa: E402
+from cbir_faiss.nets.weights import has_bfloat16  # noqa: E402
 from cbir_faiss.storage.lock import writer_lock  # noqa: E402
 from cbir_faiss.training import loop  # noqa: E402
 from cbir_faiss.training.augment import Augment, augment, mixing  # noqa: E402
@@ -34,7 +35,7 @@ from cbir_faiss.training.data import load_data  # noqa: E402
 from cbir_faiss.training.loop import train  # noqa: E402
 from cbir_faiss.training.losses._bihalf import balanced_signs  # noqa: E402
 from cbir_faiss.training.losses.csq import hash_centers  # noqa: E402
-from cbir_faiss.training.optimizer import Average, Optimizer  # noqa: E402
+from cbir_faiss.training.optimizer import Average, Optimizer, check_groups  # noqa: E402
 from cbir_faiss.training.schedule import Schedule  # noqa: E402
 from cbir_faiss.training.seeds import folder_of, train_seeds  # noqa: E402
 
@@ -183,6 +184,33 @@ def test_frozen_stages_of_a_pretrained_model() -> None:
 
 
 @pytest.mark.parametrize(
+    ("groups", "trained"),
+    [
+        ([{"of": "maps.stage", "lr": 5e-4}, {"of": "maps", "frozen": True}], {"maps.stage.0", "maps.stage.1", "code"}),
+        ([{"of": "maps.stage.0.bias"}, {"of": "maps", "frozen": True}], {"maps.stage.0", "code"}),
+        ([{"of": "maps.stem", "frozen": True}], {"maps.stage.0", "maps.stage.1", "code"}),
+    ],
+)
+def test_only_what_is_frozen_is_as_in_evaluation(groups: list[dict[str, Any]], trained: set[str]) -> None:
+    """A module by its own parameters; dropout, which has none, by the first group that it lies below."""
+    nn = torch.nn
+    maps = {name: nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()) for name in ("stem", "stage")}
+    model = nn.ModuleDict({"maps": nn.ModuleDict(maps), "code": nn.Linear(2, 2)})
+    optimizer_of(model.eval(), groups=groups).train_mode()
+    leaves = {name: module for name, module in model.named_modules() if not list(module.children())}
+    assert {name for name, module in leaves.items() if module.training} == trained
+
+
+def test_groups_of_what_losses_train_are_told_of_once_there_are_losses() -> None:
+    model, fit = model_of(), parse_options(Fit, {"groups": [{"of": "losses.0", "lr": 0.5}, {"of": "network"}]})
+    check_groups(model, fit)
+    with pytest.raises(ConfigError, match=r"fit.groups.0.of: no parameter that is still left is called 'losses.0'"):
+        Optimizer(model, torch.nn.ModuleList(), fit, 10)
+    optimizer = Optimizer(model, torch.nn.ModuleList([torch.nn.Linear(2, 2)]), fit, 10)
+    assert [group["lr"] for group in optimizer._optimizer.param_groups] == [1e-4, 0.5, 1e-4]
+
+
+@pytest.mark.parametrize(
     ("groups", "message"),
     [
         ([{"of": "netwrok"}], r"fit.groups.0.of: no parameter that is still left is called 'netwrok' .*network, code"),
@@ -195,6 +223,8 @@ def test_groups_of_nothing(groups: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         optimizer_of(model_of(), groups=groups)
     assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=message):
+        check_groups(model_of(), parse_options(Fit, {"groups": groups}))
 
 
 def test_nesterov_is_that_of_torch() -> None:
@@ -272,6 +302,23 @@ def test_a_network_of_one_size_takes_no_smaller_pictures(colours: Path, tmp_path
     with pytest.raises(ConfigError, match=r"^fit\.small: the network takes no pictures of 48 x 48: leave this out"):
         start(colours, tmp_path / "out", network=FLATTENED, fit={"small": {}})
     assert not (tmp_path / "out/last.pth").exists()
+
+
+def test_a_network_that_asserts_its_size_takes_no_smaller_pictures(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchvision's vision transformers do."""
+    real = torch.nn.Flatten.forward
+
+    def asserting(self: Any, x: Any) -> Any:
+        assert x.shape[2] == 20, f"Wrong image height! Expected 20 but got {x.shape[2]}!"
+        return real(self, x)
+
+    monkeypatch.setattr("cbir_faiss.nets._plain.plain", lambda *_: torch.nn.Flatten())
+    monkeypatch.setattr(torch.nn.Flatten, "forward", asserting)
+    network = {"name": "plain", "preprocess": {"resize": [20, 20], "crop": None}}
+    with pytest.raises(ConfigError, match=r"^fit\.small: the network takes no pictures of 15 x 15: leave this out"):
+        start(colours, tmp_path / "out", network=network, fit={"small": {}})
 
 
 # ------------------------------------------------------------------------------------------------------- augmentation
@@ -510,16 +557,33 @@ def test_a_calibrated_extractor_in_onnx_runtime(colours: Path, tmp_path: Path) -
         ({"head": {"calibrate": True}}, "head.calibrate: none of the losses tells classes apart"),
         ({"head": {"temprature": 0.1}}, "head.temprature: unknown key; did you mean 'temperature'"),
         ({"augment": {"mixup": 0.2}, "losses": [{"name": "pairwise"}]}, "augment.mixup: loss 'pairwise' compares"),
-        ({"losses": [{"name": "cibhash"}], "augment": {"beyond": "black"}}, "augment: loss 'cibhash' compares"),
+        ({"losses": [{"name": "cibhash"}], "augment": {}}, "augment: loss 'cibhash' compares"),
         ({"losses": [{"name": "cibhash"}]}, "augment: loss 'cibhash' compares alterations of a picture: say how"),
         ({"augment": {"pad": -1}}, "augment.pad: must be"),
         ({"augment": {"cutout": 2}}, "augment.cutout: must be"),
+        ({"augment": {"beyond": "black", "flip": True}}, "augment: nothing beyond a picture is seen"),
         ({"fit": {"nesterov": True}}, "fit: nesterov is a momentum of the optimizer sgd"),
+        ({"fit": {"momentum": 0.8}}, "fit: momentum is of the optimizer sgd: leave it out"),
+        ({"fit": {"momentum": 0.9, "optimizer": "adamw"}}, "fit: momentum is of the optimizer sgd: leave it out"),
+        ({"fit": {"schedule": {"name": "constant", "last": 0.1}}}, "fit.schedule: constant has no last: leave it out"),
+        ({"fit": {"schedule": {"name": "constant", "steps": 9}}}, "fit.schedule: constant has no steps: leave it out"),
+        ({"fit": {"schedule": {"steps": 9}}}, "fit.schedule: cosine has no steps: leave it out"),
+        ({"fit": {"schedule": {"name": "step", "last": 0.1}}}, "fit.schedule: step has no last: leave it out"),
+        ({"fit": {"seed": 2**32}}, "fit.seed: must be less than or equal to 4294967295"),
+        ({"seeds": [1, 2**32]}, "seeds.1: must be less than or equal to 4294967295"),
+        ({"teacher": {"name": "histogram"}}, "teacher: none of the losses learns from a teacher: leave this out"),
+        ({"losses": [{"name": "greedy"}]}, "teacher: loss 'greedy' learns from another's embeddings: give teacher"),
+        ({"bits": None}, "bits: loss 'csq' trains a code: give bits"),
         ({"fit": {"ema": 1}}, "fit.ema: must be less than 1"),
         ({"fit": {"small": {"scale": 1}}}, "fit.small.scale: must be less than 1"),
         ({"fit": {"small": {"until": 3}}}, "fit.small.until: unknown key"),
         ({"fit": {"groups": [{"lr": 1}]}}, "fit.groups.0.of: is required"),
         ({"fit": {"groups": [{"of": "code", "rate": 1}]}}, "fit.groups.0.rate: unknown key"),
+        ({"fit": {"groups": [{"of": "code", "frozen": True, "lr": 1}]}}, "fit.groups.0: what is frozen takes no lr"),
+        (
+            {"fit": {"groups": [{"of": "code", "frozen": True, "weight_decay": 0.1}]}},
+            "fit.groups.0: what is frozen takes no weight_decay",
+        ),
         ({"fit": {"memory": 0}}, "fit.memory: must be"),
         ({"fit": {"precision": "half"}}, "fit.precision: must be"),
     ],
@@ -529,6 +593,22 @@ def test_what_does_not_go_together(changed: dict[str, Any], message: str) -> Non
         parse_training(document(Path("x"), **changed))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"fit": {"groups": [{"of": "netwrok"}]}}, r"fit\.groups\.0\.of: no parameter that is still left is called"),
+        ({"network": FLATTENED, "fit": {"small": {}}}, r"fit\.small: the network takes no pictures of 48 x 48"),
+        ({"network": {"name": "plain", "preprocess": {"resize": [1, 1]}}}, r"network\.preprocess: images of 1 x 1"),
+    ],
+)
+def test_what_does_not_fit_the_network_is_refused_before_pictures_are_read(
+    changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        start(tmp_path / "no pictures", tmp_path / "out", **changed)
+    assert not (tmp_path / "out").exists()
 
 
 def test_held_out_pictures_of_one_class(tmp_path: Path) -> None:
@@ -641,6 +721,16 @@ def test_precisions(precision: str, colours: Path, tmp_path: Path) -> None:
     assert all(value.dtype != torch.bfloat16 for value in weights(tmp_path / "out/best.pth").values())
 
 
+@pytest.mark.parametrize("emulated", [True, False])
+def test_bfloat16_that_a_gpu_emulates_is_none(emulated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation or not emulated
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert has_bfloat16(torch.device("cuda")) != emulated
+    assert not has_bfloat16(torch.device("mps"))
+
+
 def test_a_state_of_before_there_were_groups_is_gone_on_from(colours: Path, tmp_path: Path) -> None:
     """It has the state of a scheduler, which is not needed: what is done says where the schedule is."""
     whole = start(colours, tmp_path / "whole")
@@ -671,6 +761,10 @@ def test_one_process_at_a_time(colours: Path, tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- seeds
+
+
+def test_the_largest_seed(colours: Path, tmp_path: Path) -> None:
+    assert start(colours, tmp_path / "out", fit={"epochs": 1, "seed": 2**32 - 1}).best.epoch == 1
 
 
 def test_several_seeds(colours: Path, tmp_path: Path) -> None:

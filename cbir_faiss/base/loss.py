@@ -54,6 +54,14 @@ class Loss(Plugin):
 
         weight: float = Field(default=1.0, gt=0)
 
+    @classmethod
+    def check(cls, *, bits: bool, teacher: bool) -> None:
+        """Raises ConfigError where it needs bits, or a teacher, and the config has none."""
+        if "code" in cls.needs and not bits:
+            raise ConfigError(f"loss '{cls.name}' trains a code: give bits", path="bits")
+        if "teacher" in cls.needs and not teacher:
+            raise ConfigError(f"loss '{cls.name}' learns from another's embeddings: give teacher", path="teacher")
+
     def start(self, task: Task) -> Any:
         """A module ``(outputs, batch) → scalar tensor`` for this task; its parameters, if any, are trained too.
 
@@ -62,10 +70,7 @@ class Loss(Plugin):
             InputError: it needs labels and the items have none, or all items are of one class.
             MissingDependency: torch is not installed.
         """
-        if "code" in self.needs and task.bits is None:
-            raise ConfigError(f"loss '{self.name}' trains a code: give bits", path="bits")
-        if "teacher" in self.needs and task.teacher is None:
-            raise ConfigError(f"loss '{self.name}' learns from another's embeddings: give teacher", path="teacher")
+        self.check(bits=task.bits is not None, teacher=task.teacher is not None)
         if "labels" in self.needs:
             if task.labels is None:
                 raise InputError(f"loss '{self.name}' learns from labels, and some of these items have none")

@@ -23,7 +23,7 @@ class Backbone(Network):
     class Options(Network.Options):
         """model, weights, layer, pool: as of the extractor ``torchvision``. attention: after the layer. ratio: by which
         its hidden layer is narrower than the maps. full: width of a full connection after pooling; none if left out.
-        dropout: of what the full connection is fed. seed: of weights ``none``."""
+        dropout: of what the full connection is fed. seed: of weights ``none``; that of the training where left out."""
 
         model: str
         weights: Annotated[str, AfterValidator(name_or_path)] = "DEFAULT"
@@ -33,7 +33,7 @@ class Backbone(Network):
         pool: Literal["avg", "max", "gem", "flatten"] = "avg"
         full: int | None = Field(default=None, ge=1, le=65_536)
         dropout: float = Field(default=0.0, ge=0, lt=1)
-        seed: int = Field(default=0, ge=0)
+        seed: int | None = Field(default=None, ge=0)
 
         @model_validator(mode="after")
         def _goes_together(self) -> Backbone.Options:

@@ -55,4 +55,4 @@ def has_bfloat16(where: Any) -> bool:
     """Whether a torch device computes in bfloat16; others have to emulate it, and are slower than in float32."""
     if where.type == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return bool(where.type == "cuda")
+    return bool(where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))

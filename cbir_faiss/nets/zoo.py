@@ -18,10 +18,11 @@ from cbir_faiss.errors import ConfigError, one_line
 from cbir_faiss.nets.weights import fill, read_state_dict
 
 
-def build_model(name: str, weights: str, seed: int) -> tuple[Any, dict[str, Any]]:
+def build_model(name: str, weights: str, seed: int | None) -> tuple[Any, dict[str, Any]]:
     """A model in evaluation mode, and the preprocessing that its named weights bring (else an empty one).
 
-    weights: ``none`` (random, drawn with ``seed``), a name that torchvision has for this model, or a path.
+    weights: ``none`` (random, drawn with ``seed``, or from torch's generator where it is None), a name that torchvision
+    has for this model, or a path.
 
     Raises:
         ConfigError: no such model, no such weights, weights of another model, or they cannot be downloaded.
@@ -34,11 +35,11 @@ def build_model(name: str, weights: str, seed: int) -> tuple[Any, dict[str, Any]
     if weights == "none":
         return _construct(name, seed), {}
     if weights.isidentifier():
-        return _named(name, weights, seed)
+        return _named(name, weights)
     state = read_state_dict(Path(weights))
     # The classifier is what a state dict ends with, and its rows are the classes that it was trained on.
     last = list(state.values())[-1]
-    model = _construct(name, seed, **({"num_classes": len(last)} if last.ndim else {}))
+    model = _construct(name, 0, **({"num_classes": len(last)} if last.ndim else {}))
     fill(model, state, f"{weights}: not the weights of '{name}'")
     return model, {}
 
@@ -73,14 +74,15 @@ def _nodes(model: Any) -> list[str]:
         ) from error
 
 
-def _construct(name: str, seed: int, **options: Any) -> Any:
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+def _construct(name: str, seed: int | None, **options: Any) -> Any:
+    with torch.random.fork_rng(devices=[], enabled=seed is not None), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some models announce changes of their initialisation
-        torch.manual_seed(seed)
+        if seed is not None:
+            torch.manual_seed(seed)
         return torchvision.models.get_model(name, weights=None, **options).eval()
 
 
-def _named(name: str, weights: str, seed: int) -> tuple[Any, dict[str, Any]]:
+def _named(name: str, weights: str) -> tuple[Any, dict[str, Any]]:
     known = torchvision.models.get_model_weights(name)
     if weights not in known.__members__:
         there = ", ".join(known.__members__) or "none"

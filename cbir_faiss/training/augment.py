@@ -6,7 +6,7 @@ import math
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cbir_faiss.base.options import Options
 
@@ -37,6 +37,12 @@ class Augment(Options):
     cutout: Share = 0.0
     mixup: float = Field(default=0.0, ge=0, le=10)
     beyond: Literal["reflection", "black"] = "reflection"
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Augment:
+        if "beyond" in self.model_fields_set and not (self.moves or self.pad):
+            raise ValueError("nothing beyond a picture is seen without scale, shift, rotate or pad: leave out beyond")
+        return self
 
     @property
     def moves(self) -> bool:

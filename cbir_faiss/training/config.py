@@ -19,6 +19,7 @@ from cbir_faiss.training.schedule import Schedule
 from cbir_faiss.training.views import Views
 
 EPOCHS = 50
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
 class Group(Options):
@@ -30,6 +31,13 @@ class Group(Options):
     lr: float | None = Field(default=None, gt=0)
     weight_decay: float | None = Field(default=None, ge=0)
     frozen: bool = False
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Group:
+        ignored = self.frozen and self.model_fields_set & {"lr", "weight_decay"}
+        if ignored:
+            raise ValueError(f"what is frozen takes no {min(ignored)}: leave it out")
+        return self
 
 
 class Small(Options):
@@ -45,11 +53,11 @@ class Fit(Options):
 
     momentum, nesterov: of the optimizer ``sgd``. groups: of parameters that are trained otherwise, or not. ema: how
     much the running mean of the weights keeps in a step; it is then what is validated and stored. small: the first
-    epochs on smaller pictures, for networks that take any size. precision: of the
-    computations; ``auto`` is bfloat16 where the device is fast at it.
-    validate_every: epochs between validations. held_out: one in so many items is only validated on. patience: of
-    validations without a better one, after which it stops; never where left out. memory: megabytes of prepared pictures
-    that are held in memory; more are read from a file while training.
+    epochs on smaller pictures, for networks that take any size. precision: of the computations; ``auto`` is bfloat16
+    where the device is fast at it. validate_every: epochs between validations. held_out: one in so many items is only
+    validated on. patience: of validations without a better one, after which it stops; never where left out; it counts
+    anew from where epochs were raised. memory: megabytes of prepared pictures that are held in memory; more are read
+    from a file while training.
     """
 
     epochs: int = Field(default=EPOCHS, ge=1)
@@ -67,7 +75,7 @@ class Fit(Options):
     validate_every: int = Field(default=1, ge=1)
     held_out: int = Field(default=10, ge=2)
     patience: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     memory: int = Field(default=4096, ge=1)
 
@@ -75,6 +83,8 @@ class Fit(Options):
     def _goes_together(self) -> Fit:
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise ValueError("nesterov is a momentum of the optimizer sgd")
+        if "momentum" in self.model_fields_set and self.optimizer != "sgd":
+            raise ValueError("momentum is of the optimizer sgd: leave it out")
         return self
 
 
@@ -89,7 +99,7 @@ class _Sections(Options):
     views: dict[str, Any] = Field(default_factory=dict)
     augment: dict[str, Any] = Field(default_factory=dict)
     fit: dict[str, Any] = Field(default_factory=dict)
-    seeds: list[Annotated[int, Field(ge=0)]] | None = None
+    seeds: list[Seed] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,9 +145,10 @@ def parse_training(document: Any, *, folder: str = "") -> TrainingConfig:
     sections = parse_options(_Sections, document)
     choice = partial(parse_choice, folder=folder)
     losses = tuple(choice("losses", section, f"losses.{i}") for i, section in enumerate(sections.losses))
+    teacher = choice("extractors", sections.teacher, "teacher") if sections.teacher else None
     augment = located(lambda: parse_options(Augment, sections.augment), "augment")
     head = located(lambda: parse_options(Head, sections.head), "head")
-    _check_losses(sections.bits, head, losses, augment)
+    _check_losses(sections, head, losses, augment)
     _check_seeds(sections)
     return TrainingConfig(
         source=choice("sources", sections.source, "source"),
@@ -146,7 +157,7 @@ def parse_training(document: Any, *, folder: str = "") -> TrainingConfig:
         bits=sections.bits,
         head=head,
         losses=losses,
-        teacher=choice("extractors", sections.teacher, "teacher") if sections.teacher else None,
+        teacher=teacher,
         views=located(lambda: parse_options(Views, sections.views), "views"),
         augment=augment,
         fit=located(lambda: parse_options(Fit, sections.fit), "fit"),
@@ -155,9 +166,15 @@ def parse_training(document: Any, *, folder: str = "") -> TrainingConfig:
     )
 
 
-def _check_losses(bits: int | None, head: Head, losses: Sequence[Choice], augment: Augment) -> None:
-    """Raises ConfigError where something is asked for that no loss trains, or may not be done to what one compares."""
+def _check_losses(sections: _Sections, head: Head, losses: Sequence[Choice], augment: Augment) -> None:
+    """Raises ConfigError where a loss lacks something, or something is asked for that none learns from or trains, or
+    that may not be done to what one compares."""
+    bits, teacher = sections.bits, sections.teacher
+    for loss in losses:
+        loss.plugin().check(bits=bits is not None, teacher=teacher is not None)
     needs = frozenset().union(*(loss.plugin().needs for loss in losses))
+    if teacher and "teacher" not in needs:
+        raise ConfigError("none of the losses learns from a teacher: leave this out", path="teacher")
     if bits and "code" not in needs:
         raise ConfigError("none of the losses trains a code: leave this out", path="bits")
     if head.norm and not bits:
@@ -170,7 +187,7 @@ def _check_losses(bits: int | None, head: Head, losses: Sequence[Choice], augmen
         what = f"loss '{pairs}' compares pictures, which may not be mixed: leave this out"
         raise ConfigError(what, path="augment.mixup")
     twice = next((loss.name for loss in losses if loss.plugin().twice), None)
-    if twice and augment == Augment(beyond=augment.beyond):
+    if twice and augment == Augment():
         raise ConfigError(f"loss '{twice}' compares alterations of a picture: say how it is altered", path="augment")
 
 

@@ -18,6 +18,7 @@ from cbir_faiss._lib import threads
 from cbir_faiss.base.loss import Batch, Task
 from cbir_faiss.config import located
 from cbir_faiss.errors import ConfigError, InputError, TrainingFailed
+from cbir_faiss.images.preprocess import Preprocess
 from cbir_faiss.nets.model import finish_saving, new_card, save_model
 from cbir_faiss.nets.weights import device as device_of
 from cbir_faiss.nets.weights import fill, has_bfloat16
@@ -30,7 +31,7 @@ from cbir_faiss.training.checkpoint import Epoch, claim, load_state, save_state
 from cbir_faiss.training.config import Fit, Small, TrainingConfig
 from cbir_faiss.training.curves import CURVES, draw_curves
 from cbir_faiss.training.data import Data, load_data
-from cbir_faiss.training.optimizer import Average, Optimizer
+from cbir_faiss.training.optimizer import Average, Optimizer, check_groups
 from cbir_faiss.training.validation import retrieval_map
 
 Report = Callable[[Epoch], None]
@@ -90,8 +91,7 @@ def train(
     torch.manual_seed(config.fit.seed)
     torch.set_num_threads(threads.available())
     network = config.network.make()
-    # Fails before the pictures are read; with the weights, because they say how pictures are prepared.
-    _, preprocess = located(network.build, "network")
+    preprocess = _check_network(config, network)
     claim(out, config.document)
     with writer_lock(out):
         data = load_data(config, preprocess, cache or default_cache(), progress, out)
@@ -111,7 +111,7 @@ class _Run:
         self.fit, self.data, self.out, self._augment = config.fit, data, out, config.augment
         self.device = _device(config.fit)
         losses = [choice.make() for choice in config.losses]
-        classes = data.classes if any("logits" in loss.needs for loss in losses) else None
+        classes = data.classes if _has_logits(config) else None
         torch.manual_seed(config.fit.seed)
         self.card, model = new_card(
             network, config.bits, classes, config.head, any("labels" in loss.needs for loss in losses)
@@ -119,8 +119,6 @@ class _Run:
         task = Task(model.dim, config.bits, data.classes, data.labels, data.teacher, config.fit.seed)
         modules = nn.ModuleList(loss.start(task) for loss in losses)
         self.model = model.to(self.device, memory_format=torch.channels_last)
-        if self.fit.small:
-            _check_small(self.model, self.card.preprocess.size, self.fit.small)
         self.losses = modules.to(self.device)
         self.weights = [loss.options.weight for loss in losses]
         self.times = 2 if any(loss.twice for loss in losses) else 1
@@ -138,6 +136,7 @@ class _Run:
         self.binary = config.bits is not None
         self.ranked = _can_be_ranked(data, any("labels" in loss.needs for loss in losses))
         self.history: list[Epoch] = []
+        self.waits_from = 0
 
     @property
     def stored(self) -> Any:
@@ -158,7 +157,7 @@ class _Run:
         done = len(self.history)
         if done >= self.fit.epochs:
             return True
-        waited = done - self.best.epoch if self.best else 0
+        waited = done - max(self.best.epoch, self.waits_from) if self.best else 0
         return self.fit.patience is not None and waited >= self.fit.patience * self.fit.validate_every
 
     def resume(self) -> None:
@@ -169,6 +168,9 @@ class _Run:
             self._begin()
             return
         state, self.history = found
+        # States of before this was kept are gone on with as they are.
+        raised = state.get("epochs", self.fit.epochs) < self.fit.epochs
+        self.waits_from = len(self.history) if raised else state.get("waits_from", 0)
         fill(self.model, state["model"], f"{self.out}: a checkpoint of another network than '{self.card.network}'")
         fill(self.losses, state["losses"], f"{self.out}: begun with other classes than there are now")
         self.optimizer.load_state_dict(state["optimizer"])
@@ -214,7 +216,8 @@ class _Run:
         parts = {"model": self.model, "losses": self.losses, "optimizer": self.optimizer}
         if self.average:
             parts["average"] = self.average.model
-        save_state(self.out, {name: part.state_dict() for name, part in parts.items()}, self.history)
+        state = {name: part.state_dict() for name, part in parts.items()}
+        save_state(self.out, {**state, "epochs": self.fit.epochs, "waits_from": self.waits_from}, self.history)
 
     def _train(self, number: int, steps: Progress | None) -> float:
         # Of the epoch alone, so that a run that goes on draws what it would have drawn.
@@ -306,6 +309,28 @@ class _Run:
             raise TrainingFailed(f"epoch {number}, {where}: the loss is {loss}; lower fit.lr ({self.fit.lr}); {kept}")
 
 
+def _check_network(config: TrainingConfig, network: Any) -> Preprocess:
+    """How pictures are prepared. What does not fit the network is refused here, before they are read.
+
+    It is built with its weights, because they say how; how many classes there are does not matter yet.
+
+    Raises:
+        ConfigError: the network cannot be, or ``fit`` asks for what it, or this machine, does not have.
+    """
+    _device(config.fit)
+    classes = ("one", "other") if _has_logits(config) else None
+    card, model = located(lambda: new_card(network, config.bits, classes, config.head), "network")
+    preprocess: Preprocess = card.preprocess
+    check_groups(model, config.fit)
+    if config.fit.small:
+        _check_small(model, preprocess.size, config.fit.small)
+    return preprocess
+
+
+def _has_logits(config: TrainingConfig) -> bool:
+    return any("logits" in loss.plugin().needs for loss in config.losses)
+
+
 def _can_be_ranked(data: Data, by_labels: bool) -> bool:
     """Whether held-out pictures can be searched for: two of a class, and more than one class.
 
@@ -345,13 +370,13 @@ def _scaled(x: Any, scale: float) -> Any:
 
 def _check_small(model: Any, size: tuple[int, int], small: Small) -> None:
     """Raises ConfigError where the network takes pictures of its own size alone, or none so small."""
-    pictures = _scaled(torch.zeros(1, 3, *size, device=next(model.parameters()).device), small.scale)
+    pictures = _scaled(torch.zeros(1, 3, *size), small.scale)
     try:
         with torch.no_grad():
             model.eval()(pictures)
-    except RuntimeError:
+    except Exception as error:  # models assert, or their layers fail, each in its own way
         what = "{} x {}".format(*pictures.shape[2:])
-        raise ConfigError(f"the network takes no pictures of {what}: leave this out", path="fit.small") from None
+        raise ConfigError(f"the network takes no pictures of {what}: leave this out", path="fit.small") from error
 
 
 def _parts(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:

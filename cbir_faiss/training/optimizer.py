@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,16 +22,18 @@ class Optimizer:
 
     def __init__(self, model: Any, losses: Any, fit: Fit, total: int) -> None:
         self._model, self._fit, self._total = model, fit, total
-        self._frozen = [group.of for group in fit.groups if group.frozen]
         self._optimizer = _optimizer(_groups(model, losses, fit), fit)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
 
     def train_mode(self) -> None:
-        """Frozen parts stay as in evaluation: their batch normalisation goes by what it has learned."""
-        self._model.train()
+        """Frozen modules stay as in evaluation: their batch normalisation goes by what it has learned.
+
+        A module is frozen if all its own parameters are; one without any, such as dropout, goes by its own name.
+        """
+        # What a module holds comes after it, and is set again by its own parameters.
         for name, module in self._model.named_modules():
-            if any(_below(name, of) for of in self._frozen):
-                module.eval()
+            own = [parameter for parameter, _ in module.named_parameters(name, recurse=False)]
+            module.train(not all(_is_frozen(one, self._fit.groups) for one in own or [name]))
 
     def rate(self, step: int) -> float:
         """The learning rate of what is in no group, at a step of the whole training."""
@@ -54,25 +56,57 @@ class Optimizer:
         self._optimizer.load_state_dict(state)
 
 
+def check_groups(model: Any, fit: Fit) -> None:
+    """Raises ConfigError as ``Optimizer`` does, but not for parameters of losses, which take them from the data."""
+    of_losses = [group.of for group in fit.groups if _below(group.of, "losses")]
+    _members([*_trainable(model.named_parameters()), *of_losses], fit.groups)
+
+
 def _groups(model: Any, losses: Any, fit: Fit) -> list[dict[str, Any]]:
     """Trained parameters by group, those of no group first; those of frozen groups take no gradient any more."""
-    named = {**dict(model.named_parameters()), **{f"losses.{name}": p for name, p in losses.named_parameters()}}
-    left = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-    found: list[dict[str, Any]] = []
-    for number, group in enumerate(fit.groups):
-        mine = [name for name in left if _below(name, group.of)]
-        if not mine:
-            raise ConfigError(_nothing(group, named), path=f"fit.groups.{number}.of")
-        parameters = [left.pop(name) for name in mine]
+    of_losses = ((f"losses.{name}", parameter) for name, parameter in losses.named_parameters())
+    named = _trainable([*model.named_parameters(), *of_losses])
+    *members, rest = _members(named, fit.groups)
+    found = [{"params": [named[name] for name in rest]}] if rest else []
+    for group, names in zip(fit.groups, members, strict=True):
+        parameters = [named[name] for name in names]
         if group.frozen:
             for parameter in parameters:
                 parameter.requires_grad_(False)
         else:
             found.append({"params": parameters, **group.model_dump(include={"lr", "weight_decay"}, exclude_none=True)})
-    rest = [{"params": list(left.values())}] if left else []
-    if not rest + found:
+    return found
+
+
+def _trainable(named: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+
+def _members(names: Collection[str], groups: Sequence[Group]) -> list[list[str]]:
+    """The parameters of each group, and at last those of none.
+
+    Raises:
+        ConfigError: a group has none, or all are frozen.
+    """
+    found: list[list[str]] = [[] for _ in range(len(groups) + 1)]
+    for name in names:
+        found[_first(name, groups)].append(name)
+    for number, group in enumerate(groups):
+        if not found[number]:
+            raise ConfigError(_nothing(group, names), path=f"fit.groups.{number}.of")
+    if all(_is_frozen(name, groups) for name in names):
         raise ConfigError("all parameters are frozen: nothing is left to be trained", path="fit.groups")
-    return rest + found
+    return found
+
+
+def _first(name: str, groups: Sequence[Group]) -> int:
+    """The number of the first group that ``name`` lies below; of none, how many there are."""
+    return next((number for number, group in enumerate(groups) if _below(name, group.of)), len(groups))
+
+
+def _is_frozen(name: str, groups: Sequence[Group]) -> bool:
+    number = _first(name, groups)
+    return number < len(groups) and groups[number].frozen
 
 
 def _nothing(group: Group, named: Iterable[str]) -> str:

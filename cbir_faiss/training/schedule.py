@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cbir_faiss.base.options import Options
+
+_OWN: Mapping[str, tuple[str, ...]] = {
+    "constant": (),
+    "cosine": ("last",),
+    "step": ("steps", "factor"),
+    "triangular": ("last",),
+}
+"""What each has beside a warmup."""
 
 
 class Schedule(Options):
@@ -22,6 +31,13 @@ class Schedule(Options):
     last: float = Field(default=0.0, ge=0, le=1)
     steps: int = Field(default=20_000, ge=1)
     factor: float = Field(default=0.5, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Schedule:
+        ignored = self.model_fields_set - {"name", "warmup", *_OWN[self.name]}
+        if ignored:
+            raise ValueError(f"{self.name} has no {min(ignored)}: leave it out")
+        return self
 
     def share(self, step: int, total: int) -> float:
         """Of the learning rate, at ``step`` 0, 1, … of ``total``."""
