@@ -412,6 +412,41 @@ def test_metrics_other_than_cosine(config: Path) -> None:
         assert found.chosen["backend"]["metric"] == metric
 
 
+def test_an_exact_scan_that_is_named_alone_finds_all_neighbours() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1_000, 16), dtype=np.float32) * rng.uniform(0.1, 10, (1_000, 1)).astype(np.float32)
+    found = tune(x, "knn_recall@10 >= 0.95", codecs=["raw"], backends=["faiss-flat"], rescore=["none"], rungs=())
+    assert found.met, found.why
+    codec = {"name": "itq", "bits": 16}
+    found = tune(x, "knn_recall@10 >= 0.9", metric="l2", codecs=[codec], backends=["faiss-binary-flat"], rungs=(),
+                 rescore=["float"])  # fmt: skip
+    assert found.met, found.why
+    assert found.chosen is not None
+    assert found.chosen["rescore"]["metric"] == "l2"
+
+
+def test_the_metric_is_that_of_the_config_and_stands_in_what_is_written(config: Path, tmp_path: Path) -> None:
+    flat = {"codecs": [{"name": "raw"}], "backends": [{"name": "faiss-flat"}], "rescore": [{"name": "none"}]}
+    narrowed(config, **flat, metrics={"k": [3], "truth": {"metric": "l2", "k": 7}}, engine="ray")
+    out = tmp_path / "t.yaml"
+    assert tune(config, "knn_recall@10 >= 0.9", out=out, rungs=()).met
+    written = yaml.safe_load(out.read_text())
+    assert written["backends"] == [{"name": "faiss-flat", "metric": "l2"}]
+    assert written["metrics"] == {"k": [3], "truth": {"metric": "l2", "k": 7}}
+    assert written["engine"] == "ray"
+    tune(config, "knn_recall@10 >= 0.9", out=out, rungs=(), metric="ip")
+    assert yaml.safe_load(out.read_text())["metrics"]["truth"]["metric"] == "ip"
+
+
+def test_the_metric_is_that_of_the_collection(config: Path, tmp_path: Path) -> None:
+    flat: dict[str, Any] = {"codecs": [{"name": "raw"}], "rescore": [{"name": "none"}]}
+    narrowed(config, **flat, backends=[{"name": "faiss-flat", "metric": "ip"}])
+    assert cbir("build", config, "--out", tmp_path / "ip.cbir").exit_code == 0
+    found = tune(tmp_path / "ip.cbir", "knn_recall@10 >= 0.9", rungs=(), **flat, backends=["faiss-flat"])
+    assert found.config["backends"] == [{"name": "faiss-flat", "metric": "ip"}]
+    assert found.config["metrics"] == {"truth": {"metric": "ip"}}
+
+
 @pytest.mark.parametrize(
     ("change", "target", "message"),
     [

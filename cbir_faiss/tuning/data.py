@@ -188,7 +188,7 @@ def open_data(
     labelled = bool(len(order)) and any(all_items[int(row)].labels for row in found.rows[order[:100]])
     labels: Labels = [all_items[row].labels for row in found.rows[order].tolist()] if labelled else [()] * len(order)
     tuning, confirming = part(slice(0, half), "tuning"), part(slice(half, None), "confirming")
-    return Data(vectors, labels, tuning, confirming, metric, what, _sections(config), source, found.rows[order])
+    return Data(vectors, labels, tuning, confirming, metric, what, _sections(config, metric), source, found.rows[order])
 
 
 def _drawn(
@@ -255,8 +255,8 @@ def _block(found: Extraction, rows: NDArray[np.int64], column: str, metric: Metr
     return block[there], there
 
 
-def _sections(config: Config) -> dict[str, Any]:
-    """Source and extractor as a build config has them."""
+def _sections(config: Config, metric: Metric) -> dict[str, Any]:
+    """What a build config has beside what is chosen, as it was given; with the metric that was tuned by."""
 
     def section(choice: Choice) -> dict[str, Any]:
         return {"name": choice.name, **choice.options}
@@ -265,8 +265,12 @@ def _sections(config: Config) -> dict[str, Any]:
     if config.query_source is not None:
         sections["queries"] = {"source": section(config.query_source)}
     sections["extractors"] = [section(choice) for choice in config.extractors]
+    measures = dict(config.document.get("metrics", {}))
+    sections["metrics"] = {**measures, "truth": {**measures.get("truth", {}), "metric": metric}}
     if config.threads is not None:
         sections["threads"] = config.threads
+    if config.engine is not None:
+        sections["engine"] = config.document["engine"]
     return sections
 
 

@@ -30,8 +30,9 @@ from cbir_faiss.pipeline.extraction import Progress
 from cbir_faiss.storage.files import writing_to
 from cbir_faiss.storage.lock import writer_lock
 from cbir_faiss.storage.manifest import CURRENT
+from cbir_faiss.storage.store import Store
 from cbir_faiss.tuning.data import NEIGHBOURS, Data, Naming, naming_of_source, open_data, parse_naming, read_naming
-from cbir_faiss.tuning.exact import DEFAULT_METRIC, copied, replacing
+from cbir_faiss.tuning.exact import DEFAULT_METRIC, copied, metric_of, replacing
 from cbir_faiss.tuning.predict import ERROR, TIME_ERROR, off_by
 from cbir_faiss.tuning.race import RUNGS, Entrant, Note, Race, also
 from cbir_faiss.tuning.space import SECTIONS, Facts, Space, space_of
@@ -117,8 +118,8 @@ def tune(
         targets: such as ``"knn_recall@10 >= 0.95"`` and ``"map@5 >= raw - 0.01"``.
         max_bytes, max_disk_bytes: an item, in memory and on disk. max_ms: a query, on one thread.
         items: another size to predict to. minutes: when to stop looking.
-        minimise: bytes of memory, or latency. metric: by what vectors are compared: cosine, l2 or ip; None: as an
-            engine compares them, else cosine.
+        minimise: bytes of memory, or latency. metric: by what vectors are compared: cosine, l2 or ip; None: as
+            ``metrics.truth.metric`` of a config says, or as an engine or a collection compares them, else cosine.
         codecs, backends, rescore: names, or mappings as in a config, to choose from instead of all there are.
         out: the config to write; beside it the report, and, while this runs, what a run that was stopped goes on from.
         progress, note: are told how far extraction is, and what is looked at. rungs: sizes of the looks, before all.
@@ -437,11 +438,22 @@ def _given(
 ) -> tuple[Naming, Metric]:
     """What is tuned on, and by what it is compared."""
     if not isinstance(data, Backend | Engine):
-        return _naming(data, labels, folder), metric or DEFAULT_METRIC
+        naming = _naming(data, labels, folder)
+        return naming, metric or _metric_of(naming)
     _check_labels(labels)
     with nullcontext(data) if isinstance(data, Backend) else data.opened() as backend:
         source = copied(backend, folder, progress)
         return naming_of_source(source), metric or backend.metric or DEFAULT_METRIC
+
+
+def _metric_of(naming: Naming) -> Metric:
+    """By what a config says that neighbours are near, or else as the collection that it reads compares."""
+    said: Metric | None = naming.config.metrics.truth.metric
+    source = naming.config.source
+    if said is None and source.name == "collection":
+        with Store.open(Path(source.options["path"])) as store:
+            return metric_of(store)
+    return said or DEFAULT_METRIC
 
 
 def _check_labels(labels: Sequence[Any] | None) -> None:
