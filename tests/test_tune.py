@@ -447,6 +447,43 @@ def test_the_metric_is_that_of_the_collection(config: Path, tmp_path: Path) -> N
     assert found.config["metrics"] == {"truth": {"metric": "ip"}}
 
 
+def test_small_classes_of_which_a_sample_has_little_left_give_no_index_up() -> None:
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(500), 4)
+    x = rng.standard_normal((500, 32))[labels] + 0.4 * rng.standard_normal((len(labels), 32))
+    codecs: list[Any] = ["raw", {"name": "itq", "bits": 32}]
+    sections: dict[str, Any] = {"codecs": codecs, "backends": ["faiss-flat", "faiss-binary-flat"], "rescore": ["none"]}
+    for rungs in ((), (500,)):
+        found = tune(x.astype(np.float32), "hit@1 >= 0.7", labels=labels.tolist(), rungs=rungs, **sections)
+        assert found.met
+        assert found.chosen is not None
+        assert found.chosen["codec"]["name"] == "itq", found.why
+
+
+def test_targets_against_raw_may_look_deeper_than_a_hundred(config: Path) -> None:
+    flat = {"codecs": ["raw"], "backends": ["faiss-flat"], "rescore": ["none"]}
+    found = tune(config, "recall@200 >= raw - 0.05", rungs=(), **flat)  # type: ignore[arg-type]
+    assert found.met
+    assert found.measured["recall@200 - raw"]["value"] == pytest.approx(0, abs=1e-3), "raw is what raw is"
+
+
+@pytest.mark.parametrize(("without", "there"), [(slice(200, 320), True), (slice(100, 200), False)])
+def test_labels_are_looked_for_at_all_items_and_in_both_halves_of_the_queries(
+    config: Path, without: slice, there: bool
+) -> None:
+    """The first 100 of those in random order are the queries to tune by, the next 100 the others."""
+    _, labels = clusters()
+    bare = set(np.random.default_rng(0).permutation(len(labels))[without].tolist())
+    told = [{"path": str(i), **({} if i in bare else {"label": str(label)})} for i, label in enumerate(labels.tolist())]
+    (config.parent / "some.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+    source = {"name": "vectors", "file": "x.npy", "documents": "some.jsonl"}
+    config.write_text(yaml.safe_dump({"source": source, **CODES}))
+    if there:
+        assert tune(config, "hit@1 >= 0.5", rungs=RUNGS).met
+        return
+    with pytest.raises(InputError, match="half of the queries, have none"):
+        tune(config, "hit@1 >= 0.5", rungs=RUNGS)
+
+
 @pytest.mark.parametrize(
     ("change", "target", "message"),
     [

@@ -35,8 +35,8 @@ from cbir_faiss.cli.printing import Bar, aside, say, say_json
 @click.option(
     "--metric",
     type=click.Choice(["cosine", "l2", "ip"]),
-    help="By what vectors are compared; without: as the config (metrics.truth.metric), the collection or the engine does, "
-    "else cosine.",
+    help="By what vectors are compared; without: as the config (metrics.truth.metric), the collection or the engine "
+    "does, else cosine.",
 )
 @click.option(
     "--out",

@@ -28,7 +28,7 @@ from cbir_faiss.tuning.sizes import TAUGHT, index_bytes, learnt_from
 from cbir_faiss.tuning.space import Space, Structure
 from cbir_faiss.tuning.target import KNN, Limits, Minimise, Target
 from cbir_faiss.tuning.trials import Check, Trial, Trials
-from cbir_faiss.tuning.ways import HOPE, Judge, Stores, Way
+from cbir_faiss.tuning.ways import Judge, Stores, Way
 
 RUNGS = (10_000, 50_000)
 FEW = 300
@@ -346,7 +346,7 @@ class Race:
         timed = [way for way in trial.ways if way.p50_ms is not None]
         left = [way for way in timed if way.meets]
         if not left:
-            left = [way for way in timed if (way.may_meet if trial.items == self.total else way.margin >= -HOPE)]
+            left = [way for way in timed if way.may_meet]
         limits = self._limits
         if limits.bytes is not None and self._cost_in_memory(entrant) > limits.bytes:
             return None

@@ -136,7 +136,9 @@ def tune(
     with _folder(out) as folder:
         given, metric = _given(data, labels, folder, metric, progress)
         naming = _narrowed(given, codecs=codecs, backends=backends, rescore=rescore)
-        found = open_data(naming, metric, folder / "data", cache=cache or default_cache(), progress=progress)
+        depth = max([NEIGHBOURS, *(target.k for target in wanted if target.by_labels)])
+        cache = cache or default_cache()
+        found = open_data(naming, metric, folder / "data", cache=cache, progress=progress, depth=depth)
         _check(wanted, found)
         facts = Facts(len(found.items), found.dim, metric, any(not target.by_labels for target in wanted))
         space = space or space_of(facts, naming.config, naming.sections)
@@ -505,7 +507,9 @@ def _kept(file: Path, values: NDArray[Any]) -> Path:
 def _check(targets: Sequence[Target], data: Data) -> None:
     for target in targets:
         if target.by_labels and not data.has_labels:
-            raise InputError(f"'{target}' counts labels, and these items or queries have none: use knn_recall")
+            raise InputError(
+                f"'{target}' counts labels, and these items, or half of the queries, have none: use knn_recall"
+            )
         if target.k > len(data.items):
             raise InputError(f"'{target}' needs at least {target.k} items beside the queries, got {len(data.items)}")
         if not target.by_labels and target.k > NEIGHBOURS:
