@@ -103,3 +103,9 @@ def test_what_a_config_says_of_a_metric_stays() -> None:
     assert [s.codec.options for s in found.structures] == [{"bits": 8, "normalise": False}, {}]
     assert found.structures[1].backend.options == {"metric": "ip"}
     assert found.structures[0].rescore[0].options == {"metric": "l2", "center": True}
+
+
+def test_rabitq_is_tried_with_one_to_nine_bits() -> None:
+    found = [s.backend.options["bits"] for s in space().structures if s.codec.name == "rotate"
+             and s.backend.name == "rabitq"]  # fmt: skip
+    assert sorted(found) == list(range(1, 10))
