@@ -257,11 +257,13 @@ def _lay_out(
     """Write items and queries; a vector without a direction is left out under cosine, as a build leaves it out."""
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("*.np[yz]"):
-            left.unlink()
         asked_rows, asked_there = _block(asked, queries, column, metric)
-        least = 4 * len(items) * asked_rows.shape[1]
+        others = list(folder.glob("*.np[yz]"))
+        least = 4 * len(items) * asked_rows.shape[1] - sum(other.stat().st_size for other in others)
         check_disk(folder, least, f"{len(items):,} vectors to tune on take", "make room, or choose another --out")
+        (folder / "data.json").unlink(missing_ok=True)  # first: nothing may say that what comes are the others
+        for other in others:
+            other.unlink()
         kept = []
         file = ArrayFile(folder / "items.npy")
         for start in range(0, len(items), FILL_ROWS):

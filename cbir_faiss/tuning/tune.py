@@ -53,9 +53,10 @@ class Tuned:
     chosen: ``codec``, ``backend`` and ``rescore`` as a config has them, ``search`` and ``bits``; None where nothing
     could be looked at. measured: on queries that took no part in choosing; ``predicted`` at another size, None where
     none was asked for. front: what no other beats in bytes, time and the first target. met: whether ``chosen`` reaches
-    the targets within the limits; if not it is what comes nearest. why: in words. config: the whole build config.
-    checks: what was predicted from smaller sizes, and what was measured then. measure: the first target's. others: of
-    every structure that is not chosen, why.
+    the targets within the limits; if not it is what comes nearest. why: in words. config: the whole build config; of
+    vectors in memory, or of an engine, without a source unless ``out`` was given: the copy is gone. checks: what was
+    predicted from smaller sizes, and what was measured then. measure: the first target's. others: of every structure
+    that is not chosen, why.
     """
 
     chosen: Mapping[str, Any] | None
@@ -145,6 +146,7 @@ def tune(
         limits = Limits(max_bytes, max_disk_bytes, max_ms)
         run = digest(
             [found.digest, [str(t) for t in wanted], repr(limits), minimise, list(rungs)]
+            + [{**environment(), "memory_bytes": None}]  # which varies a little each time a machine is started
             + [structure.key for structure in space.structures]
         )
         trials = Trials(folder / _TRIALS, run)
@@ -155,7 +157,7 @@ def tune(
             wanted,
             limits,
             minimise,
-            folder=folder,
+            folder=folder / run,
             trials=trials,
             until=until,
             note=note,
@@ -165,8 +167,14 @@ def tune(
         with others.watching():
             tuned = _Answer(race, wanted, limits, minimise, items).tuned(began, space.left_out)
         tuned = replace(tuned, environment={**environment(), **busier([others.cores()])})
+        if out is None and isinstance(data, np.ndarray | Backend | Engine):
+            tuned = replace(tuned, config={name: section for name, section in tuned.config.items() if name != "source"})
         if out is not None and tuned.met:
             tuned.write(Path(out))
+        elif out is not None and Path(out).exists():
+            _put_aside(Path(out))
+        if not race.late:
+            trials.remove()
         _clear(folder)
     if out is not None:
         from cbir_faiss.tuning.report import write_report
@@ -213,13 +221,16 @@ class _Answer:
         checks = [check for e in race.entrants for trial in e.looks for check in trial.checks]
         points = [self._point(e, way) for e in race.entrants for way in _shown(e)]
         said = [(e.structure.title, e.out or "dearer than the answer") for e in race.entrants if e is not entrant]
+        predicted = None if entrant is None or self._items is None else self._predicted(entrant, checks, self._items)
+        recalls = predicted is None or any("@" in name for name in predicted) or not race.over
+        unpredicted = "" if recalls else " There was no time left to predict its recall."
         return Tuned(
             chosen=None if entrant is None else self._chosen(entrant, entrant.way),
             measured={} if entrant is None else self._measured(entrant),
-            predicted=None if entrant is None or self._items is None else self._predicted(entrant, checks, self._items),
+            predicted=predicted,
             front=_front(points, self._targets[0].key),
             met=winner is not None,
-            why=self._why(entrant, winner is not None),
+            why=self._why(entrant, winner is not None) + unpredicted,
             trials=sum(len(e.looks) for e in race.entrants),
             seconds=time.monotonic() - began,
             config={} if entrant is None else self._config(entrant),
@@ -260,7 +271,7 @@ class _Answer:
         if entrant.confirmed:
             values = {name: found.as_json() for name, found in entrant.confirmed.items()}
         else:  # there was no time to ask the queries that took no part
-            best = way or max(trial.ways, key=lambda way: way.margin)
+            best = way or self._race.nearest_way(entrant)
             values = {name: {"value": mean, "ci95": None} for name, (mean, _) in best.values.items()}
         memory, disk = self._race.weight(entrant)
         return {
@@ -292,7 +303,7 @@ class _Answer:
 
     def _recall_at(self, entrant: Entrant, checks: Sequence[Check], growth: float) -> dict[str, Any]:
         trial, way, race = entrant.trial, entrant.way, self._race
-        if trial is None or way is None:
+        if trial is None or way is None or race.over:
             return {}
         grown = race.opened(entrant)
         try:
@@ -332,23 +343,32 @@ class _Answer:
         title = name_of(self._chosen(entrant, entrant.way))
         worth = self._worth(entrant)
         if not met:
-            missed = [str(t) for t in self._targets if not _reached(entrant, t)]
-            first = f"{' and '.join(missed) or 'The limits'} cannot be met" if not late else "Not met in the time given"
-            return f"{first}; nearest comes {title}: {worth}.{late}"
+            return f"{self._missed(entrant)}; nearest comes {title}: {worth}.{late}"
         cheaper = [e for e in race.entrants if e.out and e.trial is not None and e is not entrant]
         said = "; ".join(f"{e.structure.title} {e.out}" for e in self._closest(cheaper, entrant))
         least = "fewest bytes" if self._minimise == "bytes" else "least time"
         beaten = f" What would be cheaper: {said}." if said else ""
         return f"Use {title}: {worth}, with the {least} of all that reach the targets.{beaten}{late}"
 
+    def _missed(self, entrant: Entrant) -> str:
+        """What is not met, and whether it can be."""
+        missed, queries = [t for t in self._targets if not _reached(entrant, t)], len(self._race.data.confirming)
+        few = [str(target) for target in missed if not target.shown_by(queries)]
+        if few:
+            said = f"{queries:,} queries that took no part in choosing are too few to show {' and '.join(few)}"
+            return f"{said}, whatever they find: bring more, or ask for less"
+        if self._race.late:
+            return "Not met in the time given"
+        return f"{' and '.join(map(str, missed)) or 'The limits'} cannot be met"
+
     def _worth(self, entrant: Entrant) -> str:
         measured = self._measured(entrant)
         parts = []
-        for target in self._targets:
-            found = measured.get(target.name)
+        for name in dict.fromkeys(target.name for target in self._targets):
+            found = measured.get(name)
             if found is not None:
                 low_high = f" ({found['ci95'][0]:.3f}–{found['ci95'][1]:.3f})" if found["ci95"] else ""
-                parts.append(f"{target.name} {found['value']:.3f}{low_high}")
+                parts.append(f"{name} {found['value']:.3f}{low_high}")
         ms = measured["p50_ms"]
         took = "" if ms is None else f", {ms:.2f} ms a query"
         return f"{', '.join(parts)}, {measured['bytes_per_item']:,.1f} bytes an item{took}"
@@ -424,6 +444,12 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     with writer_lock(folder):
         yield folder
+
+
+def _put_aside(answer: Path) -> None:
+    """An answer of before is none to what was asked now."""
+    with writing_to(answer):
+        answer.replace(answer.with_name(f"{answer.name}.before"))
 
 
 def _clear(folder: Path) -> None:

@@ -351,7 +351,8 @@ class Judge:
             return self._searcher(replace(setting, search=search), None)[1].search(self._codes, count, None)
 
     def _seen_in(self, hits: Hits) -> Seen:
-        ids, (nearest, apart) = hits.ids, (known[:, :NEIGHBOURS] for known in self._neighbours)
+        ids, nearest, apart = hits.ids, *self._neighbours
+        nearest, apart = nearest[:, :NEIGHBOURS], apart[:, :NEIGHBOURS]
         same = self._data.same
         if same is not None:
             ids, nearest = np.where(ids < 0, ids, same[ids]), same[nearest]
