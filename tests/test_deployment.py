@@ -324,3 +324,12 @@ def test_documents_that_do_not_fit_their_vectors(lines: str, message: str, tmp_p
 
     with pytest.raises(InputError, match=message):
         make("sources", "vectors", file=str(tmp_path / "x.npy"), documents=str(tmp_path / "d.jsonl")).items()[0]
+
+
+def test_the_last_document_needs_no_end_of_line(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((2, 4), np.float32))
+    (tmp_path / "d.jsonl").write_text('{"path": "a"}\n{"path": "b"}')
+    from cbir_faiss.base.registry import make
+
+    source = make("sources", "vectors", file=str(tmp_path / "x.npy"), documents=str(tmp_path / "d.jsonl"))
+    assert [item.path for item in source.items()] == ["a", "b"]

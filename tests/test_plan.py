@@ -154,7 +154,7 @@ def test_a_build_that_cannot_fit_says_so_at_once(tmp_path: Path, monkeypatch: py
     with pytest.raises(CbirError, match=r"500 items take at least .* on the disk, and 0\.1 MB are free"):
         Collection.build(parse_config(document), tmp_path / "x.cbir")
     monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: Usage(10**12))
-    monkeypatch.setattr(room, "_available", lambda: 1000)
+    monkeypatch.setattr(room, "available_memory", lambda: 1000)
     with pytest.raises(CbirError, match="of memory"):
         Collection.build(parse_config(document), tmp_path / "x.cbir")
     assert not (tmp_path / "x.cbir").exists()

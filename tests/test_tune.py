@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,11 +20,14 @@ import cbir_faiss as cf
 from cbir_faiss.cli import main
 from cbir_faiss.collection import room
 from cbir_faiss.config import load_config
-from cbir_faiss.errors import CbirError, ConfigError, InputError
+from cbir_faiss.errors import BackendError, CbirError, ConfigError, InputError
 from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
+from cbir_faiss.tuning import race
+from cbir_faiss.tuning.race import Entrant, Race
 from cbir_faiss.tuning.tune import Tuned, tune
 from cbir_faiss.tuning.ways import Judge, Setting, Way
 
+tune_module = importlib.import_module("cbir_faiss.tuning.tune")
 RUNGS = (400,)
 CODES: dict[str, Any] = {
     "codecs": [{"name": "itq", "bits": [8, 32]}],
@@ -257,10 +262,7 @@ def test_an_interrupted_run_goes_on_and_looks_at_nothing_twice(config: Path, tmp
     assert not set(first) & set(then)
     assert found.met == expected.met
     assert found.chosen is not None
-    again, same = looks(config, tmp_path / "t.yaml")
-    assert again == []
-    assert same is not None
-    assert same.chosen == found.chosen
+    assert not trials.exists(), "what has come to its end is looked at anew, for times change"
     # Other data are another run, also in the same place.
     np.save(config.parent / "x.npy", clusters(seed=3)[0])
     other, _ = looks(config, tmp_path / "t.yaml")
@@ -352,13 +354,14 @@ def test_an_engine_is_data_too(name: str, tmp_path: Path) -> None:
         targets = ["knn_recall@10 >= 0.8"] + (["hit@1 >= 0.5"] if name != "usearch" else [])
         flat = {"codecs": [{"name": "raw"}], "backends": [{"name": "faiss-flat", "metric": "l2"}], "rescore": ["none"]}
         out = tmp_path / "t.yaml"
-        said: list[str] = []
-        found = tune(backend, targets, out=out, note=said.append, **flat)
+        found = tune(backend, targets, out=out, **flat)
         assert found.met, "by the engine's own metric"
         assert backend.count() == len(x)
-        again = tune(backend, targets, out=out, note=said.append, **flat)
+        copy = tmp_path / "t.tuning" / "given.npy"
+        made = copy.stat().st_mtime_ns
+        again = tune(backend, targets, out=out, **flat)
         assert again.chosen == found.chosen
-        assert len(said) == len(set(said)), "the copy is the same, and nothing is looked at twice"
+        assert copy.stat().st_mtime_ns == made, "it is the same"
     assert cbir("build", out, "--out", tmp_path / "tuned.cbir").exit_code == 0
     with cf.Collection.open(tmp_path / "tuned.cbir") as built:
         number = int(built.search_hits(x[5:6], 1).ids[0, 0])
@@ -412,6 +415,272 @@ def test_metrics_other_than_cosine(config: Path) -> None:
         assert found.chosen["backend"]["metric"] == metric
 
 
+def test_an_exact_scan_that_is_named_alone_finds_all_neighbours() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1_000, 16), dtype=np.float32) * rng.uniform(0.1, 10, (1_000, 1)).astype(np.float32)
+    found = tune(x, "knn_recall@10 >= 0.95", codecs=["raw"], backends=["faiss-flat"], rescore=["none"], rungs=())
+    assert found.met, found.why
+    codec = {"name": "itq", "bits": 16}
+    found = tune(x, "knn_recall@10 >= 0.9", metric="l2", codecs=[codec], backends=["faiss-binary-flat"], rungs=(),
+                 rescore=["float"])  # fmt: skip
+    assert found.met, found.why
+    assert found.chosen is not None
+    assert found.chosen["rescore"]["metric"] == "l2"
+
+
+def test_the_metric_is_that_of_the_config_and_stands_in_what_is_written(config: Path, tmp_path: Path) -> None:
+    flat = {"codecs": [{"name": "raw"}], "backends": [{"name": "faiss-flat"}], "rescore": [{"name": "none"}]}
+    narrowed(config, **flat, metrics={"k": [3], "truth": {"metric": "l2", "k": 7}}, engine="ray")
+    out = tmp_path / "t.yaml"
+    assert tune(config, "knn_recall@10 >= 0.9", out=out, rungs=()).met
+    written = yaml.safe_load(out.read_text())
+    assert written["backends"] == [{"name": "faiss-flat", "metric": "l2"}]
+    assert written["metrics"] == {"k": [3], "truth": {"metric": "l2", "k": 7}}
+    assert written["engine"] == "ray"
+    tune(config, "knn_recall@10 >= 0.9", out=out, rungs=(), metric="ip")
+    assert yaml.safe_load(out.read_text())["metrics"]["truth"]["metric"] == "ip"
+
+
+def test_the_metric_is_that_of_the_collection(config: Path, tmp_path: Path) -> None:
+    flat: dict[str, Any] = {"codecs": [{"name": "raw"}], "rescore": [{"name": "none"}]}
+    narrowed(config, **flat, backends=[{"name": "faiss-flat", "metric": "ip"}])
+    assert cbir("build", config, "--out", tmp_path / "ip.cbir").exit_code == 0
+    found = tune(tmp_path / "ip.cbir", "knn_recall@10 >= 0.9", rungs=(), **flat, backends=["faiss-flat"])
+    assert found.config["backends"] == [{"name": "faiss-flat", "metric": "ip"}]
+    assert found.config["metrics"] == {"truth": {"metric": "ip"}}
+
+
+def test_small_classes_of_which_a_sample_has_little_left_give_no_index_up() -> None:
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(500), 4)
+    x = rng.standard_normal((500, 32))[labels] + 0.4 * rng.standard_normal((len(labels), 32))
+    codecs: list[Any] = ["raw", {"name": "itq", "bits": 32}]
+    sections: dict[str, Any] = {"codecs": codecs, "backends": ["faiss-flat", "faiss-binary-flat"], "rescore": ["none"]}
+    for rungs in ((), (500,)):
+        found = tune(x.astype(np.float32), "hit@1 >= 0.7", labels=labels.tolist(), rungs=rungs, **sections)
+        assert found.met
+        assert found.chosen is not None
+        assert found.chosen["codec"]["name"] == "itq", found.why
+
+
+def test_targets_against_raw_may_look_deeper_than_a_hundred(config: Path) -> None:
+    flat = {"codecs": ["raw"], "backends": ["faiss-flat"], "rescore": ["none"]}
+    found = tune(config, "recall@200 >= raw - 0.05", rungs=(), **flat)  # type: ignore[arg-type]
+    assert found.met
+    assert found.measured["recall@200 - raw"]["value"] == pytest.approx(0, abs=1e-3), "raw is what raw is"
+
+
+@pytest.mark.parametrize(("without", "there"), [(slice(200, 320), True), (slice(100, 200), False)])
+def test_labels_are_looked_for_at_all_items_and_in_both_halves_of_the_queries(
+    config: Path, without: slice, there: bool
+) -> None:
+    """The first 100 of those in random order are the queries to tune by, the next 100 the others."""
+    _, labels = clusters()
+    bare = set(np.random.default_rng(0).permutation(len(labels))[without].tolist())
+    told = [{"path": str(i), **({} if i in bare else {"label": str(label)})} for i, label in enumerate(labels.tolist())]
+    (config.parent / "some.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+    source = {"name": "vectors", "file": "x.npy", "documents": "some.jsonl"}
+    config.write_text(yaml.safe_dump({"source": source, **CODES}))
+    if there:
+        assert tune(config, "hit@1 >= 0.5", rungs=RUNGS).met
+        return
+    with pytest.raises(InputError, match="half of the queries, have none"):
+        tune(config, "hit@1 >= 0.5", rungs=RUNGS)
+
+
+def test_an_interval_near_one_is_not_of_width_nought_and_too_few_queries_are_said(config: Path) -> None:
+    flat: dict[str, Any] = {"codecs": ["raw"], "backends": ["faiss-flat"], "rescore": ["none"]}
+    found = tune(config, "knn_recall@10 >= 0.99", rungs=(), **flat)
+    assert found.measured["knn_recall@10"]["value"] == 1
+    assert found.measured["knn_recall@10"]["ci95"][0] < 0.99, "100 queries cannot say more"
+    assert not found.met
+    assert "100 queries that took no part in choosing are too few to show knn_recall@10 >= 0.99" in found.why
+    assert "cannot be met" not in found.why
+
+
+def test_what_comes_nearest_is_near_to_the_limits_too(config: Path) -> None:
+    sections: dict[str, Any] = {"codecs": ["raw", {"name": "itq", "bits": 16}], "rescore": ["none"]}
+    both = ["faiss-flat", "faiss-binary-flat"]
+    found = tune(config, "knn_recall@10 >= 0.9", max_disk_bytes=170, rungs=(), backends=both, **sections)
+    assert not found.met
+    assert found.chosen is not None
+    assert found.chosen["codec"]["name"] == "itq", "raw takes twice and more of what is allowed"
+    found = tune(config, "knn_recall@10 >= 0.9", max_disk_bytes=380, rungs=(), backends=both, **sections)
+    assert found.chosen is not None
+    assert found.chosen["codec"]["name"] == "raw", "a tenth too large is nearer than half of the recall"
+
+
+def test_what_a_prediction_gave_up_is_looked_at_again_the_cheapest_first(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where each prediction is off, and the index that comes nearest is not confirmed."""
+    monkeypatch.setattr(Judge, "_may", lambda self, target, mean, error: self.growth == 1)
+    monkeypatch.setattr(Judge, "_exceeds", lambda self, target, mean, error: -0.05 if self.growth > 1 else 0.01)
+    confirm = Race._confirm
+
+    def but_the_first(race: Race, entrant: Entrant) -> bool:
+        asked.append(entrant.structure.title)
+        return len(asked) > 1 and confirm(race, entrant)
+
+    asked: list[str] = []
+    monkeypatch.setattr(Race, "_confirm", but_the_first)
+    codecs = [{"name": "itq", "bits": [16, 24, 32]}]
+    found = tune(narrowed(config, **{**CODES, "codecs": codecs}), "knn_recall@10 >= 0.2", rungs=RUNGS)
+    assert found.met
+    assert len(asked) == 2
+
+
+def test_what_does_not_fit_the_memory_is_not_filled(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race, "available_memory", lambda: 20_000)
+    sections: dict[str, Any] = {"codecs": ["raw", {"name": "itq", "bits": 32}], "rescore": ["none"]}
+    both = ["faiss-flat", "faiss-binary-flat"]
+    found = tune(config, "knn_recall@10 >= 0.9", rungs=RUNGS, backends=both, **sections)
+    assert not found.met
+    assert found.chosen is not None
+    assert found.chosen["codec"]["name"] == "itq"
+    (reason,) = [reason for title, reason in found.others if "raw" in title]
+    assert re.fullmatch(r"takes 0\.1 MB of memory, there are 0\.0 MB", reason)
+
+
+class Clock:
+    """A clock that stands still but for what is said to have taken time."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("spent", ["_weigh", "_grow", "_confirmed"])
+def test_the_minutes_are_kept_wherever_they_are_spent(
+    config: Path, monkeypatch: pytest.MonkeyPatch, spent: str
+) -> None:
+    """Each call takes all of the time there is: nothing is begun after the first."""
+    clock, calls, real = Clock(), list[str](), getattr(Race, spent)
+    np.save(config.parent / "x.npy", clusters(8_000)[0])
+    config.write_text(yaml.safe_dump({"source": {"name": "vectors", "file": "x.npy"}, **CODES}))
+
+    def slow(self: Race, *given: Any) -> Any:
+        calls.append(spent)
+        clock.now += 60
+        return real(self, *given)
+
+    monkeypatch.setattr(race, "time", clock)
+    monkeypatch.setattr(tune_module, "time", clock)
+    monkeypatch.setattr(Race, spent, slow)
+    found = tune(config, "knn_recall@10 >= 0.3", minutes=1, items=10_000, rungs=(5_000,))
+    assert len(calls) == 1
+    assert "no time" in found.why
+    if found.predicted is not None:
+        assert "knn_recall@10" not in found.predicted
+
+
+def test_the_next_look_is_expected_to_take_as_long_as_its_queries_and_items(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, has_time = list[float](), Race._has_time_for
+
+    def asked(self: Race, entrant: Entrant) -> bool:
+        if entrant.items == 400:
+            last = entrant.looks[-1]
+            times = 2.0  # 800 items in place of 400, and as many queries
+            expected.append(self._expected(entrant, 800) / (400 * last.item_seconds + times * last.judge_seconds))
+        return has_time(self, entrant)
+
+    monkeypatch.setattr(Race, "_has_time_for", asked)
+    assert tune(config, "knn_recall@10 >= 0.9", rungs=RUNGS).met
+    assert expected
+    assert expected == pytest.approx([1.0] * len(expected))
+
+
+@pytest.mark.parametrize("ended", ["refused", "killed", "judging"])
+def test_a_run_goes_on_with_its_own_after_another_was_begun_in_its_place(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: str
+) -> None:
+    narrowed(config, **{**CODES, "codecs": [{"name": "itq", "bits": 32}]})
+    _, whole = looks(config, tmp_path / "whole.yaml")
+    out, other = tmp_path / "t.yaml", tmp_path / "other.yaml"
+    first, _ = looks(config, out, die_after=1)
+    np.save(tmp_path / "y.npy", clusters(seed=3)[0])
+    other.write_text(config.read_text().replace("x.npy", "y.npy"))
+    with monkeypatch.context() as patch:
+        if ended == "refused":
+            patch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=-200_000))
+        elif ended == "killed":
+            patch.setattr("cbir_faiss.tuning.data.write_durably", raising(Killed()))
+        else:
+            patch.setattr(Judge, "ways", raising(Killed()))
+        with pytest.raises((CbirError, Killed)):
+            tune(other, "knn_recall@10 >= 0.95", out=out, rungs=RUNGS, minimise="latency")
+    then, found = looks(config, out)
+    assert found is not None
+    assert whole is not None
+    assert not set(first) & set(then)
+    assert found.chosen == whole.chosen
+    assert found.measured["knn_recall@10"] == whole.measured["knn_recall@10"]
+
+
+def raising(error: BaseException) -> Any:
+    def fail(*args: Any, **options: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_another_version_or_machine_goes_on_with_nothing(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = looks(config, tmp_path / "t.yaml", die_after=2)
+    monkeypatch.setattr(tune_module, "environment", lambda: {"cpu": "another"})
+    then, found = looks(config, tmp_path / "t.yaml")
+    assert found is not None
+    assert set(first) <= set(then)
+
+
+def test_looks_stay_where_the_minutes_were_too_few(config: Path, tmp_path: Path) -> None:
+    found = tune(config, "knn_recall@10 >= 0.95", out=tmp_path / "t.yaml", rungs=RUNGS, minutes=1e-9)
+    assert "no time" in found.why
+    looks(config, tmp_path / "t.yaml", die_after=1)
+    trials = tmp_path / "t.tuning" / "trials.jsonl"
+    kept = trials.read_text()
+    tune(config, "knn_recall@10 >= 0.95", out=tmp_path / "t.yaml", rungs=RUNGS, minimise="latency", minutes=1e-9)
+    assert trials.read_text() == kept != ""
+    other = "knn_recall@10 >= 0.5"
+    assert tune(config, other, out=tmp_path / "t.yaml", rungs=RUNGS).met
+    assert trials.read_text() == kept, "those of another run that may go on"
+
+
+def test_a_failure_of_the_machine_is_tried_again(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "t.yaml"
+    with monkeypatch.context() as patch:
+        patch.setattr(Race, "_grow", raising(BackendError("no space left on device")))
+        with pytest.raises(InputError, match="no space left"):
+            tune(config, "knn_recall@10 >= 0.9", out=out, rungs=RUNGS)
+    assert tune(config, "knn_recall@10 >= 0.9", out=out, rungs=RUNGS).met
+
+
+def test_an_answer_of_before_is_none_to_what_was_not_met(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t.yaml"
+    out.write_text("before: 1\n")
+    narrowed(config, **{**CODES, "rescore": [{"name": "none"}]})
+    assert not tune(config, "knn_recall@10 >= 0.95", out=out, rungs=()).met
+    assert not out.exists()
+    assert (tmp_path / "t.yaml.before").read_text() == "before: 1\n"
+
+
+def test_a_config_of_vectors_in_memory_names_no_file_that_is_gone() -> None:
+    found = cf.tune(clusters(600)[0], "knn_recall@10 >= 0.5", **CODES)
+    assert found.met
+    assert "source" not in found.config
+    assert found.config["backends"] == CODES["backends"]
+
+
+def test_a_bound_and_one_against_raw_floats_hold_together(config: Path) -> None:
+    found = tune(config, ["map@5 >= 0.5", "map@5 >= raw - 0.1"], rungs=RUNGS)
+    assert found.met
+    assert found.why.count("map@5 ") == 1
+
+
 @pytest.mark.parametrize(
     ("change", "target", "message"),
     [
@@ -433,8 +702,6 @@ def test_data_that_cannot_be_tuned_on_are_one_line(config: Path, change: Any, ta
     result = cbir("tune", config, "--target", target, "--out", config.parent / "t.yaml")
     assert result.exit_code in (1, 2), result.output
     assert len(result.stderr.strip().splitlines()) == 1
-    import re
-
     assert re.search(message, result.stderr), result.stderr
 
 

@@ -13,6 +13,7 @@ from cbir_faiss.tuning.space import Facts, Space, lists_for, space_of
 from cbir_faiss.types import Metric
 
 SOURCE = {"source": {"name": "vectors", "file": "x.npy"}}
+FLOAT = {"name": "float"}
 
 
 def space(dim: int = 64, metric: Metric = "cosine", **sections: Any) -> Space:
@@ -77,3 +78,34 @@ def test_a_config_without_codecs_is_whole() -> None:
 @pytest.mark.parametrize(("items", "lists"), [(1, 1), (38, 1), (100, 2), (3_000, 64), (50_000, 512), (10**7, 1024)])
 def test_lists_are_a_power_of_two_that_can_be_learnt(items: int, lists: int) -> None:
     assert lists_for(items) == lists
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "ip"])
+def test_what_is_named_without_a_metric_compares_as_the_data_are_compared(metric: Metric) -> None:
+    found = space(metric=metric, codecs=[{"name": "raw"}], backends=[{"name": "faiss-flat"}], rescore=[FLOAT])
+    assert found.structures[0].backend.options == {"metric": metric}
+    assert found.structures[0].rescore[0].options == {"metric": metric, "center": False}
+    bits = space(metric=metric, codecs=[{"name": "itq", "bits": 8}], backends=[{"name": "faiss-binary-flat"}])
+    assert bits.structures[0].codec.options == {"bits": 8, "normalise": metric == "cosine"}
+    assert bits.structures[0].backend.options == {}
+
+
+def test_what_a_codec_scales_and_centres_is_compared_by_l2() -> None:
+    found = space(codecs=[{"name": "rotate"}], backends=[{"name": "faiss-flat"}], rescore=[{"name": "none"}])
+    assert found.structures[0].codec.options == {"normalise": True}
+    assert found.structures[0].backend.options == {"metric": "l2"}
+
+
+def test_what_a_config_says_of_a_metric_stays() -> None:
+    codec, backend = {"name": "itq", "bits": 8, "normalise": False}, {"name": "faiss-flat", "metric": "ip"}
+    rescore = {"name": "float", "metric": "l2", "center": True}
+    found = space(codecs=[codec, {"name": "raw"}], backends=[backend, {"name": "faiss-binary-flat"}], rescore=[rescore])
+    assert [s.codec.options for s in found.structures] == [{"bits": 8, "normalise": False}, {}]
+    assert found.structures[1].backend.options == {"metric": "ip"}
+    assert found.structures[0].rescore[0].options == {"metric": "l2", "center": True}
+
+
+def test_rabitq_is_tried_with_one_to_nine_bits() -> None:
+    found = [s.backend.options["bits"] for s in space().structures if s.codec.name == "rotate"
+             and s.backend.name == "rabitq"]  # fmt: skip
+    assert sorted(found) == list(range(1, 10))

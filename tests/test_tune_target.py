@@ -30,6 +30,11 @@ def test_several_targets_and_the_same_one_twice() -> None:
     assert [target.by_labels for target in found] == [False, True]
 
 
+def test_a_bound_and_one_against_raw_are_two_targets() -> None:
+    found = parse_targets(["map@5 >= 0.8", "map@5 >= raw - 0.01"])
+    assert [target.key for target in found] == ["map@5", "map@5 - raw"]
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
@@ -44,7 +49,7 @@ def test_several_targets_and_the_same_one_twice() -> None:
         (["knn_recall@0 >= 0.9"], "k must be at least 1"),
         (["knn_recall@10 >= 1.2"], "no measure is above 1"),
         (["knn_recall@10 >= raw + 0.1"], "raw floats have all of it"),
-        (["map@5 >= 0.9", "map@5 >= raw"], "contradict each other"),
+        (["map@5 >= raw - 0.1", "map@5 >= raw"], "contradict each other"),
         (["map@5 >= 0.9", "map@5 >= 0.8"], "contradict each other"),
     ],
 )

@@ -35,7 +35,8 @@ from cbir_faiss.cli.printing import Bar, aside, say, say_json
 @click.option(
     "--metric",
     type=click.Choice(["cosine", "l2", "ip"]),
-    help="By what vectors are compared; without: as an engine compares them, else cosine.",
+    help="By what vectors are compared; without: as the config (metrics.truth.metric), the collection or the engine "
+    "does, else cosine.",
 )
 @click.option(
     "--out",
@@ -101,6 +102,6 @@ def _prediction(predicted: Any) -> list[str]:
         for name, value in predicted.items()
         if "@" in name
     ]
-    ms = "" if predicted["p50_ms"] is None else f", {predicted['p50_ms']:.2f} ms a query"
+    ms = [] if predicted["p50_ms"] is None else [f"{predicted['p50_ms']:.2f} ms a query"]
     size, build = f"{predicted['bytes_per_item']:,.1f} bytes an item", f"{predicted['build_seconds']:,.0f} s to build"
-    return [f"Among {predicted['items']:,} items: {', '.join(recalls)}, {size}{ms}, {build}"]
+    return [f"Among {predicted['items']:,} items: {', '.join([*recalls, size, *ms, build])}"]

@@ -33,11 +33,11 @@ def check_room(out: Path, config: Config, source: Source, extractor: Extractor) 
         f"{items:,} items take at least",
         "make room, choose another --out, or keep less (a code, 'store: int8'); cbir plan says what a build takes",
     )
-    memory = _available()
+    memory = available_memory()
     if memory is not None and least.memory > memory:
         raise CbirError(
-            f"{out}: an index of {items:,} items takes at least {_gb(least.memory)} of memory, and {_gb(memory)} are "
-            "available: take a code or a smaller one; cbir plan says what a build takes"
+            f"{out}: an index of {items:,} items takes at least {gigabytes(least.memory)} of memory, and "
+            f"{gigabytes(memory)} are available: take a code or a smaller one; cbir plan says what a build takes"
         )
 
 
@@ -45,7 +45,7 @@ def check_disk(out: Path, least: int, what: str, advice: str) -> None:
     """Raises CbirError where ``out`` is certain to take more bytes than are free; ``what`` takes them."""
     free = shutil.disk_usage(next(folder for folder in out.absolute().parents if folder.exists())).free
     if least > free:
-        raise CbirError(f"{out}: {what} {_gb(least)} on the disk, and {_gb(free)} are free: {advice}")
+        raise CbirError(f"{out}: {what} {gigabytes(least)} on the disk, and {gigabytes(free)} are free: {advice}")
 
 
 def least_of(config: Config, source: Source, extractor: Extractor) -> Least:
@@ -81,7 +81,7 @@ def _kept_bytes(choice: Choice, widths: dict[str, tuple[int, str]]) -> int:
     return sum(column[:1].nbytes for column in packed.values())
 
 
-def _available() -> int | None:
+def available_memory() -> int | None:
     """Bytes of memory that this process could still get; None where the system does not say."""
     with suppress(OSError, KeyError, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -90,5 +90,5 @@ def _available() -> int | None:
     return None
 
 
-def _gb(count: int) -> str:
+def gigabytes(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"

@@ -233,6 +233,8 @@ class _Lines:
         ends = np.concatenate(
             [np.flatnonzero(self._file[i : i + _BLOCK] == 10) + i for i in range(0, len(self._file), _BLOCK)]
         )
+        if len(self._file) and self._file[-1] != 10:  # the last line has no end
+            ends = np.append(ends, len(self._file))
         if len(ends) != count:
             raise InputError(f"source 'vectors': {len(ends)} documents for {count} vectors: {path}")
         self._limits = np.concatenate([[0], ends + 1])

@@ -20,7 +20,9 @@ from cbir_faiss.collection.room import check_disk
 from cbir_faiss.comparison.combine import digest
 from cbir_faiss.config import Choice, Config, parse_config, read_config
 from cbir_faiss.errors import ConfigError, InputError
+from cbir_faiss.measures.metrics import per_query
 from cbir_faiss.measures.neighbours import exact_neighbours
+from cbir_faiss.measures.relevance import Relevance
 from cbir_faiss.pipeline.extraction import Extraction, Progress, extract
 from cbir_faiss.pipeline.fill import FILL_ROWS
 from cbir_faiss.pipeline.fit import with_direction
@@ -30,7 +32,7 @@ from cbir_faiss.types import Floats, Ids, Metric
 QUERIES = 1_000
 """Of each half at most."""
 NEIGHBOURS = 100
-"""Exact neighbours that are known of each query: a prediction needs more than a target counts."""
+"""Exact neighbours that are known of each query at least: a prediction needs more than a target counts."""
 _OPTIONAL = {"codecs": [{"name": "raw"}], "backends": [{"name": "faiss-flat"}]}
 _SEED = 0
 
@@ -79,22 +81,23 @@ class Queries:
     items: Floats
     metric: Metric
     store: Path
+    depth: int = NEIGHBOURS
     _known: dict[int, tuple[Ids, NDArray[np.float64]]] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.embedding)
 
-    def neighbours(self, n: int, depth: int = NEIGHBOURS) -> tuple[Ids, NDArray[np.float64]]:
+    def neighbours(self, n: int) -> tuple[Ids, NDArray[np.float64]]:
         """Of the nearest ``depth`` of the first ``n`` items: rows, and ``exact_thresholds``, nearest first.
 
         Each item is compared with the queries once: what is known of fewer items is gone on from.
         """
         if n not in self._known:
-            self._known[n] = self._stored(n, depth)
+            self._known[n] = self._stored(n)
         return self._known[n]
 
-    def _stored(self, n: int, depth: int) -> tuple[Ids, NDArray[np.float64]]:
-        file = self.store.with_name(f"{self.store.name}-{n}.npz")
+    def _stored(self, n: int) -> tuple[Ids, NDArray[np.float64]]:
+        depth, file = self.depth, self.store.with_name(f"{self.store.name}-{n}-{self.depth}.npz")
         if not file.exists():
             before = max((m for m in self._known if m < n), default=0)
             rows, limits = exact_neighbours(self.items[before:n], self.embedding, depth, self.metric)
@@ -129,6 +132,7 @@ class Data:
     sections: Mapping[str, Any]
     source: Source
     order: NDArray[np.int64]
+    _exact: dict[tuple[str, str, int], NDArray[np.float64]] = field(default_factory=dict, compare=False)
 
     @property
     def dim(self) -> int:
@@ -146,13 +150,39 @@ class Data:
 
     @cached_property
     def has_labels(self) -> bool:
-        return any(self.labels) and any(self.tuning.labels)
+        """Whether items and both halves of the queries have some."""
+        return all(map(any, (self.labels, self.tuning.labels, self.confirming.labels)))
+
+    def exact(self, queries: Queries, measure: str, k: int) -> NDArray[np.float64]:
+        """What an exact search of all items is worth by labels, at each query."""
+        key = (queries.store.name, measure, k)
+        if key not in self._exact:
+            relevance = Relevance.from_labels(self.labels, queries.labels)
+            ids = queries.neighbours(len(self.items))[0][:, :k]
+            self._exact[key] = worth(relevance, ids, measure, k)
+        return self._exact[key]
+
+
+def worth(relevance: Relevance | None, ids: Ids, measure: str, k: int) -> NDArray[np.float64]:
+    """A measure by labels of hits ``ids`` ``(queries, k)``, at each query; None: no label is there to be found."""
+    if relevance is None:
+        return np.zeros(len(ids))
+    found: NDArray[np.float64] = per_query(relevance.ranked(ids), relevance.totals, [k])[f"{measure}@{k}"]
+    return found
 
 
 def open_data(
-    naming: Naming, metric: Metric, folder: Path, *, cache: Path | None, progress: Progress | None = None
+    naming: Naming,
+    metric: Metric,
+    folder: Path,
+    *,
+    cache: Path | None,
+    progress: Progress | None = None,
+    depth: int = NEIGHBOURS,
 ) -> Data:
     """The data of ``naming``, laid out in ``folder``; what lies there of the same data is taken as it is.
+
+    depth: exact neighbours that are known of each query.
 
     Raises:
         InputError: fewer than two queries or no item are left.
@@ -183,12 +213,12 @@ def open_data(
 
     def part(rows: slice, name: str) -> Queries:
         labels = [all_queries[int(row)].labels for row in asked.rows[chosen[rows]]]
-        return Queries(embedding[rows], labels, vectors, metric, folder / name)
+        return Queries(embedding[rows], labels, vectors, metric, folder / name, depth)
 
-    labelled = bool(len(order)) and any(all_items[int(row)].labels for row in found.rows[order[:100]])
+    labelled = any(all_items[row].labels for row in found.rows[order].tolist())
     labels: Labels = [all_items[row].labels for row in found.rows[order].tolist()] if labelled else [()] * len(order)
     tuning, confirming = part(slice(0, half), "tuning"), part(slice(half, None), "confirming")
-    return Data(vectors, labels, tuning, confirming, metric, what, _sections(config), source, found.rows[order])
+    return Data(vectors, labels, tuning, confirming, metric, what, _sections(config, metric), source, found.rows[order])
 
 
 def _drawn(
@@ -227,11 +257,13 @@ def _lay_out(
     """Write items and queries; a vector without a direction is left out under cosine, as a build leaves it out."""
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("*.np[yz]"):
-            left.unlink()
         asked_rows, asked_there = _block(asked, queries, column, metric)
-        least = 4 * len(items) * asked_rows.shape[1]
+        others = list(folder.glob("*.np[yz]"))
+        least = 4 * len(items) * asked_rows.shape[1] - sum(other.stat().st_size for other in others)
         check_disk(folder, least, f"{len(items):,} vectors to tune on take", "make room, or choose another --out")
+        (folder / "data.json").unlink(missing_ok=True)  # first: nothing may say that what comes are the others
+        for other in others:
+            other.unlink()
         kept = []
         file = ArrayFile(folder / "items.npy")
         for start in range(0, len(items), FILL_ROWS):
@@ -255,8 +287,8 @@ def _block(found: Extraction, rows: NDArray[np.int64], column: str, metric: Metr
     return block[there], there
 
 
-def _sections(config: Config) -> dict[str, Any]:
-    """Source and extractor as a build config has them."""
+def _sections(config: Config, metric: Metric) -> dict[str, Any]:
+    """What a build config has beside what is chosen, as it was given; with the metric that was tuned by."""
 
     def section(choice: Choice) -> dict[str, Any]:
         return {"name": choice.name, **choice.options}
@@ -265,8 +297,12 @@ def _sections(config: Config) -> dict[str, Any]:
     if config.query_source is not None:
         sections["queries"] = {"source": section(config.query_source)}
     sections["extractors"] = [section(choice) for choice in config.extractors]
+    measures = dict(config.document.get("metrics", {}))
+    sections["metrics"] = {**measures, "truth": {**measures.get("truth", {}), "metric": metric}}
     if config.threads is not None:
         sections["threads"] = config.threads
+    if config.engine is not None:
+        sections["engine"] = config.document["engine"]
     return sections
 
 

@@ -16,11 +16,11 @@ from functools import cached_property
 from pathlib import Path
 
 from cbir_faiss.base import registry
+from cbir_faiss.collection.room import available_memory, gigabytes
 from cbir_faiss.comparison.combine import digest
 from cbir_faiss.comparison.index import Weighed, document_bytes, weigh
 from cbir_faiss.comparison.split import Side, Split
 from cbir_faiss.errors import BackendError, ConfigError, InputError, MissingDependency, Unsupported
-from cbir_faiss.measures.bootstrap import bootstrap_ci
 from cbir_faiss.tuning.data import Data, rungs_of
 from cbir_faiss.tuning.grown import Encoded, First, Foretold, Grown
 from cbir_faiss.tuning.predict import Bytes, Interval
@@ -28,12 +28,13 @@ from cbir_faiss.tuning.sizes import TAUGHT, index_bytes, learnt_from
 from cbir_faiss.tuning.space import Space, Structure
 from cbir_faiss.tuning.target import KNN, Limits, Minimise, Target
 from cbir_faiss.tuning.trials import Check, Trial, Trials
-from cbir_faiss.tuning.ways import HOPE, Judge, Stores, Way
+from cbir_faiss.tuning.ways import Judge, Stores, Way
 
 RUNGS = (10_000, 50_000)
 FEW = 300
 """Queries that are asked of an index that does not hold all items yet."""
 LEARNT = 100_000
+_MISJUDGED = 0.1  # the share of a target that a prediction is never short of by mistake
 _RAISED = 4  # how often more is looked at where the other queries do not confirm
 _DOCUMENTS = 5_000
 _CANNOT = (InputError, ConfigError, Unsupported, MissingDependency, BackendError)
@@ -97,7 +98,9 @@ class Race:
         if self._minimise == "bytes" or self._limits.bytes is not None or self._limits.disk_bytes is not None:
             for contender in self.entrants:
                 few = learnt_from(contender.structure.backend, self.total)
-                if few < self.rungs[0]:
+                if self.over:
+                    self._leave(contender)
+                elif few < self.rungs[0]:
                     self._look(contender, few, self._weigh)
         while (entrant := self._next()) is not None:
             if entrant.items < self.total:
@@ -106,35 +109,66 @@ class Race:
                 return entrant
         # A prediction may have given up too early: of equal items it cannot tell which were found.
         nearest = self.nearest()
-        if nearest is not None and nearest.items == self.total:
-            nearest.way = self._best_way(nearest)
-            if nearest.way is not None and self._confirm(nearest):
-                nearest.out = ""
-                return nearest
-        return None
+        if nearest is not None and self._holds(nearest):
+            return nearest
+        return next((entrant for entrant in self._misjudged() if self._holds(entrant)), None)
 
     def nearest(self) -> Entrant | None:
-        """The entrant that comes nearest to the targets, looked at among all items where there is time for it."""
-        tried = [entrant for entrant in self.entrants if entrant.items] or self._smallest()
+        """The entrant that comes nearest to the targets and limits, looked at among all items where there is time."""
+        tried = [entrant for entrant in self.entrants if entrant.trial is not None and entrant.trial.memory is not None]
         while tried:
-            best = max(tried, key=lambda entrant: (_margin(entrant), entrant.items))
-            if best.items == self.total or not self._has_time_for(best):
+            best = min(tried, key=lambda entrant: (self._violation(entrant), -entrant.items))
+            if best.items == self.total or (best.items and not self._has_time_for(best)):
                 return best
-            before, best.out = best.items, ""
-            self._promote(best)
-            if best.items == before:
+            if not self._regrow(best):
                 tried.remove(best)
         return None
 
-    def _smallest(self) -> list[Entrant]:
-        """Where every index exceeds the limits before it is searched, the one that does so least, looked at once."""
-        weighed = [e for e in self.entrants if e.trial is not None and e.trial.memory is not None]
-        best = min(weighed, key=self._cost_in_memory, default=None)
-        if best is None:
-            return []
-        best.out = ""
-        self._promote(best)
-        return [best] if best.items else []
+    def _misjudged(self) -> list[Entrant]:
+        """Those that a prediction gave up, of hardly less than is wanted, the cheapest first; some hold all items since
+        the nearest was looked for."""
+        given_up = [e for e in self.entrants if e.items > 0 and (not e.out or e.items < self.total)]
+        return sorted((e for e in given_up if self._violation(e) <= _MISJUDGED), key=self._cost)
+
+    def _holds(self, entrant: Entrant) -> bool:
+        """Whether one that was out is a winner after all, once it holds all items."""
+        while entrant.items < self.total:
+            if not self._has_time_for(entrant) or not self._regrow(entrant):
+                return False
+        entrant.way = self._best_way(entrant)
+        if entrant.way is None or not self._confirm(entrant):
+            return False
+        entrant.out = ""
+        return True
+
+    def _regrow(self, entrant: Entrant) -> bool:
+        """Let one that was out grow to the next size; False where it cannot."""
+        before, entrant.out = entrant.items, ""
+        self._promote(entrant)
+        return entrant.items > before
+
+    def _violation(self, entrant: Entrant) -> float:
+        """The largest share by which the best of its ways misses a target or a limit, as far as it was looked at."""
+        trial = entrant.trial
+        assert trial is not None
+        return min((self._missing(entrant, way) for way in trial.ways), default=self._over_limits(entrant, None))
+
+    def _missing(self, entrant: Entrant, way: Way) -> float:
+        short = [target.short(way.values[target.key][0]) for target in self.targets]
+        return max(*short, self._over_limits(entrant, way))
+
+    def _over_limits(self, entrant: Entrant, way: Way | None) -> float:
+        trial, limits = entrant.trial, self._limits
+        assert trial is not None
+        memory, disk = (weight.per_item(self.total) for weight in self.weight(entrant, way))
+        ms = trial.pace(way).at(self.total) if way is not None and way.p50_ms is not None else 0.0
+        costs = ((memory, limits.bytes), (disk, limits.disk_bytes), (ms, limits.ms))
+        return max((cost / limit - 1 for cost, limit in costs if limit is not None), default=-1.0)
+
+    def nearest_way(self, entrant: Entrant) -> Way:
+        """The one that misses targets and limits least."""
+        assert entrant.trial is not None
+        return min(entrant.trial.ways, key=lambda way: self._missing(entrant, way))
 
     # -- who is next
 
@@ -170,14 +204,29 @@ class Race:
     def _promote(self, entrant: Entrant) -> None:
         """Let it grow to the next size, if there is time, and judge it."""
         if not self._has_time_for(entrant):
-            entrant.out = "there was no time left"
-            self.late.append(entrant)
+            self._leave(entrant)
             return
         size = next(size for size in self.rungs if size > entrant.items)
+        if (lacking := self._lacks_memory(entrant, size)) is not None:
+            entrant.out = lacking
+            return
         if self._look(entrant, size, self._grow):
             entrant.way = self._best_way(entrant)
             if entrant.way is None:
                 entrant.out = self._short_of(entrant)
+
+    def _leave(self, entrant: Entrant) -> None:
+        entrant.out = "there was no time left"
+        if entrant not in self.late:
+            self.late.append(entrant)
+
+    def _lacks_memory(self, entrant: Entrant, size: int) -> str | None:
+        """Why an index of so many items does not fit, as far as is known what one takes."""
+        trial, there = entrant.trial, available_memory()
+        if trial is None or trial.memory is None or there is None:
+            return None
+        takes = round(trial.memory.per_item(size) * size)
+        return f"takes {gigabytes(takes)} of memory, there are {gigabytes(there)}" if takes > there else None
 
     def _look(self, entrant: Entrant, size: int, look: Callable[[Entrant, int], Trial]) -> bool:
         """Take a look from the file of trials, or a new one; False where the structure cannot be."""
@@ -187,12 +236,15 @@ class Race:
             if self._note is not None:
                 self._note(f"{entrant.structure.title}: {size:,} items")
             began = time.monotonic()
+            lasting = True
             try:
                 trial = look(entrant, size)
             except _CANNOT as error:
                 trial = Trial(key, size, reason=str(error))
+                lasting = not isinstance(error, BackendError)  # a disk or a memory that is full may be less so later
             trial = replace(trial, seconds=time.monotonic() - began)
-            self.trials.add(trial)
+            if lasting:
+                self.trials.add(trial)
         entrant.looks.append(trial)
         if trial.reason:
             entrant.out = trial.reason
@@ -221,8 +273,9 @@ class Race:
                 grown.keep_aside()
             began, filled = grown.n, grown.seconds
             grown.grow(size)
-            judge = self.judge(entrant, grown)
+            judge, judged = self.judge(entrant, grown), time.monotonic()
             ways = judge.ways()
+            judged = time.monotonic() - judged
             slope = 0.0 if trial is None else trial.slope_ms
             if first:
                 slope = self._slope_ms(judge, grown, ways)
@@ -238,6 +291,7 @@ class Race:
                 slope_ms=slope,
                 fill_seconds=grown.seconds,
                 build_seconds=grown.seconds + codes.seconds_for(size),
+                judge_seconds=judged,
                 item_seconds=per_item + (codes.seconds_for(size) - codes.seconds_for(0)) / size,
                 walks=judge.walks,
             )
@@ -276,6 +330,10 @@ class Race:
             self._space,
             most=None if grown.n == self.total else FEW,
         )
+
+    def _asked(self, size: int) -> int:
+        """Queries that an index of so many items is asked."""
+        return len(self.data.tuning) if size == self.total else min(FEW, len(self.data.tuning))
 
     def opened(self, entrant: Entrant) -> Grown:
         """Its index with all that it held when it was looked at last."""
@@ -346,7 +404,7 @@ class Race:
         timed = [way for way in trial.ways if way.p50_ms is not None]
         left = [way for way in timed if way.meets]
         if not left:
-            left = [way for way in timed if (way.may_meet if trial.items == self.total else way.margin >= -HOPE)]
+            left = [way for way in timed if way.may_meet]
         limits = self._limits
         if limits.bytes is not None and self._cost_in_memory(entrant) > limits.bytes:
             return None
@@ -366,6 +424,9 @@ class Race:
 
     def _confirm(self, entrant: Entrant) -> bool:
         """Whether the queries that took no part say so too; where they do not, more is looked at, a few times."""
+        if self.over:
+            self._leave(entrant)
+            return False
         grown = self.opened(entrant)
         try:
             tuning, confirming = self.judge(entrant, grown), self.judge(entrant, grown, confirming=True)
@@ -375,7 +436,7 @@ class Race:
                 if all(entrant.confirmed[target.key].low >= target.bound for target in self.targets):
                     return True
                 setting = tuning.more(entrant.way.setting)
-                if setting is None:
+                if setting is None or self.over:
                     break
                 way = tuning.judged(setting)
                 if self._limits.ms is not None and (way.p50_ms or 0.0) > self._limits.ms:
@@ -389,11 +450,9 @@ class Race:
 
     def judge_lost(self, entrant: Entrant) -> None:
         """What the queries that took no part say of an entrant that did not win, where it holds all items."""
-        if entrant.items < self.total:
+        if entrant.items < self.total or self.over:
             return
-        trial = entrant.trial
-        assert trial is not None
-        entrant.way = entrant.way or max(trial.ways, key=lambda way: way.margin)
+        entrant.way = entrant.way or self.nearest_way(entrant)
         grown = self.opened(entrant)
         try:
             if entrant.way.p50_ms is None:
@@ -408,33 +467,36 @@ class Race:
         wanted = {target.key: target for target in (*plain, *self.targets)}
         found = {}
         for name, target in wanted.items():
-            values = judge.values(way.setting, target)
-            low, high = bootstrap_ci(values)
-            found[name] = Interval(float(values.mean()), float(low), float(high))
+            found[name] = target.interval(judge.values(way.setting, target))
         return found
 
     # -- time
 
+    @property
+    def over(self) -> bool:
+        """Whether there is no time left."""
+        return time.monotonic() >= self._until
+
     def _has_time_for(self, entrant: Entrant) -> bool:
-        """Whether the next look at it can be expected to end in time: as the last one, by the items that are added."""
+        """Whether the next look at it can be expected to end in time."""
         size = next(size for size in self.rungs if size > entrant.items)
-        if (entrant.structure.key, size) in self.trials.found:
-            return True
-        expected = 0.0
-        if entrant.items:
-            last = entrant.looks[-1]
-            expected = last.item_seconds * (size - entrant.items) + (last.seconds - last.build_seconds)
-        return time.monotonic() + max(0.0, expected) < self._until
+        known = (entrant.structure.key, size) in self.trials.found
+        return known or time.monotonic() + self._expected(entrant, size) < self._until
+
+    def _expected(self, entrant: Entrant, size: int) -> float:
+        """Seconds that a look will take: a first one as the slowest that was, another as the last, by the items that
+        are added, and by the queries that are asked, each of which a scan compares with all items."""
+        if not entrant.items:
+            first = [look.seconds for e in self.entrants for look in e.looks if look.items == size and look.ways]
+            return max(first, default=0.0)
+        last = entrant.looks[-1]
+        asked = self._asked(size) / self._asked(last.items) * (1.0 if last.walks else size / last.items)
+        return last.item_seconds * (size - last.items) + last.judge_seconds * asked
 
 
 def also(items: int) -> Target:
     """What is measured whatever the targets are."""
     return Target(KNN, min(10, items), 0.0)
-
-
-def _margin(entrant: Entrant) -> float:
-    assert entrant.trial is not None
-    return max(way.margin for way in entrant.trial.ways)
 
 
 def _bytes(total: float, growing: float, items: int) -> Bytes:

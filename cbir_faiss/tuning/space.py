@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import yaml
 
+from cbir_faiss.base import Codec
 from cbir_faiss.base.registry import Group
 from cbir_faiss.comparison.combine import describe, digest
 from cbir_faiss.config import Choice, Config, parse_choices
@@ -86,19 +87,24 @@ def lists_for(items: int) -> int:
 def space_of(facts: Facts, named: Config | None = None, given: Sequence[str] = ()) -> Space:
     """What goes together of the package's space, with the sections ``given`` by a config in place of its own.
 
+    What a config leaves open of how vectors are compared is as the data are: ``metric``, ``center``, ``normalise``.
+
     Raises:
         ConfigError: nothing goes together, or a named backend keeps its own storage.
     """
     document, values = _document(), facts.values()
     space = Space(search=document["search"], candidates=document["candidates"])
-    own = {section: getattr(named, section) for section in given}
+    own: dict[str, Sequence[Choice]] = {section: getattr(named, section) for section in given}
     _check_named(own)
+    for section, options in (("codecs", ("normalise",)), ("rescore", ("metric", "center"))):
+        if section in own:
+            own[section] = [_completed(choice, {name: values[name] for name in options}) for choice in own[section]]
     found: dict[str, Structure] = {}
     for block in document["structures"]:
         for more in _sets(block, facts):
             filled = values | more
             sections = {name: own.get(name) or _parsed(name, block[name], filled, space) for name in SECTIONS}
-            for codec, backend, rescore in _together(sections):
+            for codec, backend, rescore in _together(sections, facts.metric):
                 pair = digest([codec.name, codec.options, backend.name, backend.options, backend.searches])
                 before = found[pair].rescore if pair in found else ()
                 found[pair] = Structure(codec, backend, (*before, *(c for c in rescore if c not in before)))
@@ -155,10 +161,29 @@ def _filled(value: Any, values: Mapping[str, Any]) -> Any:
     return value
 
 
-def _together(sections: Mapping[str, Sequence[Choice]]) -> Iterator[tuple[Choice, Choice, list[Choice]]]:
+def _together(
+    sections: Mapping[str, Sequence[Choice]], metric: Metric
+) -> Iterator[tuple[Choice, Choice, list[Choice]]]:
     for codec, backend in itertools.product(sections["codecs"], sections["backends"]):
         if same_kind(codec, backend) and (rescore := [c for c in sections["rescore"] if _goes(codec, backend, c)]):
-            yield codec, backend, rescore
+            yield codec, _comparing(backend, codec, metric), rescore
+
+
+def _comparing(backend: Choice, codec: Choice, metric: Metric) -> Choice:
+    """A backend that compares what the codec gives as the vectors are compared, unless it was told how to."""
+    made: Codec = codec.make()
+    if made.kind == "binary":
+        return backend
+    # What a codec has scaled, and then centred, is compared by cosine where L2 is measured.
+    own = next((own for own in ("l2", metric) if made.metric_of(own) == metric), metric)
+    return _completed(backend, {"metric": own})
+
+
+def _completed(choice: Choice, values: Mapping[str, Any]) -> Choice:
+    """With ``values`` of the options that its plugin has and that were left open."""
+    known = choice.plugin().Options.model_fields
+    left = {name: value for name, value in values.items() if name in known and name not in choice.options}
+    return replace(choice, options={**choice.options, **left})
 
 
 def _goes(codec: Choice, backend: Choice, rescore: Choice) -> bool:

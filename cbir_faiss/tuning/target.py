@@ -8,8 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cbir_faiss.errors import ConfigError
+from cbir_faiss.measures.intervals import mean_interval
 from cbir_faiss.measures.metrics import MEASURES
+from cbir_faiss.tuning.predict import Interval
 
 KNN = "knn_recall"
 GRAMMAR = "a target is MEASURE@K >= NUMBER, or >= raw - NUMBER, such as 'knn_recall@10 >= 0.95'"
@@ -40,6 +45,23 @@ class Target:
     def by_labels(self) -> bool:
         return self.measure != KNN
 
+    def interval(self, values: NDArray[np.float64]) -> Interval:
+        """The mean of ``values`` ``(n,)``, or differences from raw floats, at queries, and its 95 % interval."""
+        least, most = (-1.0 if self.of_raw else 0.0), (0.0 if self.of_raw and not self.by_labels else 1.0)
+        low, high = mean_interval((values - least) / (most - least))
+        return Interval(float(values.mean()), least + low * (most - least), least + high * (most - least))
+
+    def shown_by(self, queries: int) -> bool:
+        """Whether the interval of so many queries could be above it: of those that all find everything, or what is
+        compared with raw floats as much as these."""
+        best = np.full(queries, 0.0 if self.of_raw else 1.0)
+        return (self.of_raw and self.by_labels and self.bound >= 0) or self.interval(best).low >= self.bound
+
+    def short(self, mean: float) -> float:
+        """Which share of it is missing where this is the mean; below 0 where it is exceeded."""
+        whole = self.bound + 1 if self.of_raw else self.bound
+        return (self.bound - mean) / whole if whole > 0 else self.bound - mean
+
     def __str__(self) -> str:
         if not self.of_raw:
             return f"{self.name} >= {self.bound:g}"
@@ -59,7 +81,7 @@ Minimise = Literal["bytes", "latency"]
 
 
 def parse_targets(texts: Sequence[str]) -> tuple[Target, ...]:
-    """The targets that ``texts`` state, each measure once.
+    """The targets that ``texts`` state, of each measure one bound at most, and one against raw floats.
 
     Raises:
         ConfigError: none, one that cannot be read, a measure that is not known, what nothing can reach, or two that
@@ -68,7 +90,7 @@ def parse_targets(texts: Sequence[str]) -> tuple[Target, ...]:
     found: dict[str, Target] = {}
     for text in texts:
         target = _parse(text)
-        other = found.setdefault(target.name, target)
+        other = found.setdefault(target.key, target)
         if other != target:
             raise ConfigError(f"'{other}' and '{target}' contradict each other: give one of them", path="target")
     if not found:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cbir_faiss._lib.files import flush_durably
+from cbir_faiss._lib.files import flush_durably, write_durably
 from cbir_faiss.storage.files import writing_to
 from cbir_faiss.tuning.predict import Bytes, Pace
 from cbir_faiss.tuning.ways import Way
@@ -36,8 +36,8 @@ class Trial:
 
     ways: what its settings are worth among all items; of a first look, which only weighs it, none. memory, disk:
     without what rescorers add. build_seconds: to fit, train and fill at this size, and
-    ``item_seconds`` of them for each item more. seconds: what the look has cost. checks: of what was predicted. reason:
-    why it cannot be, else "".
+    ``item_seconds`` of them for each item more. judge_seconds: to find and time its ways. seconds: what the look has
+    cost. checks: of what was predicted. reason: why it cannot be, else "".
     """
 
     structure: str
@@ -52,6 +52,7 @@ class Trial:
     fill_seconds: float = 0.0
     build_seconds: float = 0.0
     item_seconds: float = 0.0
+    judge_seconds: float = 0.0
     seconds: float = 0.0
     walks: bool = False
     reason: str = ""
@@ -72,7 +73,8 @@ class Trial:
 
 @dataclass
 class Trials:
-    """The trials of one run: of the same data, space, targets and limits, whose digest is ``run``."""
+    """The trials of one run: of the same data, space, targets and limits, on the same machine by the same versions,
+    whose digest is ``run``."""
 
     file: Path
     run: str
@@ -89,6 +91,16 @@ class Trials:
             except (ValueError, KeyError, TypeError):  # the last line of a run that was killed, or another version's
                 continue
 
+    def remove(self) -> None:
+        """Those of this run, also from the disk."""
+        lines = self.file.read_text("utf-8").splitlines(keepends=True) if self.file.exists() else []
+        others = [line for line in lines if _run_of(line) not in (self.run, None)]
+        with writing_to(self.file):
+            if others:
+                write_durably(self.file, "".join(others).encode())
+            else:
+                self.file.unlink(missing_ok=True)
+
     def add(self, trial: Trial) -> None:
         """Keep it, on the disk too."""
         self.found[trial.structure, trial.items] = trial
@@ -99,3 +111,12 @@ class Trials:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(("\n" if torn else "") + line + "\n")
                 flush_durably(file)
+
+
+def _run_of(line: str) -> str | None:
+    """Which run a line is of; None of one that is torn."""
+    try:
+        run: str = json.loads(line)["run"]
+        return run
+    except (ValueError, KeyError, TypeError):
+        return None

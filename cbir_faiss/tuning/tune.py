@@ -30,8 +30,9 @@ from cbir_faiss.pipeline.extraction import Progress
 from cbir_faiss.storage.files import writing_to
 from cbir_faiss.storage.lock import writer_lock
 from cbir_faiss.storage.manifest import CURRENT
+from cbir_faiss.storage.store import Store
 from cbir_faiss.tuning.data import NEIGHBOURS, Data, Naming, naming_of_source, open_data, parse_naming, read_naming
-from cbir_faiss.tuning.exact import DEFAULT_METRIC, copied, replacing
+from cbir_faiss.tuning.exact import DEFAULT_METRIC, copied, metric_of, replacing
 from cbir_faiss.tuning.predict import ERROR, TIME_ERROR, off_by
 from cbir_faiss.tuning.race import RUNGS, Entrant, Note, Race, also
 from cbir_faiss.tuning.space import SECTIONS, Facts, Space, space_of
@@ -52,9 +53,10 @@ class Tuned:
     chosen: ``codec``, ``backend`` and ``rescore`` as a config has them, ``search`` and ``bits``; None where nothing
     could be looked at. measured: on queries that took no part in choosing; ``predicted`` at another size, None where
     none was asked for. front: what no other beats in bytes, time and the first target. met: whether ``chosen`` reaches
-    the targets within the limits; if not it is what comes nearest. why: in words. config: the whole build config.
-    checks: what was predicted from smaller sizes, and what was measured then. measure: the first target's. others: of
-    every structure that is not chosen, why.
+    the targets within the limits; if not it is what comes nearest. why: in words. config: the whole build config; of
+    vectors in memory, or of an engine, without a source unless ``out`` was given: the copy is gone. checks: what was
+    predicted from smaller sizes, and what was measured then. measure: the first target's. others: of every structure
+    that is not chosen, why.
     """
 
     chosen: Mapping[str, Any] | None
@@ -117,8 +119,8 @@ def tune(
         targets: such as ``"knn_recall@10 >= 0.95"`` and ``"map@5 >= raw - 0.01"``.
         max_bytes, max_disk_bytes: an item, in memory and on disk. max_ms: a query, on one thread.
         items: another size to predict to. minutes: when to stop looking.
-        minimise: bytes of memory, or latency. metric: by what vectors are compared: cosine, l2 or ip; None: as an
-            engine compares them, else cosine.
+        minimise: bytes of memory, or latency. metric: by what vectors are compared: cosine, l2 or ip; None: as
+            ``metrics.truth.metric`` of a config says, or as an engine or a collection compares them, else cosine.
         codecs, backends, rescore: names, or mappings as in a config, to choose from instead of all there are.
         out: the config to write; beside it the report, and, while this runs, what a run that was stopped goes on from.
         progress, note: are told how far extraction is, and what is looked at. rungs: sizes of the looks, before all.
@@ -135,13 +137,16 @@ def tune(
     with _folder(out) as folder:
         given, metric = _given(data, labels, folder, metric, progress)
         naming = _narrowed(given, codecs=codecs, backends=backends, rescore=rescore)
-        found = open_data(naming, metric, folder / "data", cache=cache or default_cache(), progress=progress)
+        depth = max([NEIGHBOURS, *(target.k for target in wanted if target.by_labels)])
+        cache = cache or default_cache()
+        found = open_data(naming, metric, folder / "data", cache=cache, progress=progress, depth=depth)
         _check(wanted, found)
         facts = Facts(len(found.items), found.dim, metric, any(not target.by_labels for target in wanted))
         space = space or space_of(facts, naming.config, naming.sections)
         limits = Limits(max_bytes, max_disk_bytes, max_ms)
         run = digest(
             [found.digest, [str(t) for t in wanted], repr(limits), minimise, list(rungs)]
+            + [{**environment(), "memory_bytes": None}]  # which varies a little each time a machine is started
             + [structure.key for structure in space.structures]
         )
         trials = Trials(folder / _TRIALS, run)
@@ -152,7 +157,7 @@ def tune(
             wanted,
             limits,
             minimise,
-            folder=folder,
+            folder=folder / run,
             trials=trials,
             until=until,
             note=note,
@@ -162,8 +167,14 @@ def tune(
         with others.watching():
             tuned = _Answer(race, wanted, limits, minimise, items).tuned(began, space.left_out)
         tuned = replace(tuned, environment={**environment(), **busier([others.cores()])})
+        if out is None and isinstance(data, np.ndarray | Backend | Engine):
+            tuned = replace(tuned, config={name: section for name, section in tuned.config.items() if name != "source"})
         if out is not None and tuned.met:
             tuned.write(Path(out))
+        elif out is not None and Path(out).exists():
+            _put_aside(Path(out))
+        if not race.late:
+            trials.remove()
         _clear(folder)
     if out is not None:
         from cbir_faiss.tuning.report import write_report
@@ -210,13 +221,16 @@ class _Answer:
         checks = [check for e in race.entrants for trial in e.looks for check in trial.checks]
         points = [self._point(e, way) for e in race.entrants for way in _shown(e)]
         said = [(e.structure.title, e.out or "dearer than the answer") for e in race.entrants if e is not entrant]
+        predicted = None if entrant is None or self._items is None else self._predicted(entrant, checks, self._items)
+        recalls = predicted is None or any("@" in name for name in predicted) or not race.over
+        unpredicted = "" if recalls else " There was no time left to predict its recall."
         return Tuned(
             chosen=None if entrant is None else self._chosen(entrant, entrant.way),
             measured={} if entrant is None else self._measured(entrant),
-            predicted=None if entrant is None or self._items is None else self._predicted(entrant, checks, self._items),
+            predicted=predicted,
             front=_front(points, self._targets[0].key),
             met=winner is not None,
-            why=self._why(entrant, winner is not None),
+            why=self._why(entrant, winner is not None) + unpredicted,
             trials=sum(len(e.looks) for e in race.entrants),
             seconds=time.monotonic() - began,
             config={} if entrant is None else self._config(entrant),
@@ -257,7 +271,7 @@ class _Answer:
         if entrant.confirmed:
             values = {name: found.as_json() for name, found in entrant.confirmed.items()}
         else:  # there was no time to ask the queries that took no part
-            best = way or max(trial.ways, key=lambda way: way.margin)
+            best = way or self._race.nearest_way(entrant)
             values = {name: {"value": mean, "ci95": None} for name, (mean, _) in best.values.items()}
         memory, disk = self._race.weight(entrant)
         return {
@@ -289,7 +303,7 @@ class _Answer:
 
     def _recall_at(self, entrant: Entrant, checks: Sequence[Check], growth: float) -> dict[str, Any]:
         trial, way, race = entrant.trial, entrant.way, self._race
-        if trial is None or way is None:
+        if trial is None or way is None or race.over:
             return {}
         grown = race.opened(entrant)
         try:
@@ -329,23 +343,32 @@ class _Answer:
         title = name_of(self._chosen(entrant, entrant.way))
         worth = self._worth(entrant)
         if not met:
-            missed = [str(t) for t in self._targets if not _reached(entrant, t)]
-            first = f"{' and '.join(missed) or 'The limits'} cannot be met" if not late else "Not met in the time given"
-            return f"{first}; nearest comes {title}: {worth}.{late}"
+            return f"{self._missed(entrant)}; nearest comes {title}: {worth}.{late}"
         cheaper = [e for e in race.entrants if e.out and e.trial is not None and e is not entrant]
         said = "; ".join(f"{e.structure.title} {e.out}" for e in self._closest(cheaper, entrant))
         least = "fewest bytes" if self._minimise == "bytes" else "least time"
         beaten = f" What would be cheaper: {said}." if said else ""
         return f"Use {title}: {worth}, with the {least} of all that reach the targets.{beaten}{late}"
 
+    def _missed(self, entrant: Entrant) -> str:
+        """What is not met, and whether it can be."""
+        missed, queries = [t for t in self._targets if not _reached(entrant, t)], len(self._race.data.confirming)
+        few = [str(target) for target in missed if not target.shown_by(queries)]
+        if few:
+            said = f"{queries:,} queries that took no part in choosing are too few to show {' and '.join(few)}"
+            return f"{said}, whatever they find: bring more, or ask for less"
+        if self._race.late:
+            return "Not met in the time given"
+        return f"{' and '.join(map(str, missed)) or 'The limits'} cannot be met"
+
     def _worth(self, entrant: Entrant) -> str:
         measured = self._measured(entrant)
         parts = []
-        for target in self._targets:
-            found = measured.get(target.name)
+        for name in dict.fromkeys(target.name for target in self._targets):
+            found = measured.get(name)
             if found is not None:
                 low_high = f" ({found['ci95'][0]:.3f}–{found['ci95'][1]:.3f})" if found["ci95"] else ""
-                parts.append(f"{target.name} {found['value']:.3f}{low_high}")
+                parts.append(f"{name} {found['value']:.3f}{low_high}")
         ms = measured["p50_ms"]
         took = "" if ms is None else f", {ms:.2f} ms a query"
         return f"{', '.join(parts)}, {measured['bytes_per_item']:,.1f} bytes an item{took}"
@@ -423,6 +446,12 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
         yield folder
 
 
+def _put_aside(answer: Path) -> None:
+    """An answer of before is none to what was asked now."""
+    with writing_to(answer):
+        answer.replace(answer.with_name(f"{answer.name}.before"))
+
+
 def _clear(folder: Path) -> None:
     """Leave the trials alone."""
     for left in folder.iterdir():
@@ -437,11 +466,22 @@ def _given(
 ) -> tuple[Naming, Metric]:
     """What is tuned on, and by what it is compared."""
     if not isinstance(data, Backend | Engine):
-        return _naming(data, labels, folder), metric or DEFAULT_METRIC
+        naming = _naming(data, labels, folder)
+        return naming, metric or _metric_of(naming)
     _check_labels(labels)
     with nullcontext(data) if isinstance(data, Backend) else data.opened() as backend:
         source = copied(backend, folder, progress)
         return naming_of_source(source), metric or backend.metric or DEFAULT_METRIC
+
+
+def _metric_of(naming: Naming) -> Metric:
+    """By what a config says that neighbours are near, or else as the collection that it reads compares."""
+    said: Metric | None = naming.config.metrics.truth.metric
+    source = naming.config.source
+    if said is None and source.name == "collection":
+        with Store.open(Path(source.options["path"])) as store:
+            return metric_of(store)
+    return said or DEFAULT_METRIC
 
 
 def _check_labels(labels: Sequence[Any] | None) -> None:
@@ -493,7 +533,9 @@ def _kept(file: Path, values: NDArray[Any]) -> Path:
 def _check(targets: Sequence[Target], data: Data) -> None:
     for target in targets:
         if target.by_labels and not data.has_labels:
-            raise InputError(f"'{target}' counts labels, and these items or queries have none: use knn_recall")
+            raise InputError(
+                f"'{target}' counts labels, and these items, or half of the queries, have none: use knn_recall"
+            )
         if target.k > len(data.items):
             raise InputError(f"'{target}' needs at least {target.k} items beside the queries, got {len(data.items)}")
         if not target.by_labels and target.k > NEIGHBOURS:

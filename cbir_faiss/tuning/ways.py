@@ -20,12 +20,11 @@ from cbir_faiss.comparison.index import RowIndex
 from cbir_faiss.comparison.timing import QUERIES, ROUNDS, Timed
 from cbir_faiss.config import Choice
 from cbir_faiss.errors import ConfigError
-from cbir_faiss.measures.metrics import per_query
 from cbir_faiss.measures.neighbours import knn_recall, true_distances
 from cbir_faiss.measures.relevance import Relevance
 from cbir_faiss.pipeline.fit import Fitted, Sample
 from cbir_faiss.pipeline.search import Searcher
-from cbir_faiss.tuning.data import Data, Queries
+from cbir_faiss.tuning.data import NEIGHBOURS, Data, Queries, worth
 from cbir_faiss.tuning.grown import Grown
 from cbir_faiss.tuning.predict import Interval, Seen
 from cbir_faiss.tuning.space import Space, Structure
@@ -37,8 +36,9 @@ _T = TypeVar("_T")
 SURE = 3.0
 """Errors of a mean by which the tuning queries have to exceed a target, so that others are likely to confirm it."""
 _WALKS = "ef"
-HOPE = 0.03
-"""What a prediction may be short of a target before an index is given up."""
+HOPE, LABEL_HOPE = 0.03, 0.1
+"""What a prediction may be short of a target before an index is given up; of one by labels, of which there are fewer in
+a sample, more."""
 _REMEMBERED = 8
 _WIDE = 256  # candidates of a walk that is taken to find what there is to find
 _FARTHER, _FARTHER_95 = 0.5, (0.75, 0.25)  # exponents of the items in how wide a walk has to be to find as much
@@ -59,13 +59,15 @@ class Way:
     """A setting and what it is worth.
 
     values: of each target, the mean, and its error, at the size that the targets are meant for. margin: the least that
-    a target is exceeded by, less what chance may have given. p50_ms, p95_ms, p99_ms: of one query alone on one thread;
+    a target is exceeded by, less what chance may have given. may_meet: whether it meets the targets as far as chance,
+    or a prediction, may be off. p50_ms, p95_ms, p99_ms: of one query alone on one thread;
     batch_ms: of each of many.
     """
 
     setting: Setting
     values: Mapping[str, tuple[float, float]]
     margin: float
+    may_meet: bool = False
     p50_ms: float | None = None
     p95_ms: float | None = None
     p99_ms: float | None = None
@@ -74,11 +76,6 @@ class Way:
     @property
     def meets(self) -> bool:
         return self.margin >= 0
-
-    @property
-    def may_meet(self) -> bool:
-        """Whether it does as far as the queries that it was chosen by can tell."""
-        return self.margin + (SURE - _TOLD) * max(error for _, error in self.values.values()) >= 0
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -173,7 +170,7 @@ class Judge:
             enough = [self._timed(self._judged(setting)) for setting in self._enough(number)]
             if not enough:
                 best = self._judged(self._utmost(number))
-                enough = [self._timed(best) if best.margin >= -HOPE else best]
+                enough = [self._timed(best) if best.may_meet or best.margin >= -HOPE else best]
             found += enough
         return found
 
@@ -274,12 +271,15 @@ class Judge:
 
     def expected(self, setting: Setting, target: Target) -> tuple[float, float]:
         """Mean and error among all items. Where these are more than are here, the recall is predicted, without an
-        error, and what counts labels is as it is here."""
+        error, and by labels it is what exact search has among all, less what is lost of that here."""
         if self.growth > 1 and not target.by_labels:
             stages = self._stages(setting, target.k, self.growth)
             least = min(seen.recall(depth, target.k, self.growth) for seen, depth in stages)
             return least * self._walked(setting, target.k, self.growth) - (1 if target.of_raw else 0), 0.0
         values = self.values(setting, target)
+        if self.growth > 1 and not target.of_raw:
+            whole = self._data.exact(self._queries, target.measure, target.k)[: self._count]
+            return float(np.clip((values - self._raw(target) + whole).mean(), 0, 1)), 0.0
         known = self.growth == 1 and len(values) > 1
         return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))) if known else 0.0
 
@@ -289,10 +289,11 @@ class Judge:
         found = self._measured(self.hits(setting, target.k), target)
         if not target.of_raw:
             return found
-        if not target.by_labels:
-            return found - 1
-        ids = self._neighbours[0][:, : target.k]
-        return found - self._measured(Hits(ids, np.zeros(ids.shape, np.float32)), target)
+        return found - (self._raw(target) if target.by_labels else 1)
+
+    def _raw(self, target: Target) -> NDArray[np.float64]:
+        """What raw floats are worth by labels, at each query, among the items that are here."""
+        return worth(self._relevance, self._neighbours[0][:, : target.k], target.measure, target.k)
 
     def hits(self, setting: Setting, k: int) -> Hits:
         """What all queries find."""
@@ -350,7 +351,8 @@ class Judge:
             return self._searcher(replace(setting, search=search), None)[1].search(self._codes, count, None)
 
     def _seen_in(self, hits: Hits) -> Seen:
-        ids, (nearest, apart) = hits.ids, self._neighbours
+        ids, nearest, apart = hits.ids, *self._neighbours
+        nearest, apart = nearest[:, :NEIGHBOURS], apart[:, :NEIGHBOURS]
         same = self._data.same
         if same is not None:
             ids, nearest = np.where(ids < 0, ids, same[ids]), same[nearest]
@@ -367,7 +369,14 @@ class Judge:
     def _judged(self, setting: Setting) -> Way:
         values = {target.key: self.expected(setting, target) for target in self._targets}
         margin = min(self._exceeds(target, *values[target.key]) for target in self._targets)
-        return Way(setting, values, margin)
+        may_meet = all(self._may(target, *values[target.key]) for target in self._targets)
+        return Way(setting, values, margin, may_meet)
+
+    def _may(self, target: Target, mean: float, error: float) -> bool:
+        """Whether it may reach the target, as far as these queries, or fewer items than all, can tell."""
+        if self.growth == 1:
+            return mean >= target.bound + _TOLD * error
+        return mean >= target.bound - (LABEL_HOPE if target.by_labels and not target.of_raw else HOPE)
 
     @staticmethod
     def _exceeds(target: Target, mean: float, error: float) -> float:
@@ -380,15 +389,11 @@ class Judge:
             items = self._data.items[: self._grown.n]
             distances = true_distances(items, self._embedding, hits.ids[:, : target.k], self._data.metric)
             return knn_recall(distances, self._neighbours[1], target.k)
-        relevance = self._relevance
-        relevant = relevance.ranked(hits.ids)
-        return per_query(relevant, relevance.totals, [target.k])[target.name]
+        return worth(self._relevance, hits.ids, target.measure, target.k)
 
     @cached_property
-    def _relevance(self) -> Relevance:
-        found = Relevance.from_labels(self._data.labels[: self._grown.n], self._queries.labels[: self._count])
-        assert found is not None
-        return found
+    def _relevance(self) -> Relevance | None:
+        return Relevance.from_labels(self._data.labels[: self._grown.n], self._queries.labels[: self._count])
 
     @cached_property
     def _neighbours(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
