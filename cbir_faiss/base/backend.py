@@ -257,6 +257,12 @@ class Backend(Plugin):
         """Bits an item takes in the index where it stores codes of its own (IndexLSH, PQ, SQ, …), else None."""
         return None
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether a search that is not exact ranks by codes that the index makes of what it was given, even if the
+        vectors then rank the best of them."""
+        return self.code_bits is not None
+
     def is_exact(self, options: Options | None = None) -> bool:
         """Whether a search with these options finds the true neighbours; a search option ``exact`` makes it so."""
         return self.exact or bool(getattr(options, "exact", False))

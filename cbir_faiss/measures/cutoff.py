@@ -71,10 +71,12 @@ def by_distances(nearest: NDArray[Any], others: NDArray[Any] | None = None, time
     Raises:
         InputError: no distances.
     """
-    hits, more = (np.asarray(x, np.float64).ravel() for x in (nearest, [] if others is None else others))
+    hits: _Floats = np.asarray(nearest, np.float64).ravel()
+    more: _Floats = np.asarray([] if others is None else others, np.float64).ravel()
     if not len(hits):
         raise InputError("a cut-off takes distances, and there are none")
-    x, weights = np.concatenate([hits, more]), np.repeat([1.0, times], [len(hits), len(more)])
+    x: _Floats = np.concatenate([hits, more])
+    weights = np.repeat([1.0, times], [len(hits), len(more)])
     if (x == np.round(x)).all():  # whole numbers, of bits: each is spread over what it stands for
         x = x + np.random.default_rng(0).uniform(-0.5, 0.5, len(x)) * (len(np.unique(x)) > 1)
     order = np.argsort(x, kind="stable")

@@ -45,13 +45,18 @@ def found(table: Any, column: str) -> str | None:
     return None
 
 
+def quantizes(kind: str | None) -> bool:
+    """Whether an index of this kind (None, ``none``: there is none) ranks by codes."""
+    return kind not in (None, "none", *_WHOLE)
+
+
 def told(query: Any, k: int, kind: str | None, options: Any) -> Any:
     """A ``query`` for k with the SearchOptions of the connector, for an index of this kind (None: there is none)."""
     if options.exact:
         return query.bypass_vector_index()
     if options.nprobe is not None:
         query = query.nprobes(options.nprobe)
-    quantized = kind is not None and kind not in _WHOLE
+    quantized = quantizes(kind)
     refine = (options.refine_factor or _REFINE) if quantized else 1
     if options.ef is not None:
         query = query.ef(max(options.ef, k * refine))  # fewer than it is to give are refused

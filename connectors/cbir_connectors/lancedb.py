@@ -364,6 +364,10 @@ class Lancedb(Database):
         return self._index is None and self.options.index == "none"
 
     @property
+    def quantizes(self) -> bool:
+        return indexes.quantizes(self._index or self.options.index)
+
+    @property
     def in_process(self) -> bool:
         return not places.is_remote(self.options)
 

@@ -422,6 +422,10 @@ class Pgvector(Database):
         ranked = [sorted(answer, key=itemgetter(1)) for answer in answers]
         return [[(self._keys.id(key), d * d if square else d) for key, d in answer] for answer in ranked]
 
+    @property
+    def quantizes(self) -> bool:
+        return self._index is not None and self._index.kind == "binary"
+
     def _exact_by_default(self) -> bool:
         return self._index is None and self.options.index == "none"
 

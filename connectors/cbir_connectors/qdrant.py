@@ -357,6 +357,11 @@ class Qdrant(Database):
         products = vectors @ query
         return cast("list[float]", (-products if self.metric == "ip" else 1 - products).tolist())
 
+    @property
+    def quantizes(self) -> bool:
+        found = self._target.stored()
+        return found is not None and found.quantized
+
     def is_exact(self, options: base.Options | None = None) -> bool:
         chosen = getattr(options, "exact", None)
         return super().is_exact(options) if chosen is None else bool(chosen)
