@@ -150,7 +150,8 @@ def plan(config: Path, items: int, dim: int | None, as_json: bool) -> None:
         ("while building", found.build_peak_bytes),
     ):
         say(f"{name:<15} {count / 1e6:14,.1f} MB  {count / items:10,.1f} bytes an item")
-    say(f"{'build':<15} {found.build_seconds:14,.0f} s")
+    took = "-" if found.build_seconds is None else f"{found.build_seconds:,.0f} s"
+    say(f"{'build':<15} {took:>16}")
 
 
 @click.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cbir_faiss.base.item_bytes import graph_bytes
 from cbir_faiss.base.options import need
 from cbir_faiss.errors import ConfigError
 
@@ -43,6 +44,18 @@ def found(table: Any, column: str) -> str | None:
             spelt = str(index.index_type).replace("_", "").lower()
             return kinds.get(spelt, spelt)
     return None
+
+
+def item_bytes(options: Any, vector: float, dim: int) -> float:
+    """What an index of the options' kind takes of an item of ``vector`` bytes: its codes, row numbers and links."""
+    codes = {
+        "none": 0.0,
+        "ivf_flat": vector + 8,
+        "ivf_pq": (options.sub_vectors or dim / 16) + 8,
+        "ivf_rq": options.bits * dim / 8 + 16,
+        "ivf_hnsw_sq": dim + 8 + graph_bytes(options.hnsw_m),
+    }
+    return float(codes[options.index])
 
 
 def quantizes(kind: str | None) -> bool:
