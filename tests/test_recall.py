@@ -419,11 +419,13 @@ def test_what_an_engines_codes_lose_is_told_from_its_index(
         backend.close()
 
 
-def test_what_a_graph_of_the_vectors_loses_is_not_the_codes() -> None:
+def test_what_a_graph_of_the_vectors_loses_is_not_the_codes(tmp_path: Path) -> None:
     """However wide it is searched: of a graph of few links some items are never come by."""
-    backend = cf.load_backend("usearch", metric="l2", connectivity=2, expansion_add=1)
+    few = {"hnsw_m": 1, "hnsw_ef_construct": 4, "indexing_threshold": 10, "full_scan_threshold": 10}
+    backend = cf.load_backend("qdrant", metric="l2", path=str(tmp_path / "e"), **few)
     try:
         backend.upsert(np.arange(N), vectors())
+        backend.flush()
         found = recall(backend, queries=300, sweep=False)
         assert found.recall < 0.95
         assert (found.loss.code, found.loss.graph) == (0, pytest.approx(1 - found.recall))
