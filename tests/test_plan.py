@@ -78,6 +78,7 @@ def test_bytes_are_those_of_what_is_built(codec: Any, backend: Any, rescore: Any
     assert found.disk_bytes == pytest.approx(disk, rel=0.05)
     assert found.resident_bytes >= 0.9 * index
     assert found.build_peak_bytes > found.index_bytes
+    assert found.build_seconds is not None
     assert found.build_seconds > 0
 
 
@@ -104,6 +105,7 @@ def test_pictures_give_width_time_and_documents(pictures: Path, tmp_path: Path) 
     document = config(tmp_path, {"name": "itq", "bits": 64}, {"name": "faiss-binary-flat"}, {"name": "float"})
     document |= {"source": {"name": "folder", "root": str(pictures)}, "extractors": [{"name": "hog", "size": 32}]}
     many = plan(parse_config(document), 100_000)
+    assert many.build_seconds is not None
     assert many.build_seconds > 0
     assert many.index_bytes == pytest.approx(800_000, rel=0.05)
 
