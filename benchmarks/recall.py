@@ -113,7 +113,7 @@ def _planned(name: str, items: int, place: Path) -> dict[str, Any]:
         "index": told.index_bytes / built["index"],
         "resident": told.resident_bytes / built["resident"],
         "disk": told.disk_bytes / built["disk"],
-        "seconds": told.build_seconds / report.seconds["total"],
+        "seconds": (told.build_seconds or 0) / report.seconds["total"],
         "plan seconds": planned - began,
     }
 

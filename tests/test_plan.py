@@ -78,6 +78,7 @@ def test_bytes_are_those_of_what_is_built(codec: Any, backend: Any, rescore: Any
     assert found.disk_bytes == pytest.approx(disk, rel=0.05)
     assert found.resident_bytes >= 0.9 * index
     assert found.build_peak_bytes > found.index_bytes
+    assert found.build_seconds is not None
     assert found.build_seconds > 0
 
 
@@ -104,6 +105,7 @@ def test_pictures_give_width_time_and_documents(pictures: Path, tmp_path: Path) 
     document = config(tmp_path, {"name": "itq", "bits": 64}, {"name": "faiss-binary-flat"}, {"name": "float"})
     document |= {"source": {"name": "folder", "root": str(pictures)}, "extractors": [{"name": "hog", "size": 32}]}
     many = plan(parse_config(document), 100_000)
+    assert many.build_seconds is not None
     assert many.build_seconds > 0
     assert many.index_bytes == pytest.approx(800_000, rel=0.05)
 
@@ -120,6 +122,54 @@ def test_an_engine_elsewhere_is_arithmetic(tmp_path: Path, monkeypatch: pytest.M
     found = plan(parse_config(document), 10**6)
     assert found.index_bytes > 10**6 * 256
     assert found.resident_bytes < 10**6 * 700
+
+
+def planned(tmp_path: Path, codec: Any, backend: dict[str, Any], dim: int = 64) -> Any:
+    return plan(parse_config(config(tmp_path, codec, backend, dim=dim)), 10**6)
+
+
+def test_a_plan_for_a_server_is_of_the_options_that_it_has(tmp_path: Path) -> None:
+    qdrant, million = {"name": "qdrant", "url": "http://nowhere.invalid:1", "hnsw_m": 0}, 10**6
+    plain = planned(tmp_path, RAW, qdrant)
+    assert plain.build_seconds is None
+    differs = {
+        "graph": planned(tmp_path, RAW, {**qdrant, "hnsw_m": 64}).index_bytes - plain.index_bytes,
+        "int8": planned(tmp_path, RAW, {**qdrant, "quantization": "scalar"}).index_bytes - plain.index_bytes,
+        "half": plain.index_bytes - planned(tmp_path, RAW, {**qdrant, "datatype": "float16"}).index_bytes,
+        "disk": plain.resident_bytes - planned(tmp_path, RAW, {**qdrant, "on_disk": True}).resident_bytes,
+    }
+    assert differs["graph"] == pytest.approx(million * 64 * 2.2 * 4)
+    assert (differs["int8"], differs["half"], differs["disk"]) == (million * 64, million * 128, million * 256)
+    copies = planned(tmp_path, RAW, {**qdrant, "replication_factor": 3})
+    assert copies.index_bytes == pytest.approx(3 * plain.index_bytes)
+    assert copies.resident_bytes == 3 * plain.resident_bytes
+    line = cbir("plan", _written(tmp_path, qdrant), "--items", 1000).stdout.splitlines()[-1]
+    assert line.split() == ["build", "-"]
+
+
+def _written(tmp_path: Path, backend: dict[str, Any]) -> Path:
+    (tmp_path / "c.yaml").write_text(json.dumps(config(tmp_path, RAW, backend)))
+    return tmp_path / "c.yaml"
+
+
+def test_codes_take_a_byte_a_bit_where_an_engine_keeps_them_so(tmp_path: Path) -> None:
+    codes = {"name": "lsh", "bits": 1024}
+    qdrant = planned(tmp_path, codes, {"name": "qdrant", "url": "http://nowhere.invalid:1"})
+    pgvector = planned(tmp_path, codes, {"name": "pgvector", "table": "x"})
+    assert qdrant.resident_bytes > 10**6 * 1024
+    assert 10**6 * 128 < pgvector.resident_bytes < 10**6 * 256
+
+
+def test_indexes_of_pgvector_and_lancedb_are_told_apart(tmp_path: Path) -> None:
+    pgvector, lancedb = {"name": "pgvector", "table": "x"}, {"name": "lancedb", "uri": "s3://nowhere/x"}
+    tables = [planned(tmp_path, RAW, {**pgvector, "index": kind}) for kind in ("none", "binary", "ivfflat", "hnsw")]
+    assert [one.index_bytes for one in tables] == sorted({one.index_bytes for one in tables})
+    half = planned(tmp_path, RAW, {**pgvector, "index": "hnsw", "datatype": "float16"})
+    wide = planned(tmp_path, RAW, {**pgvector, "index": "hnsw", "hnsw_m": 32, "hnsw_ef_construct": 64})
+    assert half.index_bytes == tables[-1].index_bytes - 10**6 * 2 * 128
+    assert wide.index_bytes > tables[-1].index_bytes
+    assert planned(tmp_path, RAW, {**lancedb, "index": "ivf_pq"}).resident_bytes < 10**6 * 64
+    assert planned(tmp_path, RAW, lancedb).resident_bytes == 10**6 * 256
 
 
 @pytest.mark.slow

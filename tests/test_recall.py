@@ -391,6 +391,48 @@ def test_engines(engine: str, metric: str, tmp_path: Path) -> None:
         backend.close()
 
 
+@pytest.mark.parametrize(
+    ("engine", "options", "everything"),
+    [
+        ("lancedb", {"index": "ivf_pq", "nlist": 8, "sub_vectors": 1}, {"nprobe": 8}),
+        (
+            "qdrant",
+            {"quantization": "binary", "indexing_threshold": 10, "full_scan_threshold": 10, "hnsw_m": 32},
+            {"hnsw_ef": 1200},
+        ),
+    ],
+)
+def test_what_an_engines_codes_lose_is_told_from_its_index(
+    engine: str, options: dict[str, Any], everything: dict[str, Any], tmp_path: Path
+) -> None:
+    x = vectors()
+    backend = cf.load_backend(engine, metric="l2", path=str(tmp_path / "e"), **options)
+    try:
+        backend.upsert(np.arange(N), x)
+        backend.flush()
+        wanted = by_hand(x, 10, lambda q, k: backend.search(q, k, options=everything).ids)
+        found = recall(backend, queries=N, sweep=False)
+        assert 0.05 < 1 - wanted < 1
+        assert found.loss.code == pytest.approx(1 - wanted, abs=0.01)
+        assert found.loss.graph == pytest.approx(wanted - found.recall, abs=0.01)
+    finally:
+        backend.close()
+
+
+def test_what_a_graph_of_the_vectors_loses_is_not_the_codes(tmp_path: Path) -> None:
+    """However wide it is searched: of a graph of few links some items are never come by."""
+    few = {"hnsw_m": 1, "hnsw_ef_construct": 4, "indexing_threshold": 10, "full_scan_threshold": 10}
+    backend = cf.load_backend("qdrant", metric="l2", path=str(tmp_path / "e"), **few)
+    try:
+        backend.upsert(np.arange(N), vectors())
+        backend.flush()
+        found = recall(backend, queries=300, sweep=False)
+        assert found.recall < 0.95
+        assert (found.loss.code, found.loss.graph) == (0, pytest.approx(1 - found.recall))
+    finally:
+        backend.close()
+
+
 def test_codes_in_an_engine(tmp_path: Path) -> None:
     backend = cf.load_backend("qdrant", path=str(tmp_path / "e"))
     codes = np.random.default_rng(0).integers(0, 256, (300, 8), np.uint8)

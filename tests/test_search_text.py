@@ -27,6 +27,7 @@ import torch  # noqa: E402
 
 from cbir_faiss.cli import main  # noqa: E402
 from cbir_faiss.collection import Collection  # noqa: E402
+from cbir_faiss.collection.relevance import kept  # noqa: E402
 from cbir_faiss.config import parse_config  # noqa: E402
 from cbir_faiss.errors import ConfigError, CorruptCollection, InputError, Unsupported  # noqa: E402
 from cbir_faiss.extractors import _text, _tokenizer  # noqa: E402
@@ -34,6 +35,7 @@ from cbir_faiss.extractors.joined import Joined  # noqa: E402
 from cbir_faiss.extractors.onnx import Onnx  # noqa: E402
 from cbir_faiss.extractors.open_clip import OpenClip  # noqa: E402
 from cbir_faiss.serve.client import connect  # noqa: E402
+from cbir_faiss.storage.manifest import Cutoff  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,25 @@ def test_a_collection_is_searched_by_text(place: Path, expected: Any) -> None:
         for row, same in zip(found, by_vector, strict=True):
             np.testing.assert_allclose([m.distance for m in row], [m.distance for m in same], atol=1e-5)
         assert len(collection.search_text(["a red bus"], k=2, where="path != '03.png'")[0]) == 2
+
+
+def test_the_cutoff_between_pictures_is_not_one_of_texts(place: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(place / "x.cbir", tmp_path / "x.cbir")
+    with Collection.open(folder) as collection:
+        kept(collection.store, Cutoff(distance=0.5, error=0.1, by="labels", items=12))
+    with Collection.open(folder) as collection:
+        assert collection.search_ids([0])[0][0].relevant is not None
+        assert collection.search_text(["a red bus"])[0][0].relevant is None
+        with pytest.raises(Unsupported, match="those of texts"):
+            collection.search_text(["a red bus"], relevant=True)
+    told = CliRunner().invoke(main, ["search", str(folder), "--text", "a red bus", "--relevant"])
+    assert told.exit_code == 1
+    assert "those of texts" in told.stderr
+    with serving(folder) as server, connect(f"{server.url}/x", token=TOKEN) as remote:
+        assert remote.search_ids([0])[0][0].relevant is not None
+        assert remote.search_text(["a red bus"])[0][0].relevant is None
+        with pytest.raises(Unsupported, match="those of texts"):
+            remote.search_text(["a red bus"], relevant=True)
 
 
 def test_neither_torch_nor_the_library_is_loaded(place: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from cbir_faiss.base.backend import Backend, Capabilities, Support
 from cbir_faiss.base.codec import Codec
 from cbir_faiss.base.extractor import Extractor
+from cbir_faiss.base.item_bytes import ItemBytes
 from cbir_faiss.base.options import Options
 from cbir_faiss.base.plugin import Plugin
 from cbir_faiss.base.rescorer import Fetch, FirstStage, Places, Rescorer, located
@@ -25,6 +26,7 @@ __all__ = [
     "Fetch",
     "FirstStage",
     "Item",
+    "ItemBytes",
     "Options",
     "Places",
     "Plugin",

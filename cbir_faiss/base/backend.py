@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cbir_faiss.base.checks import check_codes, check_floats, check_ids, check_payload, normalise, within
 from cbir_faiss.base.filters import Where, parse_where
+from cbir_faiss.base.item_bytes import ROW_BYTES, ItemBytes, graph_bytes
 from cbir_faiss.base.options import Options, parse_options
 from cbir_faiss.base.plugin import Plugin
 from cbir_faiss.errors import InputError, Unsupported
@@ -85,6 +86,16 @@ class Backend(Plugin):
     def with_lists(cls, options: Mapping[str, Any], count: int) -> dict[str, Any]:
         """``options`` with so many inverted lists, where there are such: a small index in the structure of another."""
         return dict(options)
+
+    @classmethod
+    def item_bytes(cls, options: Mapping[str, Any], dim: int, kind: Kind) -> ItemBytes:
+        """What an engine elsewhere would keep of each item with these options, by arithmetic: nothing is asked.
+
+        dim: floats, or bits of a code. This is for one that says nothing: the vector, and links of a graph as most
+        make it by default.
+        """
+        whole = (dim * 4 if kind == "float" else dim / 8) + graph_bytes(16) + ROW_BYTES
+        return ItemBytes.of(whole, whole)
 
     @classmethod
     def kinds(cls, options: Mapping[str, Any]) -> frozenset[Kind]:
@@ -256,6 +267,12 @@ class Backend(Plugin):
     def code_bits(self) -> int | None:
         """Bits an item takes in the index where it stores codes of its own (IndexLSH, PQ, SQ, …), else None."""
         return None
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether a search that is not exact ranks by codes that the index makes of what it was given, even if the
+        vectors then rank the best of them."""
+        return self.code_bits is not None
 
     def is_exact(self, options: Options | None = None) -> bool:
         """Whether a search with these options finds the true neighbours; a search option ``exact`` makes it so."""

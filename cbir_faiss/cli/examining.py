@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cbir_faiss.collection.sync import Target
     from cbir_faiss.tuning.doctor import Diagnosis
     from cbir_faiss.tuning.recall import Recall, SettingRecall
+    from cbir_faiss.types import Metric
 
 _npy = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -149,27 +150,34 @@ def plan(config: Path, items: int, dim: int | None, as_json: bool) -> None:
         ("while building", found.build_peak_bytes),
     ):
         say(f"{name:<15} {count / 1e6:14,.1f} MB  {count / items:10,.1f} bytes an item")
-    say(f"{'build':<15} {found.build_seconds:14,.0f} s")
+    took = "-" if found.build_seconds is None else f"{found.build_seconds:,.0f} s"
+    say(f"{'build':<15} {took:>16}")
 
 
 @click.command()
 @click.argument("of", required=False, metavar="[CONFIG|COLLECTION]", type=click.Path(exists=True, path_type=Path))
 @click.option("--vectors", type=_npy, help="Look at these vectors, a .npy (n, dim).")
+@click.option(
+    "--metric",
+    type=click.Choice(["cosine", "l2", "ip"]),
+    help="By what they are compared; without: as the collection does, else cosine.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def doctor(of: Path | None, vectors: Path | None, as_json: bool) -> None:
+def doctor(of: Path | None, vectors: Path | None, metric: Metric | None, as_json: bool) -> None:
     """Will binary codes work for these vectors? Measured on a sample, with one recommendation.
 
     \b
     cbir doctor photos.yaml
-    cbir doctor --vectors embeddings.npy
+    cbir doctor --vectors embeddings.npy --metric l2
     """
     if (of is None) == (vectors is None):
         raise click.UsageError("give a config or collection, or --vectors")
     from cbir_faiss.tuning.doctor import doctor
     from cbir_faiss.tuning.exact import read_vectors
 
+    given = read_vectors(vectors) if vectors is not None else _there(of)
     with Bar("extracting") as bar:
-        found = doctor(read_vectors(vectors) if vectors is not None else _there(of), progress=bar.progress)
+        found = doctor(given, metric=metric, progress=bar.progress)
     if as_json:
         say_json(found.as_dict())
     else:
@@ -188,7 +196,7 @@ def _say_diagnosis(found: Diagnosis) -> None:
         "effective bits": f"{found.effective_bits:.0f} of {found.dim} signs",
         "intrinsic dimension": "-" if found.intrinsic_dimension is None else f"{found.intrinsic_dimension:.1f}",
         "hubness": f"{found.hubness:.1f}",
-        "duplicates": f"{found.duplicates:.1%}",
+        "duplicates": f"{found.duplicates:.1%} of those looked at",
         "lengths": f"{found.norm_mean:.3g}, varying by {found.norm_variation:.0%}; {found.zeros:,} zero vectors",
     }
     for name, value in rows.items():

@@ -16,7 +16,7 @@ from cbir_faiss._lib import threads
 from cbir_faiss.base import Extractor
 from cbir_faiss.base.checks import check_ids
 from cbir_faiss.collection import recalled
-from cbir_faiss.errors import CbirError, InputError
+from cbir_faiss.errors import CbirError, InputError, Unsupported
 from cbir_faiss.pipeline.search import Filter, Searcher
 from cbir_faiss.storage.manifest import Cutoff, Manifest, check_content, damaged_files, read_manifest
 from cbir_faiss.storage.store import Store
@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # imported where they are needed: a search by vector must not
     from cbir_faiss.collection.writing import Added, Writer
     from cbir_faiss.config import Config
     from cbir_faiss.pipeline.extraction import Progress
+
+NOT_OF_TEXTS = "the cut-off is of distances between pictures, and those of texts are larger: leave 'relevant' out"
 
 
 @dataclass(slots=True)  # not frozen: that makes a match several times as dear
@@ -157,11 +159,13 @@ class Collection:
         Only the text's tower is loaded, which needs neither torch nor the library that the model came from.
 
         Raises:
-            Unsupported: the extractor has no text tower. InputError: no texts, or one that says nothing.
+            Unsupported: the extractor has no text tower; ``relevant``. InputError: no texts, or one that says nothing.
         """
+        if relevant:
+            raise Unsupported(NOT_OF_TEXTS)
         with threads.phase("extract"):
             columns = self.reader_of_texts.embed_text(texts)
-        return self.search_columns(columns, k, where, relevant=relevant)
+        return self.search_embedded(columns, k, where)
 
     def search_ids(
         self,
@@ -191,6 +195,12 @@ class Collection:
         """As ``search``, for columns that were extracted already; vectors alone are the column ``embedding``."""
         return self._matches(self._searcher(rescore).hits(columns, k, where), relevant, rescore)
 
+    def search_embedded(
+        self, columns: Columns, k: int = 5, where: Filter | None = None, *, rescore: Rescore | None = None
+    ) -> list[list[Match]]:
+        """As ``search_columns``, for texts: whether a hit is meant is not known."""
+        return self._described(self._searcher(rescore).hits(columns, k, where), None)
+
     def search_hits(self, queries: Sequence[Any] | NDArray[Any], k: int = 5, where: Filter | None = None) -> Hits:
         """As ``search``, but ids and distances alone, as arrays ``(n, k)``: no document is looked up."""
         return self._searcher().hits(self._columns(queries), k, where)
@@ -201,7 +211,8 @@ class Collection:
         collection's own items, by their labels or, without, by the distances alone, and stored where that is possible.
 
         Raises:
-            InputError: there are no two items.
+            InputError: there are no two items, or nothing divides the distances. Unsupported: the items are not as far
+                from each other as their vectors, for a rescorer takes more of a query than is kept of an item.
         """
         from cbir_faiss.collection.relevance import cutoff_of, kept
 
@@ -414,13 +425,24 @@ class Collection:
     def _matches(self, hits: Hits, relevant: bool, rescore: Rescore | None = None) -> list[list[Match]]:
         if relevant and rescore is not None:
             raise InputError("the cut-off is of distances as the collection was built to give: leave out 'rescore'")
-        cutoff = self.cutoff if relevant else None if rescore else self.manifest.cutoff
+        cutoff = self.cutoff if relevant else None if rescore else self._known_cutoff
         if relevant and cutoff is not None:
             meant = hits.distances <= cutoff.distance
             hits = Hits(np.where(meant, hits.ids, -1), hits.distances)
-        furthest = None if cutoff is None else cutoff.distance
+        return self._described(hits, None if cutoff is None else cutoff.distance)
+
+    @property
+    def _known_cutoff(self) -> Cutoff | None:
+        if self.manifest.cutoff is None:  # in the path of every query
+            return None
+        from cbir_faiss.collection.relevance import known
+
+        return known(self._store)
+
+    def _described(self, hits: Hits, furthest: float | None) -> list[list[Match]]:
+        """With their documents; those up to ``furthest`` are meant, None: not known."""
         wanted = list({i for row in hits.ids.tolist() for i in row if i >= 0})
-        found = map(_described, self._store.documents(np.array(wanted, np.int64)))
+        found = map(_parted, self._store.documents(np.array(wanted, np.int64)))
         told = dict(zip(wanted, found, strict=True))
         return [
             [_match(i, distance, furthest, *told[i]) for i, distance in zip(ids, distances, strict=True) if i >= 0]
@@ -435,7 +457,7 @@ def _as_ids(ids: Iterable[int]) -> Ids:
     return check_ids(ids if isinstance(ids, np.ndarray) else list(ids))
 
 
-def _described(document: dict[str, Any]) -> tuple[str, Any, dict[str, Any]]:
+def _parted(document: dict[str, Any]) -> tuple[str, Any, dict[str, Any]]:
     """Path, label, and the rest, which is the payload."""
     return str(document.pop("path", "")), document.pop("label", None), document
 

@@ -87,12 +87,20 @@ class Fitted:
         return {**columns, "code": self.codec.pack(projection), "projection": projection}
 
     def stored_queries(self, codes: Codes, packed: Columns) -> dict[str, NDArray[Any]]:
-        """The same for items that are stored, as nearly as they were kept; of a projection only the signs were."""
+        """The same for items that are stored, as nearly as they were kept; see ``asks_as_queries``."""
         columns = {"code": codes, **self.rescorer.unpack(packed)}
-        if "projection" in self.rescorer.needs_queries:
-            bits = np.unpackbits(codes, axis=1, count=self.codec.bits)
-            columns["projection"] = bits.astype(np.float32) * 2 - 1
-        return columns
+        if "projection" not in self.rescorer.needs_queries:
+            return columns
+        if self.asks_as_queries:
+            return {**columns, "projection": self.codec.project(columns["embedding"])}
+        bits = np.unpackbits(codes, axis=1, count=self.codec.bits)
+        return {**columns, "projection": bits.astype(np.float32) * 2 - 1}
+
+    @property
+    def asks_as_queries(self) -> bool:
+        """Whether a stored item is as far from others as its vector is: not where a query's projection counts, of which
+        only the signs are kept."""
+        return "projection" not in self.rescorer.needs_queries or "embedding" in self.stored
 
     @property
     def stored(self) -> Sequence[str]:

@@ -186,7 +186,7 @@ class Api:
             with generation.held() as collection:
                 query = combined(collection, given, asked.ids, asked.unlike)
                 asking = Asking(generation, asked.k + len(own), where, asked.rescore)
-                found = asking.by_columns([query])[0][0]
+                found = asking.by_columns([query], texts=bool(asked.texts))[0][0]
             return [[hit for hit in found if hit["id"] not in own][: asked.k]]
 
         return await self.work.alone(search)

@@ -48,17 +48,19 @@ class Asking:
 
     def by_texts(self, extractor: Extractor, questions: Sequence[Sequence[str]]) -> list[list[list[Hit]]]:
         """Hits of what texts say, for each question a list for each of its texts."""
-        return self.by_columns(embedded(extractor, questions))
+        return self.by_columns(embedded(extractor, questions), texts=True)
 
-    def by_columns(self, questions: Sequence[Columns]) -> list[list[list[Hit]]]:
-        """Hits of what was extracted, for each question a list for each of its rows."""
+    def by_columns(self, questions: Sequence[Columns], *, texts: bool = False) -> list[list[list[Hit]]]:
+        """Hits of what was extracted, for each question a list for each of its rows; of ``texts`` it is not known
+        whether they are meant."""
         counts = [len(next(iter(columns.values()))) for columns in questions]
         whole = {name: np.concatenate([columns[name] for columns in questions]) for name in questions[0]}
         rows = [range(end - count, end) for count, end in zip(counts, np.cumsum(counts).tolist(), strict=True)]
 
         def search(collection: Collection, some: Sequence[int]) -> list[list[Match]]:
             columns = {name: column[list(some)] for name, column in whole.items()}
-            return collection.search_columns(columns, self.k, self.where, rescore=self.rescore)
+            search = collection.search_embedded if texts else collection.search_columns
+            return search(columns, self.k, self.where, rescore=self.rescore)
 
         return self._each(rows, search)
 

@@ -16,8 +16,8 @@ from urllib.parse import quote, unquote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from cbir_faiss.collection.collection import Match
-from cbir_faiss.errors import BadImage, CbirError, ConfigError, InputError, UnknownId, one_line
+from cbir_faiss.collection.collection import NOT_OF_TEXTS, Match
+from cbir_faiss.errors import BadImage, CbirError, ConfigError, InputError, UnknownId, Unsupported, one_line
 
 _BASE = "/api/v1/collections"
 _AT_ONCE, _BYTES_AT_ONCE = 64, 24 << 20  # queries, and bytes of pictures, in one request
@@ -118,13 +118,15 @@ class Remote:
         """The ``k`` items nearest to what each text says; see ``Collection.search_text``.
 
         Raises:
-            InputError: the collection has no text tower; no texts, or one that says nothing.
+            InputError: the collection has no text tower; no texts, or one that says nothing. Unsupported: ``relevant``.
         """
+        if relevant:
+            raise Unsupported(NOT_OF_TEXTS)
         if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
             raise InputError("texts are a list of texts, with at least one")
         blocks = (list(texts[start : start + _AT_ONCE]) for start in range(0, len(texts), _AT_ONCE))
         asked = {"k": k, "where": where}
-        return [found for some in blocks for found in self._search(_json({**asked, "text": some}), relevant)]
+        return [found for some in blocks for found in self._search(_json({**asked, "text": some}), False)]
 
     def documents(self, ids: Iterable[int]) -> list[dict[str, Any]]:
         """Path, label and payload of items, in the order of ``ids``. Raises UnknownId."""

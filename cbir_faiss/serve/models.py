@@ -59,7 +59,7 @@ class Hit(BaseModel):
     path: str
     label: Any = None
     distance: float
-    relevant: bool | None = Field(description="Whether it is within the collection's cut-off; null: it has none.")
+    relevant: bool | None = Field(description="Whether it is within the collection's cut-off; null: not known.")
     missing: bool = Field(default=False, description="The original file is not there any more.")
 
 

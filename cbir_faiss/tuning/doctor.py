@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from cbir_faiss._lib import threads
 from cbir_faiss._lib.sampling import sample_rows
-from cbir_faiss.base import Backend, Codec, Places, Rescorer
+from cbir_faiss.base import Backend, Codec
 from cbir_faiss.base.checks import check_floats
-from cbir_faiss.base.filters import Where
 from cbir_faiss.base.registry import make
 from cbir_faiss.config import Config, load_config
 from cbir_faiss.errors import CbirError, InputError
@@ -24,17 +23,21 @@ from cbir_faiss.measures.neighbours import exact_neighbours, true_distances
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.pipeline.extraction import Progress, extract
 from cbir_faiss.pipeline.fill import fill
-from cbir_faiss.pipeline.fit import Fitted, Sample, with_direction
+from cbir_faiss.pipeline.fit import Sample, with_direction
+from cbir_faiss.pipeline.search import without
 from cbir_faiss.storage.manifest import CURRENT
 from cbir_faiss.storage.store import Store
-from cbir_faiss.tuning.exact import DEFAULT_METRIC, Exact, of_collection
-from cbir_faiss.tuning.recall import Yardstick
-from cbir_faiss.tuning.subject import Subject
-from cbir_faiss.types import Codes, Floats, Hits, Ids, Metric
+from cbir_faiss.tuning.exact import DEFAULT_METRIC, uncoded
+from cbir_faiss.tuning.predict import ERROR, Interval, Seen, off_by
+from cbir_faiss.types import Floats, Hits, Ids, Metric
 
 SAMPLE, QUERIES, K, CANDIDATES = 20_000, 500, 10, 100
+BESIDE = 2_000
+"""Vectors of the sample whose neighbours among themselves are counted; in more of them hubs would be larger."""
 ENOUGH = 0.95
 """Recall from which on codes are said to work."""
+_NEAR, _DEEP = 100, 1_000  # neighbours and hits that a prediction for more items goes by
+_SURE = 5.0  # times as many items, for which a prediction is off by what it is known to be at the least
 _FEW = 200  # vectors, of which nothing can be told
 _WIDEST = 512  # bits that are learnt or rotated here: of more, learning takes minutes
 _ONE_SIGN, _ALIKE = 0.5, 0.9
@@ -61,9 +64,9 @@ class Diagnosis:
     items: how many there are; sample: how many of them were looked at. one_signed: share of the dimensions in which no
     value is above 0, or none below. effective_bits: how many independent bits vary as the signs do together.
     intrinsic_dimension: the dimension in which distances grow as they do here (Levina and Bickel 2004). hubness:
-    skewness of how often a vector is among the 10 nearest of others, 0 where all are equally often. duplicates: share
-    of the vectors that another equals. norm_mean, norm_variation: of the lengths; deviation over mean. zeros: vectors
-    of zeros. predictions: see there. advice: what to do.
+    skewness of how often a vector is among the 10 nearest of others, among 2,000 of them; near 0 where all are about
+    equally often. duplicates: share of the sample that another vector of the sample equals. norm_mean, norm_variation:
+    of the lengths; deviation over mean. zeros: vectors of zeros. predictions: see there. advice: what to do.
     """
 
     items: int
@@ -98,7 +101,8 @@ def doctor(
     metric: by what they are compared; None: as the collection does, else cosine.
 
     Raises:
-        InputError: too few vectors, or NaN among them; a collection that keeps codes only, whose source is not there.
+        InputError: too few vectors, or NaN among them; a collection that keeps no embeddings, or keeps them turned, and
+            whose source is not there.
     """
     x, items, by = _vectors(of, cache, seed, progress)
     x = check_floats(x, "doctor")
@@ -110,7 +114,7 @@ def doctor(
     if len(usable) < _FEW:
         raise InputError(f"only {len(usable)} of {len(x)} vectors are not zero: nothing can be told of them")
     with threads.phase("fit"):
-        return _Examination(usable, metric, seed, items).diagnosis(items, x, int(zeros.sum()))
+        return _Examination(usable, metric, seed, items / len(x)).diagnosis(items, x, int(zeros.sum()))
 
 
 def _vectors(
@@ -138,9 +142,11 @@ def _of_collection(folder: Path, seed: int) -> tuple[NDArray[Any], int, Metric]:
     import tempfile
 
     with Store.open(folder) as store, tempfile.TemporaryDirectory(prefix="cbir-") as scratch:
-        exact = of_collection(store, Path(scratch)) if len(store) else None
+        exact = uncoded(store, Path(scratch)) if len(store) else None
         if exact is None:
-            raise InputError(f"{folder} keeps codes and no vectors: give the vectors themselves (--vectors X.npy)")
+            raise InputError(
+                f"{folder} does not keep the vectors as they were: give the vectors themselves (--vectors X.npy)"
+            )
         return np.array(exact.vectors[sample_rows(len(store), SAMPLE, seed)]), len(store), exact.metric
 
 
@@ -148,22 +154,21 @@ def _of_collection(folder: Path, seed: int) -> tuple[NDArray[Any], int, Metric]:
 
 
 class _Examination:
-    def __init__(self, x: Floats, metric: Metric, seed: int, items: int) -> None:
-        # Among so many times as many items, the first so many of the sample are what the nearest are there.
-        times = max(1.0, items / len(x))
-        self._k = min(max(1, round(K / times)), len(x) - 1)
-        self._candidates = min(max(self._k, round(CANDIDATES / times)), len(x) - 1)
-        self._x, self._exact, self._ids = x, Exact(x, metric), np.arange(len(x))
-        rows = np.sort(np.random.default_rng(seed).choice(len(x), min(QUERIES, len(x)), replace=False))
-        self._rows = rows
-        self._neighbours = exact_neighbours(x, x[rows], min(K, len(x) - 1) + 1, metric)[0][:, 1:]
-        self._near = true_distances(x, x[rows], self._neighbours, metric)
+    """A sample ``x`` of which each stands for ``growth`` items."""
+
+    def __init__(self, x: Floats, metric: Metric, seed: int, growth: float) -> None:
+        self._x, self._metric, self._growth = x, metric, growth
+        rng = np.random.default_rng(seed)
+        self._rows = np.sort(rng.choice(len(x), min(QUERIES, len(x)), replace=False))
+        self._beside = np.sort(rng.choice(len(x), min(BESIDE, len(x)), replace=False))
+        self._near, self._numbers = nearest(x, self._rows, _NEAR, metric), _numbers(x)
 
     def diagnosis(self, items: int, x: Floats, zeros: int) -> Diagnosis:
         signs = np.packbits(x > 0, axis=1)
         lengths = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
         one_signed = float(((x.min(axis=0) >= 0) | (x.max(axis=0) <= 0)).mean())
-        duplicates = 1 - len(np.unique(x.view(np.dtype((np.void, x.strides[0]))))) / len(x)
+        equal = np.bincount(_numbers(x))
+        duplicates = float(equal[equal > 1].sum() / len(x))
         predictions = tuple(self._predictions())
         return Diagnosis(
             items=items,
@@ -171,8 +176,8 @@ class _Examination:
             dim=x.shape[1],
             one_signed=one_signed,
             effective_bits=code_health(signs, x.shape[1])["effective_bits"],
-            intrinsic_dimension=_intrinsic_dimension(self._near),
-            hubness=_skewness(np.bincount(self._neighbours.ravel(), minlength=len(self._x))),
+            intrinsic_dimension=self._intrinsic_dimension(),
+            hubness=self._hubness(),
             duplicates=duplicates,
             norm_mean=float(lengths.mean()),
             norm_variation=float(lengths.std() / lengths.mean()) if lengths.any() else 0.0,
@@ -181,13 +186,23 @@ class _Examination:
             advice=_advice(one_signed, duplicates, predictions),
         )
 
+    def _intrinsic_dimension(self) -> float | None:
+        near = nearest(self._x, self._rows, K, "l2") if self._metric == "ip" else self._near  # products are no lengths
+        return _intrinsic_dimension(near.distances[:, :K])
+
+    def _hubness(self) -> float:
+        """Of so many vectors among themselves: how often one of few that are asked for is found is chance."""
+        some = np.ascontiguousarray(self._x[self._beside])
+        found = nearest(some, np.arange(len(some)), K, self._metric).ids
+        return _skewness(np.bincount(found[found >= 0], minlength=len(some)))
+
     def _predictions(self) -> Iterator[Prediction]:
         dim = self._x.shape[1]
         bits = max(8, min(_WIDEST, dim // 8 * 8))
         codes = {
             "sign": ("sign", {}),
             "rotated": ("lsh", {"bits": bits, "projection": "orthogonal"}),
-            "itq": ("itq", {"bits": bits}),
+            "itq": ("itq", {"bits": bits, "normalise": self._metric == "cosine"}),
         }
         for code, (name, options) in codes.items():
             try:
@@ -196,57 +211,45 @@ class _Examination:
                 yield Prediction(code, dim if code == "sign" else bits, 0, None, None, str(error))
 
     def _predicted(self, code: str, name: str, options: dict[str, Any]) -> Iterator[Prediction]:
-        sample = Sample({"embedding": self._x}, [()] * len(self._x))
-        codec: Codec = sample.fit_codec(make("codecs", name, **options))
+        """Ranked again by the vectors, whatever is among the candidates is found."""
+        codec: Codec = Sample({"embedding": self._x}, [()] * len(self._x)).fit_codec(make("codecs", name, **options))
         backend: Backend = make("backends", "faiss-binary-flat")
         codes = codec.encode(self._x)
-        fill(backend, [(self._ids, codes, None)], kind="binary", width=codec.width)
+        fill(backend, [(np.arange(len(codes)), codes, None)], kind="binary", width=codec.width)
         try:
-            for candidates in (0, self._candidates):
-                rescorer = sample.fit_rescorer(_rescorer(candidates, self._exact.metric))
-                fitted = Fitted(codec, rescorer, "embedding")
-                memory = _Memory(backend, codes, self._x)
-                subject = Subject(code, fitted, memory, backend, self._ids, codes, self._exact)
-                asked = subject.asked(self._rows)
-                shares = Yardstick.of(subject, asked, self._k).shares(subject.hits(asked, self._k, {}))
-                interval = mean_interval(shares, len(self._x))
-                told = CANDIDATES if candidates else 0
-                yield Prediction(code, codec.bits or 0, told, float(shares.mean()), interval)
+            hits = backend.search(codes[self._rows], min(_DEEP, len(codes) - 1) + 1)
         finally:
             backend.close()
+        hits = without(hits, self._rows, hits.ids.shape[1] - 1)
+        same = self._numbers
+        seen = Seen.of(same[hits.ids], hits.distances, same[self._near.ids], self._near.distances)
+        for candidates in (0, CANDIDATES):
+            told = self._told(seen, max(candidates, K))
+            yield Prediction(code, codec.bits or 0, candidates, told.value, (told.low, told.high))
+
+    def _told(self, seen: Seen, depth: int) -> Interval:
+        if self._growth > 1:
+            off = off_by([ERROR], ERROR, [_SURE], self._growth)
+            return seen.predicted(depth, K, self._growth, off)
+        shares = (seen.places[:, :K] < depth).mean(axis=1)
+        return Interval(float(shares.mean()), *mean_interval(shares, len(self._x)))
 
 
-def _rescorer(candidates: int, metric: Metric) -> Rescorer:
-    rescorer: Rescorer = (
-        make("rescorers", "float", candidates=candidates, metric=metric, center=False)
-        if candidates
-        else make("rescorers", "none")
-    )
-    return rescorer
+def nearest(x: Floats, rows: Ids, k: int, metric: Metric) -> Hits:
+    """The ``k`` of ``x`` that are nearest to some of its ``rows``, these left out; fewer where there are no more."""
+    count = min(k, len(x) - 1)
+    found = exact_neighbours(x, x[rows], count + 1, metric)[0]
+    distances = true_distances(x, x[rows], found, metric)
+    return without(Hits(found, distances.astype(np.float32)), rows, count)
 
 
-@dataclass(frozen=True)
-class _Memory:
-    """Codes in an index, and the vectors beside them."""
-
-    backend: Backend
-    codes: Codes
-    vectors: Floats
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def search(self, codes: Codes, k: int, where: Where | None, options: Any = None) -> Hits:
-        return self.backend.search(codes, k)
-
-    def fetch(self, ids: Ids, column: str) -> NDArray[Any]:
-        return (self.codes if column == "code" else self.vectors)[ids]
-
-    def located(self, ids: Ids, column: str) -> Places:
-        return [(self.codes if column == "code" else self.vectors, ids)]
+def _numbers(x: Floats) -> Ids:
+    """int64 ``(n,)``: vectors that are equal have the same."""
+    rows = np.ascontiguousarray(x)
+    return np.unique(rows.view(np.dtype((np.void, rows.strides[0]))).ravel(), return_inverse=True)[1].reshape(-1)
 
 
-def _intrinsic_dimension(distances: NDArray[np.float64]) -> float | None:
+def _intrinsic_dimension(distances: NDArray[Any]) -> float | None:
     """By the distances of the nearest ``(n, k)``, of squares or of halves of squares; None where they are all equal.
 
     The inverse of the mean of log(r_k / r_j), as MacKay and Ghahramani average it over the points.

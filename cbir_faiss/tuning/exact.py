@@ -77,6 +77,12 @@ def of_collection(store: Store, scratch: Path) -> Exact | None:
     if column == "code" and not store.fitted.rescorer.candidates:
         ranked = store.manifest.metric if store.manifest.metric != "hamming" else None
         return Exact(store.whole(column), _asked_metric(store) or ranked or metric, as_searched=True)
+    return uncoded(store, scratch)
+
+
+def uncoded(store: Store, scratch: Path) -> Exact | None:
+    """The embeddings, not what a codec makes of them, where they are kept or can still be read; else None."""
+    metric, column = metric_of(store), store.floats
     if "embedding" in store.segments[0].column_names and store.whole("embedding").dtype.kind == "f":
         return Exact(store.whole("embedding"), metric)
     if column == "code" and store.manifest.codec.name == "raw":

@@ -34,7 +34,7 @@ from cbir_faiss.storage.catalogue import as_json, document
 from cbir_faiss.storage.files import writing_to
 from cbir_faiss.storage.manifest import Manifest, read_manifest
 from cbir_faiss.tuning.sizes import FULL, folder_bytes, index_bytes, learnt_from
-from cbir_faiss.types import Floats
+from cbir_faiss.types import Floats, Kind
 
 SIZES = (4_000, 16_000, 48_000)
 """Items of the smaller trial: the first with which the parts can learn. The other is twice as large."""
@@ -43,8 +43,6 @@ _TELLING, _UNLIKE = 1 << 18, 1.5  # bytes, and times those of its file, from whi
 _HELD = 3  # copies of a block, or of the training sample, while it is worked on
 _NAME = "plan"  # of the collection, and so of its table in an engine
 _STEEPEST = 1.25  # exponent of the time of an index in its items
-_LINKS = 2.2 * 16 * 4  # bytes of a node's links in a graph as servers make it by default: two layers, 16 links
-_ROW = 64  # bytes that a server keeps of an item beside its vector and document
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Plan:
     index_bytes: the index's files, or what its engine stores. resident_bytes: memory of an opened collection that
     searches: the index and what codec and rescorer have learnt; vectors that are rescored are mapped, and not in it.
     disk_bytes: all files. build_peak_bytes: memory of the building process, the libraries included. build_seconds: on
-    this machine, extraction included where the source is there.
+    this machine, extraction included where the source is there; None: not known, for an engine elsewhere builds it.
     """
 
     items: int
@@ -62,7 +60,7 @@ class Plan:
     resident_bytes: int
     disk_bytes: int
     build_peak_bytes: int
-    build_seconds: float
+    build_seconds: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """As ``cbir plan --json`` prints it."""
@@ -91,7 +89,7 @@ def plan(config: Config | str | Path, items: int, dim: int | None = None) -> Pla
         given = _Given.of(parsed, dim, Path(place))
         if backend.plugin().own_storage and backend.options.get("path") is None:
             return _Server(parsed, given, Path(place)).plan(items)
-        return _Trials(parsed, given, Path(place)).plan(items)
+        return _Trials(parsed, given, Path(place)).planned(items)[0]
 
 
 # --------------------------------------------------------------------------------------------------- what is given
@@ -190,10 +188,11 @@ class _Trials:
         self._config, self._given, self._place = config, given, place
         self._choice = config.backends[0]
 
-    def plan(self, items: int) -> Plan:
+    def planned(self, items: int) -> tuple[Plan, int]:
+        """The plan, and how many floats or bits an item has in the index."""
         small, large = self._pair()
         try:
-            return self._plan(items, small, large)
+            return self._plan(items, small, large), large.manifest.width
         finally:
             self._remove_engine()
 
@@ -209,7 +208,7 @@ class _Trials:
             round(index),
             round(self._resident(index, small, large) + learnt),
             round(disk),
-            round(self._peak(items, index)),
+            round(self.peak(items, index)),
             self._seconds(items, small, large, scale),
         )
 
@@ -352,7 +351,7 @@ class _Trials:
         times = grown / file if grown > max(_TELLING, _UNLIKE * file) else 1.0
         return index * times + max(0.0, taken[1] - large.index * times)
 
-    def _peak(self, items: int, index: float) -> float:
+    def peak(self, items: int, index: float) -> float:
         """Memory now, and what is held at once: the training sample, or a block on its way and the index."""
         row = 4 * self._given.dim
         learning = min(items, TRAINING_ROWS) * row * _HELD
@@ -376,24 +375,28 @@ class _Trials:
 
 
 class _Server:
-    """An engine elsewhere: nothing is tried there, so that this is arithmetic on what such engines keep of an item."""
+    """An engine elsewhere: nothing is tried there, so that this is arithmetic on what it says to keep of an item."""
 
     def __init__(self, config: Config, given: _Given, place: Path) -> None:
-        self._given = given
-        local = replace(config, backends=(Choice("backends", _FLAT[config.codecs[0].plugin().kind]),))
+        self._given, self._choice = given, config.backends[0]
+        self._kind: Kind = config.codecs[0].plugin().kind
+        local = replace(config, backends=(Choice("backends", _FLAT[self._kind]),))
         self._trials = _Trials(local, given, place)
 
     def plan(self, items: int) -> Plan:
-        """As of a flat index here, and beside it the vectors, links and documents there."""
-        here = self._trials.plan(items)
+        """As of a flat index here, which is not there then, and what the engine keeps."""
+        here, width = self._trials.planned(items)
+        plugin: type[Backend] = self._choice.plugin()
+        of_each = plugin.item_bytes(self._choice.options, width, self._kind)
         documents = sum(len(as_json(told)) for told in self._given.documents) / len(self._given.documents)
-        vectors = here.index_bytes
-        there = vectors + items * (_LINKS + _ROW)
-        return replace(
-            here,
-            index_bytes=round(there + items * documents),
-            resident_bytes=round(there),
-            disk_bytes=round(here.disk_bytes - vectors + there + items * documents),
+        there = items * (of_each.disk + of_each.copies * documents)
+        return Plan(
+            items,
+            round(there),
+            round(items * of_each.memory),
+            round(here.disk_bytes - here.index_bytes + there),
+            round(self._trials.peak(items, 0)),
+            None,
         )
 
 

@@ -34,6 +34,8 @@ Setting = Mapping[str, Any]
 """Search options by name; ``candidates`` are the rescorer's."""
 
 CANDIDATES = "candidates"
+BREADTH = {"nprobe", "probes", "ef", "hnsw_ef", "ef_search", "expansion"}
+"""Search options that say how much of an index is looked at, not how many hits are then ranked by what."""
 WIDEST = 1 << 14
 """Lists or candidates beyond which a search is as good as one of everything."""
 
@@ -194,20 +196,25 @@ class Subject:
     def exhaustive(self, asked: Asked, k: int) -> Hits | None:
         """What a search that looks at every code finds, with the same rescoring.
 
-        None: the very nearest, for the index has the exact vectors. Of an engine, and of an index that makes its own
-        codes, it is the widest search.
+        None: the very nearest, for it compares by the exact vectors. Of an engine it is its own exact search; of an
+        index that makes codes of its own, one that looks as widely as it can.
         """
         if self.is_exact:
             return self.hits(asked, k, {})
-        if self.stored is None or self.backend.own_storage or self.backend.code_bits is not None:
-            widest = {effort.name: int(effort.most) for effort in self.efforts if effort.whole}
-            widest.pop(CANDIDATES, None)
-            return self.hits(asked, k, widest)
+        if self.backend.quantizes:
+            return self.hits(asked, k, self._widest)
         same = self.exact is not None and self.exact.as_searched and self.exact.metric == self.backend.metric
         if same and not self.fitted.rescorer.candidates:
             return None
+        if self.stored is None or self.backend.own_storage:
+            exactly = {"exact": True} if "exact" in self.backend.SearchOptions.model_fields else self._widest
+            return self.hits(asked, k, exactly)
         with _everything(self.backend, self.ids, self.stored) as flat:
             return _others(Searcher(self.fitted, _With(self.index, backend=flat)), asked, k)
+
+    @property
+    def _widest(self) -> Setting:
+        return {effort.name: int(effort.most) for effort in self.efforts if effort.name in BREADTH}
 
     # -- queries
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cbir_faiss.base.item_bytes import graph_bytes
 from cbir_faiss.base.options import need
 from cbir_faiss.errors import ConfigError
 
@@ -56,13 +57,30 @@ def _of(table: Any, column: str) -> Any:
     return next((index for index in table.list_indices() if column in index.columns), None)
 
 
+def item_bytes(options: Any, vector: float, dim: int) -> float:
+    """What an index of the options' kind takes of an item of ``vector`` bytes: its codes, row numbers and links."""
+    codes = {
+        "none": 0.0,
+        "ivf_flat": vector + 8,
+        "ivf_pq": (options.sub_vectors or dim / 16) + 8,
+        "ivf_rq": options.bits * dim / 8 + 16,
+        "ivf_hnsw_sq": dim + 8 + graph_bytes(options.hnsw_m),
+    }
+    return float(codes[options.index])
+
+
+def quantizes(kind: str | None) -> bool:
+    """Whether an index of this kind (None, ``none``: there is none) ranks by codes."""
+    return kind not in (None, "none", *_WHOLE)
+
+
 def told(query: Any, k: int, kind: str | None, options: Any) -> Any:
     """A ``query`` for k with the SearchOptions of the connector, for an index of this kind (None: there is none)."""
     if options.exact:
         return query.bypass_vector_index()
     if options.nprobe is not None:
         query = query.nprobes(options.nprobe)
-    quantized = kind is not None and kind not in _WHOLE
+    quantized = quantizes(kind)
     refine = (options.refine_factor or _REFINE) if quantized else 1
     if options.ef is not None:
         query = query.ef(max(options.ef, k * refine))  # fewer than it is to give are refused

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from cbir_faiss.base.item_bytes import ROW_BYTES, graph_bytes
 from cbir_faiss.errors import ConfigError
 
 LONGEST = {"vector": 2000, "halfvec": 4000, "bit": 64_000}
@@ -53,6 +54,15 @@ def found(rows: Iterable[tuple[str, str | None, bool | None, str | None]], colum
 def lists_for(n: int, wanted: int | None) -> int:
     """Lists of an index of n items."""
     return wanted or max(1, n // _PER_LIST if n <= _MANY else math.isqrt(n))
+
+
+def item_bytes(options: Any, vector: float, dim: int) -> float:
+    """What an index of the options' kind takes of an item: it has a copy of the vector (``vector`` bytes), or its
+    signs, and links of six bytes, the place of a row."""
+    if options.index == "none":
+        return 0.0
+    links = 0.0 if options.index == "ivfflat" else graph_bytes(options.hnsw_m) * 6 / 4
+    return (dim / 8 if options.index == "binary" else vector) + links + ROW_BYTES
 
 
 def candidates(k: int, oversample: float | None) -> int:

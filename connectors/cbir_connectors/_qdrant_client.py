@@ -67,7 +67,8 @@ class ClientTarget:
         if found.multivector_config is not None:
             raise Unsupported(f"{self.place}: several vectors an item cannot be used")
         datatype = found.datatype.value if found.datatype else "float32"
-        return Vectors(found.size, found.distance.value, datatype, (config.metadata or {}).get(_OWNER))
+        quantized = bool(config.quantization_config or found.quantization_config)
+        return Vectors(found.size, found.distance.value, datatype, (config.metadata or {}).get(_OWNER), quantized)
 
     def _config(self) -> Any:
         return self.client.get_collection(self.name).config if self.client.collection_exists(self.name) else None

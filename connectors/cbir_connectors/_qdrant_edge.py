@@ -51,7 +51,8 @@ class EdgeTarget:
         self.shared = len(vectors) + len(config.get("sparse_vectors") or {}) > 1
         found = pick(vectors, self.options.vector, self.place)
         datatype = str(found.get("datatype") or "float32")
-        return Vectors(int(found["size"]), str(found["distance"]), datatype, marked.get("owner"))
+        quantized = bool(config.get("quantization_config") or found.get("quantization_config"))
+        return Vectors(int(found["size"]), str(found["distance"]), datatype, marked.get("owner"), quantized)
 
     def make(self, vectors: Vectors, hnsw_m: int) -> None:
         if vectors.owner:

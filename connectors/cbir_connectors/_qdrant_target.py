@@ -19,12 +19,14 @@ Upload = tuple[list[Any], list[list[float]], list[dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """The vectors of a collection, in Qdrant's words, and the id of the collection of ours that it belongs to."""
+    """The vectors of a collection, in Qdrant's words, the id of the collection of ours that it belongs to, and whether
+    a search ranks by codes that Qdrant makes of them."""
 
     size: int
     distance: str
     datatype: str
     owner: str | None = None
+    quantized: bool = False
 
 
 @dataclass(frozen=True, slots=True)

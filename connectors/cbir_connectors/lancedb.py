@@ -6,7 +6,7 @@ Codes are packed bytes under its Hamming distance.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any, Literal, cast
@@ -35,9 +35,10 @@ from cbir_faiss.backends.database import (
 from cbir_faiss.base import Capabilities
 from cbir_faiss.base.checks import directions, within
 from cbir_faiss.base.filters import Where
+from cbir_faiss.base.item_bytes import ROW_BYTES, ItemBytes
 from cbir_faiss.base.options import RelativePath, need
 from cbir_faiss.errors import BackendError, ConfigError, Unsupported
-from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits, missing_hits
+from cbir_faiss.types import Batch, Codes, Hits, Ids, Kind, Metric, Payload, RangeHits, missing_hits
 
 _DISTANCES: dict[Metric, str] = {"l2": "l2", "ip": "dot", "cosine": "cosine", "hamming": "hamming"}
 _IDS_A_CALL = 5000
@@ -381,8 +382,19 @@ class Lancedb(Database):
             self._search(vectors, max(1, self._count()), where, self._search_options({"exact": True})), radius
         )
 
+    @classmethod
+    def item_bytes(cls, options: Mapping[str, Any], dim: int, kind: Kind) -> ItemBytes:
+        chosen = cls.Options.model_validate(dict(options))
+        vector = dim / 8 if kind == "binary" else dim * (2 if chosen.datatype == "float16" else 4)
+        index = indexes.item_bytes(chosen, vector, dim)
+        return ItemBytes.of(index or vector, vector + index + ROW_BYTES)
+
     def _exact_by_default(self) -> bool:
         return self._index is None and self.options.index == "none"
+
+    @property
+    def quantizes(self) -> bool:
+        return indexes.quantizes(self._index or self.options.index)
 
     @property
     def in_process(self) -> bool:

@@ -41,6 +41,7 @@ from cbir_faiss.backends.database import (
 from cbir_faiss.base import Capabilities
 from cbir_faiss.base.checks import directions, within
 from cbir_faiss.base.filters import In, Where
+from cbir_faiss.base.item_bytes import ROW_BYTES, ItemBytes, graph_bytes
 from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import BackendError, ConfigError, Unsupported
 from cbir_faiss.types import Batch, Codes, Hits, Ids, Kind, Metric, Payload, RangeHits, missing_hits
@@ -517,6 +518,14 @@ class Milvus(Database):
 
     def _distance(self, score: float) -> float:
         return 1 - score if self.metric == "cosine" else -score if self.metric == "ip" else score
+
+    @classmethod
+    def item_bytes(cls, options: Mapping[str, Any], dim: int, kind: Kind) -> ItemBytes:
+        chosen = cls.Options.model_validate(dict(options))
+        vector = dim * 4 if kind == "float" else dim / 8
+        links = graph_bytes(chosen.hnsw_m) if chosen.index == "hnsw" else 0
+        index = 0 if chosen.index == "flat" else vector + links  # a copy of its own
+        return ItemBytes.of(vector + links + ROW_BYTES, vector + index + ROW_BYTES)
 
     def _exact_by_default(self) -> bool:
         return self._index["index_type"] in _EXACT

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from operator import itemgetter
 from typing import Annotated, Any, Literal, cast
@@ -35,9 +35,10 @@ from cbir_faiss.backends.database import (
 from cbir_faiss.base import Capabilities
 from cbir_faiss.base.checks import directions
 from cbir_faiss.base.filters import Where
+from cbir_faiss.base.item_bytes import ROW_BYTES, ItemBytes
 from cbir_faiss.base.options import RelativePath, need
 from cbir_faiss.errors import BackendError, ConfigError, Unsupported
-from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits
+from cbir_faiss.types import Batch, Codes, Hits, Ids, Kind, Metric, Payload, RangeHits
 
 _OPERATORS: dict[Metric, str] = {"l2": "<->", "ip": "<#>", "cosine": "<=>", "hamming": "<~>"}
 _OPCLASSES: dict[Metric, str] = {"l2": "l2_ops", "ip": "ip_ops", "cosine": "cosine_ops", "hamming": "hamming_ops"}
@@ -441,6 +442,17 @@ class Pgvector(Database):
         # What an index finds in a relaxed order is nearly in order.
         ranked = [sorted(answer, key=itemgetter(1)) for answer in answers]
         return [[(self._keys.id(key), d * d if square else d) for key, d in answer] for answer in ranked]
+
+    @property
+    def quantizes(self) -> bool:
+        return self._index is not None and self._index.kind == "binary"
+
+    @classmethod
+    def item_bytes(cls, options: Mapping[str, Any], dim: int, kind: Kind) -> ItemBytes:
+        chosen = cls.Options.model_validate(dict(options))
+        vector = dim / 8 if kind == "binary" else dim * (2 if chosen.datatype == "float16" else 4)
+        table, index = vector + ROW_BYTES, indexes.item_bytes(chosen, vector, dim)
+        return ItemBytes.of(index or table, table + index)
 
     def _exact_by_default(self) -> bool:
         return self._index is None and self.options.index == "none"

@@ -35,9 +35,10 @@ from cbir_faiss.backends.database import (
 )
 from cbir_faiss.base import Capabilities
 from cbir_faiss.base.filters import Where
+from cbir_faiss.base.item_bytes import ROW_BYTES, ItemBytes, graph_bytes
 from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import ConfigError, InputError, Unsupported
-from cbir_faiss.types import Batch, Codes, Hits, Ids, Metric, Payload, RangeHits
+from cbir_faiss.types import Batch, Codes, Hits, Ids, Kind, Metric, Payload, RangeHits
 
 SET_BIT = 255
 _LONGEST = 65_536
@@ -56,6 +57,9 @@ _TO_DISTANCE: dict[Metric, Callable[[float], float]] = {
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r'^[^<>:"/\\|?*\x00-\x1f]+$')]
 IndexType = Literal["keyword", "integer", "float", "bool", "geo", "text", "datetime", "uuid"]
+
+
+_QUANTIZED = {"none": 0, "binary": 1, "binary-1.5": 1.5, "binary-2": 2, "scalar": 8}  # bits a dimension
 
 
 class Tenant(base.Options):
@@ -159,6 +163,15 @@ class Qdrant(Database):
         if chosen.path is not None:
             self._declare(capabilities=Capabilities(shared="refused"))
 
+    @classmethod
+    def item_bytes(cls, options: Mapping[str, Any], dim: int, kind: Kind) -> ItemBytes:
+        chosen = cls.Options.model_validate(dict(options))
+        stored = dim * (1 if kind == "binary" else 2 if chosen.datatype == "float16" else 4)  # a uint8 a bit
+        m = chosen.hnsw_m if chosen.hnsw_m is not None else _links(kind)
+        pinned = dim * _QUANTIZED[chosen.quantization] / 8 + graph_bytes(m) + ROW_BYTES
+        in_memory = pinned if chosen.on_disk else pinned + stored
+        return ItemBytes.of(in_memory, pinned + stored, chosen.replication_factor or 1)
+
     def _exact_by_default(self) -> bool:
         return self.kind == "binary" or self.options.url == MEMORY
 
@@ -190,8 +203,7 @@ class Qdrant(Database):
     def _plan(self, shape: Shape) -> tuple[Vectors, int]:
         """The vectors of such a collection, and how many links a node of its graph keeps."""
         datatype = "uint8" if shape.kind == "binary" else self.options.datatype
-        # Codes are searched exactly unless the search asks otherwise, and building a graph takes most of a push.
-        graph = self.options.hnsw_m if self.options.hnsw_m is not None else 0 if shape.kind == "binary" else 16
+        graph = self.options.hnsw_m if self.options.hnsw_m is not None else _links(shape.kind)
         return Vectors(shape.dim, _DISTANCES[shape.metric], datatype, shape.owner), graph
 
     def _drop(self) -> None:
@@ -357,6 +369,11 @@ class Qdrant(Database):
         products = vectors @ query
         return cast("list[float]", (-products if self.metric == "ip" else 1 - products).tolist())
 
+    @property
+    def quantizes(self) -> bool:
+        found = self._target.stored()
+        return found is not None and found.quantized
+
     def is_exact(self, options: base.Options | None = None) -> bool:
         chosen = getattr(options, "exact", None)
         return super().is_exact(options) if chosen is None else bool(chosen)
@@ -376,3 +393,9 @@ def _beyond_64_bits(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_beyond_64_bits, value))
     return isinstance(value, int) and not -(2**63) <= value < 2**64
+
+
+def _links(kind: Kind) -> int:
+    """Of a node, where the options do not say how many: codes are searched exactly unless the search asks otherwise,
+    and building a graph takes most of a push."""
+    return 0 if kind == "binary" else 16
