@@ -56,7 +56,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rng = np.random.default_rng(0)
     for name, low in (("cat", 0), ("dog", 120)):
         (place / "photos" / name).mkdir(parents=True)
-        for i in range(45):
+        for i in range(80):
             pixels = rng.integers(low, low + 120, (8, 8, 3)).astype(np.uint8)
             Image.fromarray(pixels).resize((64, 64)).save(place / "photos" / name / f"{i}.jpg")
     monkeypatch.chdir(place)

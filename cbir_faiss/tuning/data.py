@@ -31,6 +31,7 @@ from cbir_faiss.types import Floats, Ids, Metric
 
 QUERIES = 1_000
 """Of each half at most."""
+_FEWEST = 200
 NEIGHBOURS = 100
 """Exact neighbours that are known of each query at least: a prediction needs more than a target counts."""
 _OPTIONAL = {"codecs": [{"name": "raw"}], "backends": [{"name": "faiss-flat"}]}
@@ -233,7 +234,8 @@ def _drawn(
     if not own:
         return rng.permutation(m)[: 2 * QUERIES], rng.permutation(n)
     shuffled = rng.permutation(n)
-    held = min(2 * QUERIES, n // 5)
+    # Too few queries show nothing, however much they find; among few items they may as well be half of them.
+    held = min(2 * QUERIES, max(n // 5, min(n // 2, _FEWEST)))
     return shuffled[:held], shuffled[held:]
 
 
