@@ -392,3 +392,23 @@ def test_bfloat16_that_is_far_from_float32(make: Maker, monkeypatch: pytest.Monk
         ConfigError, match=r"precision: bfloat16 gives 'embedding' a mean cosine of .*precision float32"
     ):
         make(precision="bfloat16").load()
+
+
+@pytest.mark.parametrize(("vnni", "precise"), [(True, "0"), (False, "1")])
+def test_slower_sums_are_for_cpus_that_need_them(
+    vnni: bool, precise: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_onnx, "_has_vnni", lambda: vnni)
+    file = tmp_path / "same.onnx"
+    image = [1, 3, 4, 4]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])],
+        "same",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, image)],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, image)],
+    )
+    onnx.save_model(
+        onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 20)]), file
+    )
+    options = _onnx.session(file, "cpu", 1).get_session_options()
+    assert options.get_session_config_entry("session.x64quantprecision") == precise
