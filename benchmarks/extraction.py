@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from cbir_faiss.base.registry import make
 from cbir_faiss.collection.build import build
 from cbir_faiss.config import parse_config
-from cbir_faiss.extractors._onnx import Model
+from cbir_faiss.extractors._onnx import Model, has_vnni
 from cbir_faiss.images.reading import open_image
 from cbir_faiss.measures.metrics import per_query
 from cbir_faiss.nets.weights import has_bfloat16
@@ -163,7 +163,7 @@ def _precisions(place: Path, calibrating: int, rounds: int) -> dict[str, dict[st
     return {
         name: {
             "images": len(pixels),
-            "VNNI": "vnni" in Path("/proc/cpuinfo").read_text(),
+            "VNNI": has_vnni(),
             "images_per_second": {of: rates[of] for of in ("float32", name)},
             "over_float32": statistics.median(rates[name]) / statistics.median(rates["float32"]),
             **_near(exact, x, labels),

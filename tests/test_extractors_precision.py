@@ -398,7 +398,7 @@ def test_bfloat16_that_is_far_from_float32(make: Maker, monkeypatch: pytest.Monk
 def test_slower_sums_are_for_cpus_that_need_them(
     vnni: bool, precise: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_onnx, "_has_vnni", lambda: vnni)
+    monkeypatch.setattr(_onnx, "has_vnni", lambda: vnni)
     file = tmp_path / "same.onnx"
     image = [1, 3, 4, 4]
     graph = onnx.helper.make_graph(

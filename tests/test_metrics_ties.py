@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from cbir_faiss.errors import InputError
 from cbir_faiss.measures import metrics, ties
@@ -69,14 +71,20 @@ def test_expectation_worst_and_best_are_those_of_all_orders(queries: list[list[t
             np.testing.assert_allclose([part[i] for part in spreads[name]], expected, rtol=0, atol=1e-12, err_msg=name)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(queries=st.lists(st.lists(group, min_size=3, max_size=3), min_size=1, max_size=4))
-def test_as_deep_as_there_are_relevant_items(queries: list[list[tuple[int, int]]]) -> None:
-    """R-precision and MAP@R: each query at a k of its own."""
+def measured(queries: list[list[tuple[int, int]]]) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    """Every measure of queries whose groups of equals are known, and how many relevant items each has."""
     counts = np.array(queries, np.int32)
     histograms = Histograms(counts[:, :, 0], counts[:, :, 1])
     totals = counts[:, :, 1].sum(axis=1, dtype=np.int64)
     values = per_query(np.zeros((len(queries), 1), bool), totals, [1], histograms=histograms)
+    return values, totals
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(queries=st.lists(st.lists(group, min_size=3, max_size=3), min_size=1, max_size=4))
+def test_as_deep_as_there_are_relevant_items(queries: list[list[tuple[int, int]]]) -> None:
+    """R-precision and MAP@R: each query at a k of its own."""
+    values, totals = measured(queries)
     for i, groups in enumerate(queries):
         orders = [plain(order, int(totals[i]), int(totals[i])) for order in every_order(groups)]
         for key, name in AT_TOTALS.items():
@@ -89,10 +97,7 @@ def test_as_deep_as_there_are_relevant_items(queries: list[list[tuple[int, int]]
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(queries=st.lists(st.lists(group, min_size=3, max_size=3), min_size=1, max_size=4))
 def test_map_of_the_whole_ranking_is_that_of_all_orders(queries: list[list[tuple[int, int]]]) -> None:
-    counts = np.array(queries, np.int32)
-    histograms = Histograms(counts[:, :, 0], counts[:, :, 1])
-    totals = counts[:, :, 1].sum(axis=1, dtype=np.int64)
-    values = per_query(np.zeros((len(queries), 1), bool), totals, [1], histograms=histograms)
+    values, totals = measured(queries)
     assert "map_observed" not in values
     for i, groups in enumerate(queries):
         orders = [plain(order, int(totals[i]), len(order))["map"] for order in every_order(groups)]

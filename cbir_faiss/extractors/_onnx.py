@@ -148,7 +148,7 @@ def session(file: Path, device: Literal["cpu", "cuda"], cores: int) -> Any:
 
     # Without an instruction for it (VNNI) a CPU adds products of 8 bits up in 16, which overflow. Sums that cannot are
     # slower everywhere, by half where there is one.
-    if not _has_vnni():
+    if not has_vnni():
         with contextlib.suppress(Exception):  # they cannot be had where layers share weights
             return started("1")
     try:
@@ -158,7 +158,7 @@ def session(file: Path, device: Literal["cpu", "cuda"], cores: int) -> Any:
 
 
 @cache
-def _has_vnni() -> bool:
+def has_vnni() -> bool:
     """Whether this CPU adds products of 8 bits up in 32; where that cannot be known, it counts as one that does not."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")

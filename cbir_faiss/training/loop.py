@@ -113,9 +113,8 @@ class _Run:
         losses = [choice.make() for choice in config.losses]
         classes = data.classes if _has_logits(config) else None
         torch.manual_seed(config.fit.seed)
-        self.card, model = new_card(
-            network, config.bits, classes, config.head, any("labels" in loss.needs for loss in losses)
-        )
+        by_labels = any("labels" in loss.needs for loss in losses)
+        self.card, model = new_card(network, config.bits, classes, config.head, by_labels)
         task = Task(model.dim, config.bits, data.classes, data.labels, data.teacher, config.fit.seed)
         modules = nn.ModuleList(loss.start(task) for loss in losses)
         self.model = model.to(self.device, memory_format=torch.channels_last)
@@ -134,7 +133,7 @@ class _Run:
             for values in (self.card.preprocess.mean, self.card.preprocess.std)
         )
         self.binary = config.bits is not None
-        self.ranked = _can_be_ranked(data, any("labels" in loss.needs for loss in losses))
+        self.ranked = _can_be_ranked(data, by_labels)
         self.history: list[Epoch] = []
         self.waits_from = 0
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cbir_faiss.base.loss import Batch
-from cbir_faiss.training.losses._greedy import cosines, passed_over
+from cbir_faiss.training.losses._greedy import cosines, passed_over, signs_of
 
 
 class CIBHashModule(nn.Module):  # type: ignore[misc]
@@ -19,7 +19,7 @@ class CIBHashModule(nn.Module):  # type: ignore[misc]
     def forward(self, outputs: dict[str, Any], batch: Batch) -> Any:
         code = outputs["code"]
         p = torch.sigmoid(code)
-        signs = torch.where(code > 0, 1.0, -1.0)
+        signs = signs_of(code)
         similar = cosines(passed_over(signs, p)) / self.temperature
         itself = torch.eye(len(code), dtype=torch.bool, device=code.device)
         other = torch.arange(len(code), device=code.device).roll(len(code) // 2)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from cbir_faiss.base.loss import Batch
+from cbir_faiss.training.losses._greedy import signs_of
 
 
 class LikelihoodModule(nn.Module):  # type: ignore[misc]
@@ -27,7 +28,7 @@ class LikelihoodModule(nn.Module):  # type: ignore[misc]
             share = same.mean()
             # Both kinds weigh a half, where there are both.
             pairs = pairs * torch.where(same > 0, 0.5 / share.clamp(min=1e-6), 0.5 / (1 - share).clamp(min=1e-6))
-        signs = torch.where(code > 0, 1.0, -1.0)
+        signs = signs_of(code)
         return pairs.mean() + self.quantization * (code - signs).square().mean()
 
     def _sharpened(self, code: Any) -> Any:
