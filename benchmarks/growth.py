@@ -2,9 +2,11 @@
 
     python benchmarks/growth.py                 1,000,000 vectors of 512 floats against 10,000; needs 12 GB in --scratch
     python benchmarks/growth.py --items 200000 --backends faiss-binary-ivf
+    python benchmarks/growth.py --filters --backends rabitq faiss-rabitq        what filters cost, and nothing else
     python benchmarks/growth.py --quick         20,000 against 2,000; stores nothing
 
-Codec lsh with 256 bits, and a rescorer that stores the floats. Every figure comes from a process of its own, which
+Codec lsh with 256 bits, and a rescorer that stores the floats; a backend of floats gets them as they are, and nothing
+ranks again. Every figure comes from a process of its own, which
 works through `Collection` on a copy of what was built.
 
     add        seconds of each of 12 adds of 1,000 vectors with path, label and year, to the small and the large one
@@ -36,6 +38,7 @@ from typing import Any
 import numpy as np
 from _report import Anonymous, seconds, show, store
 
+from cbir_faiss.base.registry import load
 from cbir_faiss.collection import Collection
 from cbir_faiss.config import parse_config
 
@@ -49,6 +52,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="20,000 against 2,000 vectors, nothing stored")
     parser.add_argument("--items", type=int, default=1_000_000, help="of the large one (1,000,000)")
     parser.add_argument("--backends", nargs="*", default=BACKENDS, help=f"({' '.join(BACKENDS)})")
+    parser.add_argument("--filters", action="store_true", help="only what filters cost")
     parser.add_argument("--scratch", type=Path, help="where to build them (the system's folder for such)")
     parser.add_argument("--one", nargs=2, metavar=("WHAT", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -59,8 +63,8 @@ def main() -> None:
     results: dict[str, Any] = {}
     for backend in arguments.backends:
         with tempfile.TemporaryDirectory(prefix="growth-", dir=arguments.scratch) as place:
-            runs = _runs(backend, sizes, Path(place))
-        summary = _summary(runs)
+            runs = (_filters if arguments.filters else _runs)(backend, sizes, Path(place))
+        summary = _filter_summary(runs) if arguments.filters else {**_summary(runs), **_filter_summary(runs)}
         results[f"{backend} {sizes['large']}"] = {"dim": DIM, "items": sizes, "runs": runs, **summary}
         show(backend, [{"what": key, "": value} for key, value in summary.items()], ("what", ""))
     if not arguments.quick:
@@ -78,18 +82,28 @@ def _runs(backend: str, sizes: dict[str, int], place: Path) -> dict[str, Any]:
     return runs
 
 
+def _filters(backend: str, sizes: dict[str, int], place: Path) -> dict[str, Any]:
+    _build(backend, sizes["large"], place / "large.cbir")
+    return {"filter": _in_a_process("filter", place / "large.cbir")}
+
+
 def _summary(runs: dict[str, Any]) -> dict[str, float]:
     middle = {size: statistics.median(runs[f"add to {size}"]["seconds"]) for size in ("small", "large")}
     memory = {
         name: (run["rss_anon_bytes"] - run["graph_bytes"]) / 1e6 for name, run in runs.items() if "graph_bytes" in run
     }
-    plain = statistics.median(runs["filter"]["all"])
     return {
         "add to small s": middle["small"],
         "add to large s": middle["large"],
         "large over small": middle["large"] / middle["small"],
         "bytes written for a byte": runs["written"]["written_bytes"] / runs["written"]["added_bytes"],
         **{f"{name}: peak MB": value for name, value in memory.items()},
+    }
+
+
+def _filter_summary(runs: dict[str, Any]) -> dict[str, float]:
+    plain = statistics.median(runs["filter"]["all"])
+    return {
         "search ms": 1e3 * plain,
         **{
             f"{name}, {how}": statistics.median(runs["filter"][how][name]) / plain
@@ -196,11 +210,12 @@ def _build(backend: str, n: int, out: Path) -> None:
         for start in range(0, n, BATCH):
             x[start : start + BATCH] = _vectors(BATCH, start)
             file.writelines(json.dumps(document) + "\n" for document in _documents(BATCH, str(start)))
+    codes = "binary" in load("backends", backend).accepts
     config = {
         "source": {"name": "vectors", "file": str(vectors), "documents": str(documents)},
-        "codecs": [{"name": "lsh", "bits": 256}],
+        "codecs": [{"name": "lsh", "bits": 256} if codes else {"name": "raw"}],
         "backends": [{"name": backend}],
-        "rescore": [{"name": "float"}],
+        "rescore": [{"name": "float" if codes else "none"}],
     }
     Collection.build(parse_config(config), out).close()
     vectors.unlink()

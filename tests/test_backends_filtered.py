@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -14,6 +15,8 @@ import pytest
 
 import cbir_faiss as cf
 from cbir_faiss.base import registry
+from cbir_faiss.base.checks import normalise
+from cbir_faiss.config import parse_config
 from cbir_faiss.types import Codes, Ids
 
 N, DIM, QUERIES, K = 3000, 32, 40, 10
@@ -125,6 +128,42 @@ def test_a_filter_loses_nothing(name: str, options: dict[str, Any], tmp_path: Pa
         np.testing.assert_array_equal(changed.search(queries, K, np.sort(far), search).ids, hits.ids)
         changed.delete(np.setdiff1d(np.arange(N), far))
         np.testing.assert_array_equal(changed.search(queries, K, None, search).ids, hits.ids)
+
+
+@pytest.mark.parametrize("factory", ["BHash16", "BHash4x16"])
+def test_a_filter_of_a_few_codes_of_an_index_that_gives_none_back(factory: str) -> None:
+    backend, search = filled("faiss", {"factory": factory})
+    few = np.arange(7, N, 100)
+    found = backend.search(data("binary")[0][few[:3]], 1, few, search).ids
+    assert found[:, 0].tolist() == few[:3].tolist()
+
+
+@pytest.mark.parametrize("options", [{"name": "rabitq"}, {"name": "faiss-rabitq", "fast_scan": True}])
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+def test_a_collection_compares_the_few_of_a_filter_with_what_it_keeps(
+    options: dict[str, Any], metric: str, tmp_path: Path
+) -> None:
+    """Where the index would have to search for them: exactly, items that are deleted left out, and of each filter."""
+    if options["name"] == "rabitq" and find_spec("rabitqlib") is None:
+        pytest.skip("needs rabitqlib: Python 3.11 or newer")
+    x, queries = data("float")
+    np.save(tmp_path / "x.npy", x)
+    documents = [json.dumps({"path": f"{i}.jpg", "draw": i % 100}) for i in range(N)]
+    (tmp_path / "x.jsonl").write_text("\n".join(documents) + "\n")
+    source = {"name": "vectors", "file": str(tmp_path / "x.npy"), "documents": str(tmp_path / "x.jsonl")}
+    config = {"source": source, "codecs": [{"name": "raw"}], "backends": [{**options, "nlist": 16, "metric": metric}]}
+    with cf.Collection.build(parse_config(config), tmp_path / "x.cbir") as collection:
+        collection.delete([5, 105])
+        apart = {
+            "l2": ((queries[:, None] - x[None]) ** 2).sum(axis=2),
+            "ip": -queries @ x.T,
+            "cosine": 1 - normalise(queries) @ normalise(x).T,
+        }[metric]
+        for draw in (5, 6, 5):
+            among = np.setdiff1d(np.arange(draw, N, 100), [5, 105])
+            hits = collection.search_hits(queries, 3, {"draw": draw})
+            np.testing.assert_array_equal(hits.ids, among[np.argsort(apart[:, among], axis=1)[:, :3]])
+            np.testing.assert_allclose(hits.distances, np.sort(apart[:, among], axis=1)[:, :3], rtol=1e-4, atol=1e-4)
 
 
 def test_ids_that_are_asked_for_again_are_those_that_live() -> None:

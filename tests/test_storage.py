@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from cbir_faiss._lib.files import write_durably
 from cbir_faiss.base import Item
 from cbir_faiss.base.filters import parse_where
+from cbir_faiss.collection import Collection
+from cbir_faiss.config import parse_config
 from cbir_faiss.errors import CbirError, CorruptCollection
 from cbir_faiss.storage import fields, tiers
 from cbir_faiss.storage import manifest as manifests
@@ -40,6 +42,7 @@ leaves = st.one_of(
     st.builds(lambda key, value: {key: value}, asked, scalars),
     st.builds(lambda key, some: {key: {"in": some}}, asked, st.lists(scalars, max_size=3)),
     st.builds(lambda key, sign, bound: {key: {sign: bound}}, asked, signs, numbers | texts),
+    st.builds(lambda key, low, high: {key: {"gte": low, "lt": high}}, asked, numbers | texts, numbers | texts),
     st.builds(lambda some: {"path": {"in": some}}, st.lists(paths | scalars, max_size=3)),
     st.builds(lambda sign, bound: {"path": {sign: bound}}, signs, paths | numbers),
 )
@@ -277,3 +280,45 @@ def test_an_engine_that_is_ahead_gives_what_this_generation_holds(ahead: int) ->
 
 def test_nothing_is_deleted_unless_it_is_named() -> None:
     assert NO_IDS.shape == (0,)
+
+
+@pytest.mark.parametrize(("rescore", "shared"), [("float32", True), ("float16", False), ("int8", False)])
+def test_floats_that_are_the_codes_are_stored_once(rescore: str, shared: bool, tmp_path: Path) -> None:
+    """What an index is made of and what ranks its candidates again is one file by two names, in every segment and after
+    a merge; where a copy has made two of it, nothing changes."""
+    x = np.random.default_rng(0).standard_normal((60, 16), dtype=np.float32)
+    np.save(tmp_path / "x.npy", x[:40])
+    config = {
+        "source": {"name": "vectors", "file": str(tmp_path / "x.npy")},
+        "codecs": [{"name": "raw"}],
+        "backends": [{"name": "faiss-hnsw"}],
+        "rescore": [{"name": "float", "store": rescore, "candidates": 10}],
+    }
+    folder = tmp_path / "x.cbir"
+    with Collection.build(parse_config(config), folder) as collection:
+        collection.add_vectors(x[40:])
+        collection.delete(range(0, 30))
+        segments = [folder / "segments" / entry.name for entry in collection.manifest.segments]
+        for segment in segments:
+            assert (segment / "codes.npy").samefile(segment / "column-embedding.npy") == shared
+        told = {name: size for name, size in collection.info()["bytes"].items() if "column-embedding" in name}
+        assert len(told) == len(segments)
+        assert all((size == 0) == shared for size in told.values())
+        hits = collection.search_hits(x[30:], 3)
+        assert hits.ids[:, 0].tolist() == list(range(30, 60))
+        assert collection.verify() == []
+    shutil.copytree(folder, tmp_path / "copy.cbir")
+    with Collection.open(tmp_path / "copy.cbir") as copy:
+        np.testing.assert_array_equal(copy.search_hits(x[30:], 3).ids, hits.ids)
+        assert copy.verify() == []
+
+
+def test_a_column_that_differs_from_the_codes_in_one_block_keeps_a_file_of_its_own(tmp_path: Path) -> None:
+    def block(first: int, code: float, kept: float) -> Block:
+        ids = np.arange(first, first + 2)
+        codes, column = np.full((2, 3), code, np.float32), np.full((2, 3), kept, np.float32)
+        return Block(ids, codes, {"embedding": column}, [Record({}) for _ in ids])
+
+    write_segment(tmp_path / "s", [block(0, 1, 1), block(2, 1, 2)])
+    assert np.load(tmp_path / "s" / "column-embedding.npy")[:, 0].tolist() == [1, 1, 2, 2]
+    assert np.load(tmp_path / "s" / "codes.npy")[:, 0].tolist() == [1, 1, 1, 1]

@@ -18,6 +18,7 @@ from cbir_faiss.base.checks import check_ids
 from cbir_faiss.collection import recalled
 from cbir_faiss.errors import CbirError, InputError, Unsupported
 from cbir_faiss.pipeline.search import Filter, Searcher
+from cbir_faiss.storage.files import bytes_of
 from cbir_faiss.storage.manifest import Cutoff, Manifest, check_content, damaged_files, read_manifest
 from cbir_faiss.storage.store import Store
 from cbir_faiss.types import Columns, Floats, Hits, Ids
@@ -293,6 +294,7 @@ class Collection:
     def info(self) -> dict[str, Any]:
         """What ``cbir info`` prints: counts, plugins, labels, bytes by file, and what ``cbir recall`` said last."""
         m = self.manifest
+        files = [self.folder / name for name in sorted(m.files)]
         return {
             "items": m.items,
             "deleted": sum(s.rows for s in m.segments) - m.items,
@@ -307,7 +309,7 @@ class Collection:
             "dim": m.dim,
             "bits": m.bits,
             "labels": self._store.labels(),
-            "bytes": {name: entry.size for name, entry in m.files.items()},
+            "bytes": {str(path.relative_to(self.folder)): size for path, size in bytes_of(files).items()},
             "recall": recalled.last(self.folder, m.generation),
         }
 

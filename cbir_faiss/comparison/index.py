@@ -23,7 +23,7 @@ from cbir_faiss.config import Choice
 from cbir_faiss.errors import CbirError, Unsupported
 from cbir_faiss.measures.code_statistics import code_health
 from cbir_faiss.pipeline.fill import FILL_ROWS, Part, fill, training_codes
-from cbir_faiss.pipeline.fit import Sample, with_direction
+from cbir_faiss.pipeline.fit import Sample, repeats, with_direction
 from cbir_faiss.storage.catalogue import Record
 from cbir_faiss.storage.segment import Block, write_segment
 from cbir_faiss.types import Codes, Columns, Floats, Hits, Ids
@@ -238,7 +238,7 @@ def sizes(
 ) -> dict[str, Any]:
     """The bytes of a row, as ``Row.bytes`` has them. ``filled`` is closed by now."""
     coded, n = filled.coded, len(filled.coded.items)
-    columns = sum(values.nbytes for values in stored.values())
+    columns = sum(values.nbytes for values in stored.values() if not repeats(values, coded.items))
     weight = weigh(filled, rescorer, columns + documents, resident, scratch)
     widths = {name: values.nbytes // max(1, n) for name, values in stored.items()}
     return {

@@ -108,6 +108,17 @@ class Fitted:
         return [name for name in self.rescorer.needs_items if name != "code"]
 
 
+def repeats(column: NDArray[Any], codes: NDArray[Any]) -> bool:
+    """Whether what a rescorer keeps is the codes once more, as the floats of codec ``raw`` are.
+
+    A collection has both in one file.
+    """
+    if column.dtype != codes.dtype or column.shape != codes.shape:
+        return False
+    in_one_place = column.ctypes.data == codes.ctypes.data and column.strides == codes.strides
+    return in_one_place or bool(np.array_equal(column, codes))
+
+
 def with_direction(codes: Codes) -> NDArray[np.bool_]:
     """Which rows have a direction: an index that compares directions has no place for a vector of zeros."""
     return np.asarray(codes.any(axis=1))

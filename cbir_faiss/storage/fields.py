@@ -14,10 +14,12 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +50,8 @@ def _ranked(value: Any) -> Ranked | None:
     return (_TEXT, value) if isinstance(value, str) else None
 
 
-class Field(NamedTuple):
+@dataclass(frozen=True)
+class Field:
     """One key: its values in order, and their rows: those of value ``i`` are ``rows[ends[i]:ends[i + 1]]``."""
 
     values: list[Ranked]
@@ -62,12 +65,29 @@ class Field(NamedTuple):
         ends = np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])
         return cls(values, ends, np.concatenate(parts) if parts else np.empty(0, np.int32))
 
-    def matching(self, where: In | Range, rows: int) -> Mask:
-        """bool ``(rows,)``: which have a value that ``where`` matches."""
+    def matching(self, conditions: Sequence[In | Range], rows: int) -> Mask:
+        """bool ``(rows,)``: which have a value for each of ``conditions`` that it matches."""
+        if len(conditions) > 1 and self._one_each and all(isinstance(condition, Range) for condition in conditions):
+            # From one value to another: nobody has to look at all that are above the one and all below the other.
+            spans = [span for condition in conditions for span in self._spans(condition)]
+            if len(spans) < len(conditions):
+                return np.zeros(rows, bool)
+            first, last = max(first for first, _ in spans), min(last for _, last in spans)
+            return self._between([(first, max(first, last))], rows)
+        masks = [self._between(self._spans(condition), rows) for condition in conditions]
+        return masks[0] if len(masks) == 1 else np.logical_and.reduce(masks)
+
+    def _between(self, spans: Iterable[tuple[int, int]], rows: int) -> Mask:
         found = np.zeros(rows, bool)
-        for first, last in self._spans(where):
+        for first, last in spans:
             found[self.rows[self.ends[first] : self.ends[last]]] = True
         return found
+
+    @cached_property
+    def _one_each(self) -> bool:
+        """Whether no row has two values."""
+        rows = self.rows[self.ends[0] : self.ends[-1]]
+        return not len(rows) or int(np.bincount(rows).max()) == 1
 
     def counts(self, live: Mask | None) -> Iterator[tuple[Any, int]]:
         """Every value, and how many rows have it: all, or those that live."""
@@ -171,13 +191,21 @@ class Fields:
         self._lines.close()
 
 
-def matching(where: Where, rows: int, leaf: Callable[[In | Range], Mask]) -> Mask:
-    """bool ``(rows,)``: which rows a filter matches; ``leaf`` answers for its conditions."""
+def matching(where: Where, rows: int, leaf: Callable[[Sequence[In | Range]], Mask]) -> Mask:
+    """bool ``(rows,)``: which rows a filter matches; ``leaf`` answers for conditions on one key that hold together."""
     if isinstance(where, Not):
         return ~matching(where.part, rows, leaf)
-    if isinstance(where, And | Or):
-        found = np.full(rows, isinstance(where, And))
+    if isinstance(where, Or):
+        either: Mask = np.logical_or.reduce(
+            [np.zeros(rows, bool), *(matching(part, rows, leaf) for part in where.parts)]
+        )
+        return either
+    if isinstance(where, And):
+        ranges: dict[str, list[In | Range]] = {}
         for part in where.parts:
-            (np.logical_and if isinstance(where, And) else np.logical_or)(found, matching(part, rows, leaf), out=found)
-        return found
-    return leaf(where)
+            if isinstance(part, Range):
+                ranges.setdefault(part.key, []).append(part)
+        masks = [leaf(conditions) for conditions in ranges.values()]
+        masks += [matching(part, rows, leaf) for part in where.parts if not isinstance(part, Range)]
+        return np.logical_and.reduce(masks) if masks else np.ones(rows, bool)
+    return leaf([where])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,24 @@ class ArrayFile:
         shape = (self.rows, *self._first.shape[1:])
         head = {"descr": np.lib.format.dtype_to_descr(self._first.dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, head)
+
+
+def share(path: Path, twin: Path) -> None:
+    """Let ``twin``, which is equal, be the file ``path`` by another name; where a file system has no such, it stays."""
+    aside = twin.with_name(twin.name + ".shared")
+    with suppress(OSError):
+        os.link(path, aside)
+        aside.replace(twin)
+
+
+def bytes_of(files: Iterable[Path]) -> dict[Path, int]:
+    """What each file takes on the disk: nothing where it is one of those before it by another name."""
+    found, known = {}, set()
+    for file in files:
+        status = file.stat()
+        found[file] = 0 if (status.st_dev, status.st_ino) in known else status.st_size
+        known.add((status.st_dev, status.st_ino))
+    return found
 
 
 def load_mapped(path: Path) -> Any:

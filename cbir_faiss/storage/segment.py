@@ -2,7 +2,8 @@
 
 segments/<name>/ids.npy            int64 (rows,), ascending
                 codes.npy          uint8 (rows, bits / 8) or float32 (rows, dim)
-                column-<name>.npy  what the rescorer keeps of the extractor's columns
+                column-<name>.npy  what the rescorer keeps of the extractor's columns; the file of the codes by another
+                                   name, where it is equal
                 backend/           the index, as its backend saves it (none where the engine keeps its own storage)
                 items.sqlite       id, path, document, and what the item was made of, to know it again
                 documents.jsonl    the documents again, by row, and documents.npy, where each ends; none in 0.1
@@ -22,20 +23,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cbir_faiss.base import Backend
+from cbir_faiss.base import Backend, Options
 from cbir_faiss.base.filters import In, Range, Where
+from cbir_faiss.base.registry import load
 from cbir_faiss.errors import CbirError, Unsupported
 from cbir_faiss.pipeline.fill import FILL_ROWS, Part, fill, training_codes
+from cbir_faiss.pipeline.fit import repeats
 from cbir_faiss.storage.catalogue import Catalogue, Record, as_json, write_catalogue
 from cbir_faiss.storage.fields import FIELDS, PATH, Field, FieldCollector, Fields, Mask, matching
-from cbir_faiss.storage.files import ArrayFile, load_mapped, save_array
+from cbir_faiss.storage.files import ArrayFile, load_mapped, save_array, share
 from cbir_faiss.storage.lines import Lines, LineWriter, lines_file
 from cbir_faiss.storage.manifest import SegmentEntry
 from cbir_faiss.storage.prefetch import Prefetch
-from cbir_faiss.types import Codes, Ids, Kind
+from cbir_faiss.types import Codes, Hits, Ids, Kind
 
 BLOCK_ROWS = FILL_ROWS
 DOCUMENTS = "documents"
+_COMPARED = {"binary": (1 / 4, 16 << 20), "float": (1 / 32, 64 << 20)}
+"""Items that a filter leaves are compared in a copy of them: at most this share of the rows, in so many bytes."""
 _FILTERED_BYTES = 32 << 20  # of ids that filters have found: who asks with one often does so again
 
 
@@ -53,6 +58,7 @@ def write_segment(folder: Path, blocks: Iterable[Block]) -> int:
     folder.mkdir(parents=True)
     arrays: dict[str, ArrayFile] = {}
     documents, fields = LineWriter(folder, DOCUMENTS), FieldCollector()
+    repeated: dict[str, bool] = {}
 
     def stored() -> Iterator[tuple[int, Record]]:
         for ids, codes, columns, records in blocks:
@@ -60,6 +66,8 @@ def write_segment(folder: Path, blocks: Iterable[Block]) -> int:
                 if name not in arrays:
                     arrays[name] = ArrayFile(folder / f"{name}.npy")
                 arrays[name].append(values)
+            for name, values in columns.items():
+                repeated[name] = repeated.get(name, True) and repeats(values, codes)
             documents.append([as_json(record.document) for record in records])
             fields.append(record.document for record in records)
             yield from zip(ids.tolist(), records, strict=True)
@@ -71,6 +79,8 @@ def write_segment(folder: Path, blocks: Iterable[Block]) -> int:
         documents.close()
         for array in arrays.values():
             array.close()
+    for name in (name for name, always in repeated.items() if always):
+        share(folder / "codes.npy", folder / f"column-{name}.npy")
     return arrays["ids"].rows if arrays else 0
 
 
@@ -84,6 +94,7 @@ class Segment:
         self._prefetch: dict[str, Prefetch] = {}
         self._fields: dict[str, Field] = {}
         self._filtered: dict[str, Ids] = {}
+        self._compared: tuple[Ids, Backend] | None = None
 
     def open(self) -> None:
         """Open every file now, so that a later generation may remove them."""
@@ -147,6 +158,41 @@ class Segment:
     def dead_ids(self) -> Ids:
         return self.ids[:0] if self.entry.live is None else self.ids[~self.live]
 
+    def search(self, codes: Codes, k: int, where: Where | None, options: Options | None) -> Hits | None:
+        """The ``k`` nearest live items of each of ``codes``; None where the filter leaves none."""
+        if where is None or not self.backend.filters_ids:
+            return self.backend.search(codes, k, where, options)
+        allowed = self.live_ids_of(where)
+        if not len(allowed):
+            return None
+        if self._has_to_search_for(len(allowed)):
+            return self._copy_of(allowed).search(codes, k)
+        return self.backend.search(codes, k, allowed, options)
+
+    def _has_to_search_for(self, few: int) -> bool:
+        """Whether the index has to fetch many times as many to find so few.
+
+        What it was made of is here: to compare with the few is sooner done, and exact. Floats that it keeps in memory
+        it compares itself.
+        """
+        can, binary, dim = self.backend.capabilities, self.backend.kind == "binary", self.backend.dim or 0
+        if can.filter == "native" or (not binary and (can.vectors == "native" or self.backend.metric == "hamming")):
+            return False
+        share, most = _COMPARED["binary" if binary else "float"]
+        return few <= share * self.entry.rows and few * (dim // 8 if binary else 4 * dim) <= most
+
+    def _copy_of(self, allowed: Ids) -> Backend:
+        """An index of these items alone; the last one is kept, for filters come again."""
+        known = self._compared
+        if known is None or known[0] is not allowed:
+            binary = self.backend.kind == "binary"
+            plugin: Any = load("backends", "faiss-binary-flat" if binary else "faiss-flat")
+            copy: Backend = plugin() if binary else plugin(metric=self.backend.metric)
+            rows = self.rows_of(allowed)
+            copy.upsert(allowed, self.candidates("code", rows)[rows])
+            known = self._compared = allowed, copy
+        return known[1]
+
     def column(self, name: str) -> NDArray[Any]:
         """A stored column by the name that rescorers use, or ``code``; mapped."""
         if name not in self._columns:
@@ -154,15 +200,14 @@ class Segment:
             # Candidates lie anywhere in it; reading ahead around each would read thirty times as much from the disk.
             if name != "code":
                 column._mmap.madvise(mmap.MADV_RANDOM)
-                self._prefetch[name] = Prefetch(column)
+            self._prefetch[name] = Prefetch(column)
             self._columns[name] = np.asarray(column)  # to index numpy's memmap itself costs 15 us a query
         return self._columns[name]
 
     def candidates(self, name: str, rows: Ids) -> NDArray[Any]:
         """The column, of which ``rows``, wherever they lie, are going to be read; -1 is none."""
         column = self.column(name)
-        if name in self._prefetch:
-            self._prefetch[name](rows)
+        self._prefetch[name](rows)
         return column
 
     def rows_of(self, ids: Ids) -> NDArray[np.int64]:
@@ -218,11 +263,14 @@ class Segment:
         rows = np.flatnonzero(found)  # several times as fast as a mask of ids
         return self.ids[rows] if self._first is None else rows + self._first
 
-    def _rows_with(self, where: In | Range) -> Mask:
-        if where.key != PATH:
-            return self.field(where.key).matching(where, self.entry.rows)
-        found = np.zeros(self.entry.rows, bool)
-        found[np.searchsorted(self.ids, self.catalogue.with_path(where))] = True
+    def _rows_with(self, conditions: Sequence[In | Range]) -> Mask:
+        if conditions[0].key != PATH:
+            return self.field(conditions[0].key).matching(conditions, self.entry.rows)
+        found = np.ones(self.entry.rows, bool)
+        for condition in conditions:
+            among = np.zeros(self.entry.rows, bool)
+            among[np.searchsorted(self.ids, self.catalogue.with_path(condition))] = True
+            found &= among
         return found
 
     def field(self, key: str) -> Field:
@@ -305,6 +353,7 @@ class Segment:
 
     def close(self) -> None:
         """Give back what was opened."""
+        self._compared = None
         for name in ("backend", "catalogue", "documents", "fields"):
             opened = self.__dict__.pop(name, None)
             if opened is not None:

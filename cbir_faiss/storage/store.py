@@ -229,11 +229,9 @@ class Store:
         self, codes: NDArray[Any], k: int, where: Where | None, options: Options | None
     ) -> Iterable[Hits]:
         for segment in self.segments:
-            backend = segment.backend
-            if where is None or not backend.filters_ids:
-                yield backend.search(codes, k, where, options)
-            elif len(allowed := segment.live_ids_of(where)):
-                yield backend.search(codes, k, allowed, options)
+            hits = segment.search(codes, k, where, options)
+            if hits is not None:
+                yield hits
 
     def _search_engine(
         self, engine: Backend, codes: NDArray[Any], k: int, where: Where | None, options: Options | None

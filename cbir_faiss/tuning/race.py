@@ -21,6 +21,7 @@ from cbir_faiss.comparison.combine import digest
 from cbir_faiss.comparison.index import Weighed, document_bytes, weigh
 from cbir_faiss.comparison.split import Side, Split
 from cbir_faiss.errors import BackendError, ConfigError, InputError, MissingDependency, Unsupported
+from cbir_faiss.pipeline.fit import repeats
 from cbir_faiss.tuning.data import Data, rungs_of
 from cbir_faiss.tuning.grown import Encoded, First, Foretold, Grown
 from cbir_faiss.tuning.predict import Bytes, Interval
@@ -193,7 +194,9 @@ class Race:
             return trial.memory, trial.disk
         rescorer, stored = self._stores.of(entrant.structure.rescore[way.setting.rescore])
         state = sum(array.nbytes for array in rescorer.state.values())
-        columns = sum(values.nbytes for values in stored.values()) / self.total
+        raw = entrant.structure.codec.name == "raw"  # which a collection has in one file with what is equal
+        kept = [values for values in stored.values() if not (raw and repeats(values, self.data.items))]
+        columns = sum(values.nbytes for values in kept) / self.total
         return (
             replace(trial.memory, fixed=trial.memory.fixed + state),
             Bytes(trial.disk.growing + columns, trial.disk.fixed + state),

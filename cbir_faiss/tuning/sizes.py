@@ -12,6 +12,7 @@ import numpy as np
 from cbir_faiss.base import Backend
 from cbir_faiss.config import Choice
 from cbir_faiss.pipeline.fill import fill
+from cbir_faiss.storage.files import bytes_of
 from cbir_faiss.tuning.predict import Bytes
 from cbir_faiss.types import Codes, Kind, Payload
 
@@ -94,4 +95,4 @@ def _sizes(
 
 def folder_bytes(folder: Path) -> int:
     """Of all files in ``folder`` and below."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(bytes_of(path for path in folder.rglob("*") if path.is_file()).values())

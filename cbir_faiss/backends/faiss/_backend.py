@@ -288,10 +288,9 @@ class FaissBackend(base.Backend):
         query has to look as much farther, and everywhere for a query around which there are none of them.
         """
         allowed = int(np.count_nonzero(keep))
-        walks = self._flat() is not None and self._walks(allowed, options)
-        if not walks and self._copies(allowed):
+        if self._copies(allowed):
             return self._scan_copies(vectors, k, keep)
-        if self._flat() is not None and not walks:
+        if self._flat() is not None and not self._walks(allowed, options):
             return self._scan(vectors, k, keep, options)
         wider = self._wider(options, allowed / len(keep))
         scans = self._flat() is not None and wider is not options
@@ -319,25 +318,33 @@ class FaissBackend(base.Backend):
         return cast("Raw", self._flat().search(self._inside(vectors), k, params=params))
 
     def _copies(self, allowed: int) -> bool:
-        """Whether so few codes are scanned in a copy of them, which passes over nothing.
+        """Whether so few vectors or codes are scanned in a copy of them, which passes over nothing.
 
-        A selector is asked about every row. Where there is none, as for codes in lists, to fetch more of them until
-        enough are allowed takes a hundred times as long for few; but to copy many from lists takes long, too.
+        A selector is asked about every row, and a graph is walked from one place in memory to another. Where there is
+        none, as for codes in lists, to fetch more of them until enough are allowed takes a hundred times as long for
+        few; but to copy many from lists takes long, too.
         """
-        if self.kind != "binary" or self._on_gpu() or allowed * (self.dim or 0) // 8 > _COPIED_BYTES:
+        if self.capabilities.vectors != "native" or self._on_gpu():
             return False
-        share = _COPIED_SHARE if self.selects or self._flat() is not None else _COPIED_FROM_LISTS
-        return allowed <= share * self._rows.n
+        width = (self.dim or 0) // 8 if self.kind == "binary" else 4 * (self.dim or 0)
+        in_a_row = self._flat() is not None or (self.kind == "binary" and self.selects)
+        share = _COPIED_SHARE if in_a_row else _COPIED_FROM_LISTS
+        return allowed * width <= _COPIED_BYTES and allowed <= share * self._rows.n
 
     def _scan_copies(self, vectors: Codes, k: int, keep: Mask) -> Raw:
         """The nearest of the rows in ``keep``, which are k at least; the last copy is kept, for filters come again."""
         known = self._copied
         if known is None or not np.array_equal(known[0], keep):
-            rows, copy = np.flatnonzero(keep), self._faiss.IndexBinaryFlat(self.dim)
+            rows, copy = np.flatnonzero(keep), self._flat_copy()
             copy.add(np.ascontiguousarray(self._vectors(rows)))
             known = self._copied = keep.copy(), rows, copy
         distances, places = known[2].search(vectors, k)
         return distances, known[1][places]
+
+    def _flat_copy(self) -> Any:
+        if self.kind == "binary":
+            return self._faiss.IndexBinaryFlat(self.dim)
+        return self._faiss.IndexFlat(self.dim, self._metric_type())
 
     def _nearest(self, vectors: Codes, k: int, options: Any, selector: Any = None) -> Raw:
         """The index's own answer.
