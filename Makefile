@@ -29,12 +29,9 @@ demo: $(VENV)/.demo  ## set up, compare raw and binary indexing on built-in data
 # A process for each core, at most four: each may load torch. Compiled tests are kept, or every process would do it again.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-test: $(VENV)/.dev  ## set up and run the whole test suite (19 min)
-	$(PYTEST)
-
 # What takes long is known from tests/spent.txt.
-test-most: $(VENV)/.dev  ## the tests without the slow ones (7 min)
-	$(PYTEST) -m 'not slow'
+test: $(VENV)/.dev  ## set up and run the test suite (6 min; with SLOW=yes, as CI does, its slow tests too, 19 min)
+	$(PYTEST) $(if $(SLOW),,-m 'not slow')
 
 test-fast: $(VENV)/.dev  ## the tests that take next to nothing (2 min)
 	$(PYTEST) -m 'not slow and not medium'
@@ -63,4 +60,4 @@ docs: $(VENV)/.dev  ## the documents as a site -> site/index.html; warnings are 
 release: $(VENV)/.dev  ## build dist/, check what is in it and try the wheel; TAG=yes tags the commit (2 min)
 	.ci/release $(TAG)
 
-.PHONY: help demo test test-most test-fast servers lint check format reference docs release
+.PHONY: help demo test test-fast servers lint check format reference docs release

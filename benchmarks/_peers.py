@@ -66,9 +66,10 @@ class Peer(ABC):
     def bytes(self, folder: Path) -> int:
         """What is kept for searches, all that the library does not need for one left out.
 
-        Allocated blocks, because some reserve sparse files.
+        Allocated blocks, because some reserve sparse files; a file of two names once.
         """
-        return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
+        found = {(s.st_dev, s.st_ino): s.st_blocks for s in (f.stat() for f in folder.rglob("*") if f.is_file())}
+        return 512 * sum(found.values())
 
     def elsewhere(self, folder: Path) -> int:
         """Bytes of memory of other processes that answer for the index in ``folder``; 0 while it is not open."""

@@ -20,8 +20,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ def trials(nlist: int) -> list[Trial]:
         Trial(("itq", {"bits": 256}), ("faiss-binary-flat", {})),
         Trial(itq, ("faiss-binary-ivf", lists), probes),
         Trial(raw, ("faiss-rabitq", lists), probes),
+        Trial(raw, ("rabitq", {"bits": 1, **lists}), probes),
         Trial(raw, ("faiss-pq", {"bits": 256, **lists}), probes),
         Trial(raw, ("faiss-ivf", lists), probes[1:3], (K,)),
         Trial(itq, ("faiss-binary-hnsw", {}), ({"ef": 256}, {"ef": 512}), graph=True),
@@ -89,6 +90,8 @@ def main() -> None:
     parser.add_argument("--name", default="clustered-100k", help="what the results are stored under")
     parser.add_argument("--nlist", type=int, default=1024, help="inverted lists (1024)")
     parser.add_argument("--graphs", action="store_true", help="also HNSW, which takes long to build")
+    parser.add_argument("--only", default="", help="first stages whose name begins so (all)")
+    parser.add_argument("--candidates", type=int, nargs="*", help="how many go on, in place of the stages' own")
     parser.add_argument("--quick", action="store_true", help="small sizes, nothing stored")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of search.json")
     chosen = parser.parse_args()
@@ -102,7 +105,12 @@ def main() -> None:
             n = 5_000 if chosen.quick else 100_000
             items = chosen.features or write_clusters(Path(scratch, "items.npy"), n + 500)
             nlist = 32 if chosen.quick else chosen.nlist
-            done[f"two-stage {chosen.name}"] = two_stage(items, chosen.queries, nlist, chosen.graphs, Path(scratch))
+            tried = [
+                replace(trial, candidates=tuple(chosen.candidates or trial.candidates))
+                for trial in trials(nlist)
+                if trial.name.startswith(chosen.only) and (chosen.graphs or not trial.graph)
+            ]
+            done[f"two-stage {chosen.name}"] = two_stage(items, chosen.queries, tried, nlist, Path(scratch))
     if not chosen.quick:
         print(f"\n{store('search', done, 1, chosen.out)}")
 
@@ -155,8 +163,10 @@ def _in_turn(
 # ----------------------------------------------------------------------------------------------------------- two-stage
 
 
-def two_stage(features: Path, query_file: Path | None, nlist: int, graphs: bool, scratch: Path) -> dict[str, Any]:
-    """Every trial against IndexFlatL2 on the same vectors: recall, speed, bytes."""
+def two_stage(
+    features: Path, query_file: Path | None, tried: Sequence[Trial], nlist: int, scratch: Path
+) -> dict[str, Any]:
+    """What is tried against IndexFlatL2 on the same vectors: recall, speed, bytes."""
     items = np.load(features, mmap_mode="r")
     if query_file is None:
         items, queries = items[:-500], np.array(items[-500:])
@@ -170,9 +180,7 @@ def two_stage(features: Path, query_file: Path | None, nlist: int, graphs: bool,
     ]
     columns = ["stage", "search", "candidates", "recall", "ms", "times", "cold_ms", "bytes", "build_s"]
     with ResidentMeter() as meter:
-        for trial in trials(nlist):
-            if trial.graph and not graphs:
-                continue
+        for trial in tried:
             for row in _try(trial, features, items, queries, thresholds, meter, scratch):
                 row["times"] = _median_ms(flat) / row["ms"]
                 rows.append(row)

@@ -260,11 +260,22 @@ def _stored() -> dict[str, list[dict[str, Any]]]:
 def _peers(data: str, budget: str) -> dict[int, list[dict[str, Any]]]:
     """Rows of other libraries and ours over a data set, within so many growing bytes an item, by how many items were
     put in: first those of all items, of which there may be none so small."""
-    rows = [row for row in _stored()["rows"] if row["data"] == data]
+    rows = _of_one_machine([row for row in _stored()["rows"] if row["data"] == data])
     most = float("inf") if budget == "any" else float(budget)
     small = [row for row in rows if row["growing_bytes"] <= most]
     counts = sorted({row["items"] for row in rows}, reverse=True)
     return {items: [row for row in small if row["items"] == items] for items in counts}
+
+
+def _of_one_machine(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the machine that measured last: the times of another say nothing beside them."""
+
+    def machine(row: dict[str, Any]) -> Any:
+        run = row.get("run", {})
+        return run.get("cpu"), run.get("cores")
+
+    last = max(rows, key=lambda row: row.get("run", {}).get("date", ""), default=None)
+    return [row for row in rows if last is not None and machine(row) == machine(last)]
 
 
 def _front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -287,12 +298,12 @@ def front(words: Sequence[str]) -> str:
 
 
 def _front_table(rows: Sequence[dict[str, Any]]) -> str:
-    names = ["items", "recall@10", "p50 ms", "p99 ms", "QPS", "growing bytes", "build s"]
+    names = ["items", "recall@10", "p50 ms", "p99 ms", "QPS", "growing bytes", "total bytes", "build s"]
     lines = []
     for row in _front(rows):
         name = f"**{row['peer']}**" if row["peer"].startswith("cbir") else f"{row['peer']} {row['version']}"
         figures = [f"{row['recall@10']:.3f}", f"{row['p50_ms']:.3f}", f"{row['p99_ms']:.3f}", f"{row['qps']:,.0f}"]
-        sizes = [f"{row['growing_bytes']:,.0f}", f"{row['build_s']:,.1f}"]
+        sizes = [f"{row['growing_bytes']:,.0f}", f"{row['total_bytes']:,.0f}", f"{row['build_s']:,.1f}"]
         lines.append([name, _settings(row["settings"]), f"{row['items']:,}", *figures, *sizes])
     return _markdown(["library", "settings", *names], lines)
 
@@ -314,12 +325,14 @@ def _verdict(budget: str, rows: Sequence[dict[str, Any]]) -> str:
 
 def absent(words: Sequence[str]) -> str:
     stored, reasons = _stored(), dict[tuple[str, str], list[str]]()
+    measured = {row["data"] for row in stored["rows"]}
+    shown = [row for data in measured for rows in _peers(data, "any").values() for row in rows]
     for entry in stored["absent"]:
         where = f"{entry['data']} {_settings(entry['settings'])}".strip()
         reasons.setdefault((entry["peer"], entry["reason"]), []).append(where)
     lines = [f"- {peer}, {'; '.join(where)}: {reason}" for (peer, reason), where in reasons.items()]
-    known = {entry["peer"].split()[0] for entry in (*stored["rows"], *stored["absent"])}
-    lines += [f"- {peer}: not measured" for peer in PEERS if peer not in known]
+    known = {entry["peer"].split()[0] for entry in (*shown, *stored["absent"])}
+    lines += [f"- {peer}: not measured on this machine" for peer in PEERS if peer not in known]
     return "\n".join(lines) or "Nothing."
 
 

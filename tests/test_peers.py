@@ -468,6 +468,17 @@ def test_the_front_is_of_all_items_and_what_was_built_with_fewer_is_apart(shown:
     assert tables.front(["d", "32"]) == tables.front(["e", "any"]) == tables.NOT_YET
 
 
+def test_times_of_another_machine_are_not_put_beside_those_of_the_last(shown: Path) -> None:
+    stored = json.loads((shown / "peers.json").read_text())
+    for one in stored["rows"]:
+        cpu = "new" if one["peer"].startswith("cbir") else "old"
+        one["run"] = {"cpu": cpu, "cores": 2, "date": f"2026-0{2 if cpu == 'new' else 1}-01T00:00+00:00"}
+    (shown / "peers.json").write_text(json.dumps(stored))
+    (ours,) = tables.front(["d", "any"]).splitlines()[2:]
+    assert ours.startswith("| **cbir rabitq**")
+    assert "- faiss: not measured on this machine" in tables.absent([]).splitlines()
+
+
 def test_the_verdict_is_of_all_items_at_every_budget(shown: Path) -> None:
     (line,) = tables.verdict(["d", "64,96"]).splitlines()
     assert line.startswith(
@@ -479,6 +490,6 @@ def test_what_has_no_rows_is_named_with_the_reason_or_as_not_measured(shown: Pat
     lines = tables.absent([]).splitlines()
     assert lines[0] == "- scann, d: build: No module named 'scann'"
     others = set(_peers.PEERS) - {"cbir", "faiss", "lancedb", "scann"}
-    assert set(lines[1:]) == {f"- {peer}: not measured" for peer in others}
+    assert set(lines[1:]) == {f"- {peer}: not measured on this machine" for peer in others}
     (shown / "peers.json").unlink()
     assert len(tables.absent([]).splitlines()) == len(_peers.PEERS)

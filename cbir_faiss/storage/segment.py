@@ -170,13 +170,13 @@ class Segment:
         return self.backend.search(codes, k, allowed, options)
 
     def _has_to_search_for(self, few: int) -> bool:
-        """Whether the index has to fetch many times as many to find so few.
+        """Whether the index has to look at many times as many to find so few.
 
-        What it was made of is here: to compare with the few is sooner done, and exact. Floats that it keeps in memory
-        it compares itself.
+        What it was made of is here: to compare with the few is sooner done, and exact. What it keeps in memory as it is
+        it compares itself, if a filter is no trouble to it.
         """
         can, binary, dim = self.backend.capabilities, self.backend.kind == "binary", self.backend.dim or 0
-        if can.filter == "native" or (not binary and (can.vectors == "native" or self.backend.metric == "hamming")):
+        if (can.filter if binary else can.vectors) == "native" or (not binary and self.backend.metric == "hamming"):
             return False
         share, most = _COMPARED["binary" if binary else "float"]
         return few <= share * self.entry.rows and few * (dim // 8 if binary else 4 * dim) <= most

@@ -58,8 +58,10 @@ class Rows:
     # -- look-ups
 
     def find(self, ids: Ids) -> Ids:
-        """The live row of each id, -1 where there is none."""
+        """The live row of each id, -1 where there is none; not to be written to."""
         if self._ids is None:
+            if self._live is None and (not len(ids) or int(ids.max()) < self.n):
+                return ids
             rows = np.where(ids < self.n, ids, -1)
         else:
             keys, order = self._sorted or (self._ids[: self.n], None)
@@ -135,7 +137,7 @@ class Rows:
             return known[1]
         rows = self.find(ids)
         among = np.zeros(self.n, np.bool_)
-        among[rows[rows >= 0]] = True
+        among[rows if not len(rows) or int(rows.min()) >= 0 else rows[rows >= 0]] = True
         if not ids.flags.writeable and ids.base is None:
             self._asked = ids, among
         return among
