@@ -210,7 +210,8 @@ def _build(backend: str, n: int, out: Path) -> None:
         for start in range(0, n, BATCH):
             x[start : start + BATCH] = _vectors(BATCH, start)
             file.writelines(json.dumps(document) + "\n" for document in _documents(BATCH, str(start)))
-    codes = "binary" in load("backends", backend).accepts
+    plugin: Any = load("backends", backend)
+    codes = "binary" in plugin.accepts
     config = {
         "source": {"name": "vectors", "file": str(vectors), "documents": str(documents)},
         "codecs": [{"name": "lsh", "bits": 256} if codes else {"name": "raw"}],
