@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 SPENT = Path(__file__).with_name("spent.txt")
-LEAST = {"medium": 0.05, "slow": 2.0}
+LEAST = {"medium": 0.05, "slow": 1.0}
 """Seconds from which a test, with all its parameters, is of a kind."""
 _spent: Counter[str] = Counter()
 _aside = np.zeros(2)
