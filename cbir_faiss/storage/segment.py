@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cbir_faiss.base import Backend, Options
+from cbir_faiss.base import Backend
 from cbir_faiss.base.filters import In, Range, Where
 from cbir_faiss.base.registry import load
 from cbir_faiss.errors import CbirError, Unsupported
@@ -39,8 +39,6 @@ from cbir_faiss.types import Codes, Hits, Ids, Kind
 
 BLOCK_ROWS = FILL_ROWS
 DOCUMENTS = "documents"
-_COMPARED = {"binary": (1 / 4, 16 << 20), "float": (1 / 32, 64 << 20)}
-"""Items that a filter leaves are compared in a copy of them: at most this share of the rows, in so many bytes."""
 _FILTERED_BYTES = 32 << 20  # of ids that filters have found: who asks with one often does so again
 
 
@@ -158,28 +156,9 @@ class Segment:
     def dead_ids(self) -> Ids:
         return self.ids[:0] if self.entry.live is None else self.ids[~self.live]
 
-    def search(self, codes: Codes, k: int, where: Where | None, options: Options | None) -> Hits | None:
-        """The ``k`` nearest live items of each of ``codes``; None where the filter leaves none."""
-        if where is None or not self.backend.filters_ids:
-            return self.backend.search(codes, k, where, options)
-        allowed = self.live_ids_of(where)
-        if not len(allowed):
-            return None
-        if self._has_to_search_for(len(allowed)):
-            return self._copy_of(allowed).search(codes, k)
-        return self.backend.search(codes, k, allowed, options)
-
-    def _has_to_search_for(self, few: int) -> bool:
-        """Whether the index has to look at many times as many to find so few.
-
-        What it was made of is here: to compare with the few is sooner done, and exact. What it keeps in memory as it is
-        it compares itself, if a filter is no trouble to it.
-        """
-        can, binary, dim = self.backend.capabilities, self.backend.kind == "binary", self.backend.dim or 0
-        if (can.filter if binary else can.vectors) == "native" or (not binary and self.backend.metric == "hamming"):
-            return False
-        share, most = _COMPARED["binary" if binary else "float"]
-        return few <= share * self.entry.rows and few * (dim // 8 if binary else 4 * dim) <= most
+    def compare(self, codes: Codes, k: int, allowed: Ids) -> Hits:
+        """The ``k`` nearest of the live items ``allowed``, as ``live_ids_of`` gave them: each compared by its codes."""
+        return self._copy_of(allowed).search(codes, k)
 
     def _copy_of(self, allowed: Ids) -> Backend:
         """An index of these items alone; the last one is kept, for filters come again."""

@@ -22,6 +22,8 @@ from cbir_faiss.storage.segment import Segment
 from cbir_faiss.types import MISSING_ID, Hits, Ids, missing_hits
 
 _ATTEMPTS = 5
+_COMPARED = {"binary": (1 / 4, 16 << 20), "float": (1 / 32, 64 << 20)}
+"""Items that a filter leaves are compared one by one: at most this share of the rows, in so many bytes."""
 _AS_THEY_ARE = ("raw", "rotate")  # codecs whose codes are as far from each other as the embeddings
 
 
@@ -228,10 +230,31 @@ class Store:
     def _search_segments(
         self, codes: NDArray[Any], k: int, where: Where | None, options: Options | None
     ) -> Iterable[Hits]:
-        for segment in self.segments:
-            hits = segment.search(codes, k, where, options)
-            if hits is not None:
-                yield hits
+        if where is None or not self.segments[0].backend.filters_ids:
+            yield from (segment.backend.search(codes, k, where, options) for segment in self.segments)
+            return
+        found = [(segment, allowed) for segment in self.segments if len(allowed := segment.live_ids_of(where))]
+        # In one way for all segments: distances of codes and of what they were made of do not go into one order.
+        compared = self._has_to_search_for(sum(len(allowed) for _, allowed in found))
+        for segment, allowed in found:
+            if compared:
+                yield segment.compare(codes, k, allowed)
+            else:
+                yield segment.backend.search(codes, k, allowed, options)
+
+    def _has_to_search_for(self, few: int) -> bool:
+        """Whether the index has to look at many times as many to find so few.
+
+        What it was made of is in the segments: to compare with the few is sooner done, and exact. What it keeps in
+        memory as it is it compares itself, if a filter is no trouble to it.
+        """
+        backend = self.segments[0].backend
+        can, binary, dim = backend.capabilities, backend.kind == "binary", backend.dim or 0
+        if (can.filter if binary else can.vectors) == "native" or (not binary and backend.metric == "hamming"):
+            return False
+        share, most = _COMPARED["binary" if binary else "float"]
+        rows = sum(segment.entry.rows for segment in self.segments)
+        return few <= share * rows and few * (dim // 8 if binary else 4 * dim) <= most
 
     def _search_engine(
         self, engine: Backend, codes: NDArray[Any], k: int, where: Where | None, options: Options | None
