@@ -37,10 +37,11 @@ import torch
 from _report import show, store
 from numpy.typing import NDArray
 
+from cbir_faiss._lib.cpu import has_vnni
 from cbir_faiss.base.registry import make
 from cbir_faiss.collection.build import build
 from cbir_faiss.config import parse_config
-from cbir_faiss.extractors._onnx import Model, has_vnni
+from cbir_faiss.extractors._onnx import Model
 from cbir_faiss.images.reading import open_image
 from cbir_faiss.measures.metrics import per_query
 from cbir_faiss.nets.weights import has_bfloat16

@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbir_faiss._lib import threads
+from cbir_faiss._lib.cpu import has_vnni
 from cbir_faiss.base.options import need
 from cbir_faiss.errors import ConfigError, InputError
 from cbir_faiss.images.preprocess import Preprocess
@@ -155,16 +156,6 @@ def session(file: Path, device: Literal["cpu", "cuda"], cores: int) -> Any:
         return started("0")
     except Exception as error:  # ONNX Runtime's errors have no common base but this
         raise ConfigError(f"{file} is not a model that ONNX Runtime can load: {_one_line(error)}") from error
-
-
-@cache
-def has_vnni() -> bool:
-    """Whether this CPU adds products of 8 bits up in 32; where that cannot be known, it counts as one that does not."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
 def _known(wanted: Sequence[str], known: Sequence[str], path: str) -> None:

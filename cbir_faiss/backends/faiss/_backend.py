@@ -21,6 +21,7 @@ from pydantic import Field
 
 from cbir_faiss import base
 from cbir_faiss._lib import threads
+from cbir_faiss._lib.cpu import known_to_openblas
 from cbir_faiss.backends.faiss._lock import SharedLock
 from cbir_faiss.backends.faiss._payloads import Payloads
 from cbir_faiss.backends.faiss._rows import Mask, Rows
@@ -67,7 +68,8 @@ class FaissBackend(base.Backend):
     index_file: ClassVar[str] = "index.faiss"
 
     def _setup(self) -> None:
-        self._faiss = need("faiss", "cpu")
+        with known_to_openblas():
+            self._faiss = need("faiss", "cpu")
         self._lock = SharedLock()
         self._read_only = False
         self._selector: tuple[Mask, Any] | None = None
