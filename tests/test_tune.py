@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -527,6 +528,34 @@ def test_what_a_prediction_gave_up_is_looked_at_again_the_cheapest_first(
     found = tune(narrowed(config, **{**CODES, "codecs": codecs}), "knn_recall@10 >= 0.2", rungs=RUNGS)
     assert found.met
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("slow", [1.4, 1.6])
+def test_a_noisy_moment_decides_nothing_among_those_that_are_as_quick(
+    slow: float, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quicker of two was timed at a moment at which all took longer; beyond half as long again it is not asked."""
+    took = {8: 1.0, 32: 1.2}
+    asked: list[tuple[int, int]] = []
+
+    def timed(self: Judge, way: Way, rounds: int = 3) -> Way:
+        bits = self._structure.codec.options["bits"]
+        asked.append((bits, rounds))
+        ms = took[bits] * (1.2 * slow if (bits, rounds) == (8, 3) else 1.0)
+        return replace(way, p50_ms=ms, p95_ms=ms, p99_ms=ms, batch_ms=ms)
+
+    monkeypatch.setattr(Judge, "timed", timed)
+    found = tune(config, "knn_recall@10 >= 0.5", minimise="latency", rungs=())
+    assert found.chosen is not None
+    assert found.chosen["codec"]["bits"] == (8 if slow < 1.5 else 32)
+    in_turn = [bits for bits, rounds in asked if rounds == 1]
+    assert in_turn == ([8, 32] * 3 if slow < 1.5 else [])
+    assert found.measured["p50_ms"] == took[found.chosen["codec"]["bits"]]
+
+
+def test_where_bytes_count_nothing_is_timed_in_turn(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Race, "_time_in_turn")
+    assert tune(config, "knn_recall@10 >= 0.5", rungs=()).met
 
 
 def test_what_does_not_fit_the_memory_is_not_filled(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,10 +164,13 @@ class Grown:
         shutil.rmtree(self.folder / "aside", ignore_errors=True)  # of a run that was stopped
         (self.folder / "full").rename(self.folder / "aside")
 
-    def aside(self) -> Backend:
-        """What was kept aside, open for reading."""
+    def aside(self) -> Backend | None:
+        """What was kept aside, open for reading; None where nothing is."""
         backend: Backend = self.choice.make()
-        backend.restore(self.folder / "aside")
+        try:
+            backend.restore(self.folder / "aside")
+        except CbirError:
+            return None
         return backend
 
     def resume(self, n: int, seconds: float, state_bytes: int) -> bool:

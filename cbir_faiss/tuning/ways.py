@@ -167,10 +167,10 @@ class Judge:
         Those that are far from the targets are not timed."""
         found = []
         for number in range(len(self._structure.rescore)):
-            enough = [self._timed(self._judged(setting)) for setting in self._enough(number)]
+            enough = [self.timed(self._judged(setting)) for setting in self._enough(number)]
             if not enough:
                 best = self._judged(self._utmost(number))
-                enough = [self._timed(best) if best.may_meet or best.margin >= -HOPE else best]
+                enough = [self.timed(best) if best.may_meet or best.margin >= -HOPE else best]
             found += enough
         return found
 
@@ -364,7 +364,7 @@ class Judge:
 
     def judged(self, setting: Setting) -> Way:
         """It, timed."""
-        return self._timed(self._judged(setting))
+        return self.timed(self._judged(setting))
 
     def _judged(self, setting: Setting) -> Way:
         values = {target.key: self.expected(setting, target) for target in self._targets}
@@ -402,27 +402,29 @@ class Judge:
 
     # -- times
 
-    def _timed(self, way: Way) -> Way:
+    def timed(self, way: Way, rounds: int = ROUNDS) -> Way:
+        """It with the times of the best of some rounds: a noisy moment is not an index's fault."""
         searcher, _ = self._searcher(way.setting, 1)
         timed = Timed(searcher.hits, searcher.hits, {"embedding": self._embedding[:QUERIES]})
-        for _ in range(ROUNDS):  # the best counts: a noisy moment is not an index's fault
+        for _ in range(rounds):
             timed.round()
         ms = timed.latency_ms
         return replace(way, p50_ms=ms["p50"], p95_ms=ms["p95"], p99_ms=ms["p99"], batch_ms=1000 / timed.qps)
 
-    def index_ms(self, setting: Setting, backend: Backend) -> float:
-        """Milliseconds of each of many queries on one thread, of an index alone: the best of some rounds.
+    def index_ms(self, setting: Setting, backends: Sequence[Backend]) -> list[float]:
+        """Milliseconds of each of many queries on one thread, of indexes alone: the best of some rounds, in turn.
 
         Of few hits: to keep many of few items takes a time of its own, which more items hardly change.
         """
-        codes, depth = self._codes[:QUERIES], min(backend.count(), self._deepest)
-        took = []
+        codes, options = self._codes[:QUERIES], dict(setting.search) or None
+        took: list[list[float]] = [[] for _ in backends]
         with threads.phase("search", 1):
             for _ in range(ROUNDS + 1):
-                began = time.perf_counter()
-                backend.search(codes, depth, None, dict(setting.search) or None)
-                took.append(time.perf_counter() - began)
-        return 1000 * min(took) / len(codes)
+                for backend, times in zip(backends, took, strict=True):
+                    began = time.perf_counter()
+                    backend.search(codes, min(backend.count(), self._deepest), None, options)
+                    times.append(time.perf_counter() - began)
+        return [1000 * min(times) / len(codes) for times in took]
 
     def _searcher(self, setting: Setting, threads: int | None) -> tuple[Searcher, _Asked]:
         choice = self._structure.rescore[setting.rescore]
