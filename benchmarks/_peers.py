@@ -800,6 +800,7 @@ class Ours(Peer):
         found += [{"backend": {"name": "faiss-rabitq", "nlist": lists, "bits": bits}} for bits in (1, 2, 4)]
         found += [{"backend": {"name": "faiss-eden", "nlist": lists, "bits": 2}}]
         found += [{"backend": {"name": "faiss-hnsw", "storage": storage}} for storage in ("float32", "sq8", "rabitq4")]
+        found += [{"backend": {"name": "rabitq-hnsw", "bits": bits}} for bits in (4, 8)]
         floats = {"name": "float", "metric": "l2", "center": False}
         found += [
             {"codec": {"name": "itq", "bits": bits}, "backend": {"name": "faiss-binary-flat"}, "rescore": rescore}
@@ -825,7 +826,9 @@ class Ours(Peer):
         return EF if "hnsw" in build["backend"]["name"] else ({},)
 
     def load(self) -> None:
-        import faiss  # noqa: F401
+        from cbir_faiss.base.registry import make
+
+        make("backends", "faiss-flat")  # which brings FAISS in, as a user has it
 
     def make(self, x: Any, folder: Path, threads: int, build: Settings) -> None:
         import numpy as np

@@ -20,6 +20,7 @@ from cbir_faiss.backends.faiss.lsh import FaissLSH
 from cbir_faiss.backends.faiss.pq import FaissPQ
 from cbir_faiss.backends.faiss.rabitq import FaissRaBitQ
 from cbir_faiss.backends.rabitq import RaBitQ
+from cbir_faiss.backends.rabitq_hnsw import RaBitQHNSW
 from cbir_faiss.testing import BackendContract
 
 
@@ -234,5 +235,14 @@ class TestRaBitQ(BackendContract):
     plugin = RaBitQ
     options = {"nlist": 2, "bits": 5}
     exhaustive = {"nprobe": 2}
+    tolerance = np.inf
+    recall = 0.8
+
+
+@pytest.mark.skipif(find_spec("rabitqlib") is None, reason="needs rabitqlib: Python 3.11 or newer")
+class TestRaBitQHNSW(BackendContract):
+    plugin = RaBitQHNSW
+    options = {"m": 8, "bits": 7}
+    exhaustive = {"ef": 200}
     tolerance = np.inf
     recall = 0.8

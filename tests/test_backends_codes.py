@@ -194,14 +194,42 @@ class TestRabitqlib:
         true = {"l2": ((q - found) ** 2).sum(axis=2), "ip": -products, "cosine": 1 - products / norms}[metric]
         np.testing.assert_allclose(hits.distances, true, atol=0.02 * (1 if metric == "cosine" else np.abs(true).max()))
 
-    def test_what_it_learnt_is_saved_before_it_holds_anything(self, x: Any, tmp_path: Path) -> None:
-        empty = cf.load_backend("rabitq", nlist=4)
+    @pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+    def test_distances_of_a_graph_are_ours(self, metric: str, x: Any) -> None:
+        backend = filled("rabitq-hnsw", x, bits=9, metric=metric)
+        hits = backend.search(x[:20], 5, options={"ef": 200})
+        q, found = x[:20, None].astype(np.float64), x[hits.ids].astype(np.float64)
+        products, norms = (q * found).sum(axis=2), np.linalg.norm(q, axis=2) * np.linalg.norm(found, axis=2)
+        true = {"l2": ((q - found) ** 2).sum(axis=2), "ip": -products, "cosine": 1 - products / norms}[metric]
+        np.testing.assert_allclose(hits.distances, true, atol=0.02 * (1 if metric == "cosine" else np.abs(true).max()))
+
+    def test_a_wider_walk_finds_more_and_never_fewer_than_are_wanted(self, x: Any) -> None:
+        backend = filled("rabitq-hnsw", x, m=8, ef_construction=20)
+        found = [recall(backend, x, {"ef": ef}) for ef in (10, 20, 200)]
+        assert found == sorted(found)
+        assert found[-1] > 0.9
+        assert (backend.search(x[:5], 100, options={"ef": 10}).ids >= 0).all()
+
+    def test_a_graph_makes_room_for_what_is_added(self, x: Any, tmp_path: Path) -> None:
+        backend = filled("rabitq-hnsw", x[:10])
+        for start in (10, 11, 300):
+            stop = {10: 11, 11: 300, 300: N}[start]
+            backend.upsert(np.arange(start, stop), x[start:stop])
+            assert backend.count() == stop
+            backend.save(tmp_path / "saved")
+            backend = cf.load_backend("rabitq-hnsw")
+            backend.restore(tmp_path / "saved")
+        assert (backend.search(x[::50], 1, options={"ef": 200}).ids[:, 0] == np.arange(0, N, 50)).mean() > 0.95
+
+    @pytest.mark.parametrize("name", ["rabitq", "rabitq-hnsw"])
+    def test_what_it_learnt_is_saved_before_it_holds_anything(self, name: str, x: Any, tmp_path: Path) -> None:
+        empty = cf.load_backend(name)
         empty.create(DIM, "float")
         empty.train(x)
         assert empty.count() == 0
         assert (empty.search(x[:2], 3).ids == -1).all()
         empty.save(tmp_path / "saved")
-        again = cf.load_backend("rabitq", nlist=4)
+        again = cf.load_backend(name)
         again.restore(tmp_path / "saved")
         assert (again.search(x[:2], 3).ids == -1).all()
         again.upsert(np.arange(5), x[:5])
@@ -224,26 +252,29 @@ class TestRabitqlib:
         with pytest.raises(Unsupported, match="read-only"):
             last.upsert(np.array([1]), x[:1])
 
-    def test_it_keeps_no_vectors(self, x: Any) -> None:
+    @pytest.mark.parametrize("name", ["rabitq", "rabitq-hnsw"])
+    def test_it_keeps_no_vectors(self, name: str, x: Any) -> None:
         with pytest.raises(Unsupported, match="vectors"):
-            filled("rabitq", x[:50], nlist=2).fetch(np.array([1]))
+            filled(name, x[:50]).fetch(np.array([1]))
 
-    def test_damaged_files(self, x: Any, tmp_path: Path) -> None:
-        filled("rabitq", x[:300], nlist=2).save(tmp_path / "saved")
+    @pytest.mark.parametrize("name", ["rabitq", "rabitq-hnsw"])
+    def test_damaged_files(self, name: str, x: Any, tmp_path: Path) -> None:
+        filled(name, x[:300]).save(tmp_path / "saved")
         file = tmp_path / "saved" / "index.rabitq"
         whole = file.read_bytes()
         for content in (whole[:-10], whole[:100] + bytes([whole[100] ^ 255]) + whole[101:]):
             file.write_bytes(content)
             with pytest.raises(CorruptCollection, match=r"index\.rabitq"):
-                cf.load_backend("rabitq", nlist=2).restore(tmp_path / "saved")
+                cf.load_backend(name).restore(tmp_path / "saved")
 
     def test_more_lists_than_vectors(self, x: Any) -> None:
         with pytest.raises(InputError, match="nlist 64 needs at least as many training vectors, got 10"):
             filled("rabitq", x[:10], nlist=64)
 
-    def test_searches_beside_changes(self, x: Any) -> None:
+    @pytest.mark.parametrize("name", ["rabitq", "rabitq-hnsw"])
+    def test_searches_beside_changes(self, name: str, x: Any) -> None:
         """The library refuses a call beside another that changes something; ours wait for each other."""
-        backend, failed = filled("rabitq", x[:200], nlist=2), list[BaseException]()
+        backend, failed = filled(name, x[:200]), list[BaseException]()
 
         def work(step: int) -> None:
             try:

@@ -33,12 +33,13 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "faiss-pq": [{"bits": 64, "nlist": 64}],
     "faiss-rabitq": [{"nlist": 64, "bits": 1}, {"nlist": 64, "bits": 4, "fast_scan": True}, {"nlist": 0, "bits": 2}],
     "rabitq": [{"nlist": 64, "bits": 7}],
+    "rabitq-hnsw": [{"m": 4, "bits": 7}],
 }
 SEARCH = {"nprobe": 2, "ef": 12}
 
 
 def _cases() -> list[Any]:
-    ours = [name for name in registry.names("backends") if name.startswith("faiss")] + ["rabitq"]
+    ours = [name for name in registry.names("backends") if name.startswith(("faiss", "rabitq"))]
     return [
         pytest.param(name, options, id="-".join([name, *map(str, options.values())]))
         for name in ours
@@ -90,7 +91,7 @@ def recall(backend: Any, options: dict[str, Any], allowed: Ids | None) -> float:
 
 
 def filled(name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    if name == "rabitq" and find_spec("rabitqlib") is None:
+    if name.startswith("rabitq") and find_spec("rabitqlib") is None:
         pytest.skip("needs rabitqlib: Python 3.11 or newer")
     backend = cf.load_backend(name, **options)
     kind = "float" if "float" in backend.accepts else "binary"

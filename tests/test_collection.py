@@ -428,7 +428,7 @@ LEARNING: list[dict[str, Any]] = [
     {"name": "faiss-rabitq", "nlist": 0, "bits": 2},
     {"name": "faiss-eden", "nlist": 4},
     {"name": "faiss-hnsw", "storage": "sq8"},
-    *([{"name": "rabitq", "nlist": 4}] if find_spec("rabitqlib") else []),
+    *([{"name": "rabitq", "nlist": 4}, {"name": "rabitq-hnsw"}] if find_spec("rabitqlib") else []),
     {"name": "faiss-lsh", "bits": 64, "thresholds": True},
     {"name": "faiss", "factory": "PCA8,IVF4,SQ8"},
     {"name": "faiss", "factory": "PCA8,PQ4x4fs"},

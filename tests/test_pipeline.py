@@ -56,6 +56,7 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "faiss-pq": {"bits": 16, "nlist": 2},
     "faiss-multihash": {"tables": 2},
     "rabitq": {"bits": 9},
+    "rabitq-hnsw": {"bits": 9},
     "usearch": {"threads": 1},
 }
 ENGINES = ("qdrant", "pgvector", "lancedb", "sqlite-vec", "milvus")
