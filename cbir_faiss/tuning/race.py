@@ -197,6 +197,8 @@ class Race:
         for _ in range(ROUNDS):
             for number, entrant in enumerate(rivals):
                 assert entrant.trial is not None
+                if self.over:
+                    break
                 grown = self.opened(entrant)
                 judge = self.judge(entrant, grown)
                 for place, way in enumerate(entrant.trial.ways):
