@@ -70,7 +70,7 @@ def main() -> None:
             show("coverage", results["coverage"]["rows"], ("name", "recall", "covered", "width"))
         if arguments.only != "coverage":
             rows = [_planned(name, items, Path(place)) for name in arguments.names]
-            results[f"plan {items}"] = {"items": items, "rows": rows}
+            results[f"plan-{items}"] = {"items": items, "rows": rows}
             show("planned over built", rows, ("name", "index", "resident", "disk", "seconds", "plan seconds"))
     if not arguments.quick:
         print(store("recall", results))
