@@ -186,18 +186,13 @@ class TestRabitqlib:
         assert found[-1] > 0.95
 
     @pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
-    def test_distances_are_ours(self, metric: str, x: Any) -> None:
-        backend = filled("rabitq", x, bits=9, metric=metric, nlist=4)
-        hits = backend.search(x[:20], 5, options={"nprobe": 4})
-        q, found = x[:20, None].astype(np.float64), x[hits.ids].astype(np.float64)
-        products, norms = (q * found).sum(axis=2), np.linalg.norm(q, axis=2) * np.linalg.norm(found, axis=2)
-        true = {"l2": ((q - found) ** 2).sum(axis=2), "ip": -products, "cosine": 1 - products / norms}[metric]
-        np.testing.assert_allclose(hits.distances, true, atol=0.02 * (1 if metric == "cosine" else np.abs(true).max()))
-
-    @pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
-    def test_distances_of_a_graph_are_ours(self, metric: str, x: Any) -> None:
-        backend = filled("rabitq-hnsw", x, bits=9, metric=metric)
-        hits = backend.search(x[:20], 5, options={"ef": 200})
+    @pytest.mark.parametrize(
+        ("name", "options", "search"), [("rabitq", {"nlist": 4}, {"nprobe": 4}), ("rabitq-hnsw", {}, {"ef": 200})]
+    )
+    def test_distances_are_ours(
+        self, name: str, options: dict[str, Any], search: dict[str, Any], metric: str, x: Any
+    ) -> None:
+        hits = filled(name, x, bits=9, metric=metric, **options).search(x[:20], 5, options=search)
         q, found = x[:20, None].astype(np.float64), x[hits.ids].astype(np.float64)
         products, norms = (q * found).sum(axis=2), np.linalg.norm(q, axis=2) * np.linalg.norm(found, axis=2)
         true = {"l2": ((q - found) ** 2).sum(axis=2), "ip": -products, "cosine": 1 - products / norms}[metric]

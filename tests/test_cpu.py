@@ -14,13 +14,9 @@ from cbir_faiss._lib import cpu
 INTEL = frozenset({"GenuineIntel", "avx2", "fma"})
 AVX512 = {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"}
 LOADED = """
-import sys
-if sys.argv[1] == "ours":
-    from cbir_faiss.base.registry import make
-    make("backends", "faiss-flat")
-else:
-    import faiss
 import os, threadpoolctl
+from cbir_faiss.base.registry import make
+make("backends", "faiss-flat")
 found = [one for one in threadpoolctl.threadpool_info() if "faiss" in one["filepath"] and "architecture" in one]
 print(found[0]["architecture"] if found else "", "OPENBLAS_CORETYPE" in os.environ)
 """
@@ -91,13 +87,9 @@ def test_what_linux_says_of_the_first_core(
 
 
 def test_faiss_multiplies_with_what_the_processor_can_do() -> None:
-    def loaded(way: str) -> list[str]:
-        environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
-        command = [sys.executable, "-c", LOADED, way]
-        told = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
-        return told.stdout.split(" ")
-
-    core, stays = loaded("ours")
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    told = subprocess.run([sys.executable, "-c", LOADED], env=environment, capture_output=True, check=True, text=True)
+    core, stays = told.stdout.split(" ")
     if not core or cpu._core(cpu.instructions()) is None:
         pytest.skip("FAISS has no OpenBLAS here, or its kernels for this processor are not known")
     assert core not in ("Prescott", "Core2", "Nehalem")

@@ -7,15 +7,15 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from cbir_faiss.backends._rabitqlib import CodeOptions, OnRaBitQLib, Stored
-from cbir_faiss.backends.faiss._backend import SEEN_EACH, widened
-from cbir_faiss.backends.faiss._graph import WalkOptions
+from cbir_faiss.backends.faiss._backend import widened
+from cbir_faiss.backends.faiss._graph import GraphOptions, Walked, WalkOptions
 from cbir_faiss.types import Floats
 
 _CENTROIDS, _PER_CENTROID = 16, 39
 _ROOM = 1.25  # times the items that it holds: what is made room for when there is none
 
 
-class _Walked(Stored):
+class _Graph(Stored):
     def add(self, vectors: Floats) -> None:
         # The library's graph takes so many items as it was made for. One was removed before the first.
         needed = self.stored.num_stored_points + len(vectors)
@@ -28,17 +28,16 @@ class _Walked(Stored):
         return max(k, int(options.ef))
 
 
-class RaBitQHNSW(OnRaBitQLib):
+class RaBitQHNSW(Walked, OnRaBitQLib):
     """HnswIndex of rabitqlib: a walk compares codes, in the order in which it comes to them."""
 
     name: ClassVar[str] = "rabitq-hnsw"
-    takes: ClassVar[type[Stored]] = _Walked
+    takes: ClassVar[type[Stored]] = _Graph
     SearchOptions = WalkOptions
 
-    class Options(CodeOptions):
+    class Options(GraphOptions, CodeOptions):
         bits: int = Field(8, ge=1, le=9, description="bits a dimension")
         m: int = Field(16, ge=2, le=256, description="neighbours a node keeps; memory and recall grow with it")
-        ef_construction: int = Field(80, ge=1, description="candidates while building: quality against build time")
 
     def _centroids(self, n: int) -> int:
         return max(1, min(_CENTROIDS, n // _PER_CENTROID))
@@ -52,8 +51,3 @@ class RaBitQHNSW(OnRaBitQLib):
 
     def _wider(self, options: Any, share: float) -> Any:
         return options.model_copy(update={"ef": widened(options.ef, share, max(1, self._rows.n))})
-
-    def _scanned(self, queries: int, options: Any) -> float:
-        # A walk compares the query with some neighbours of each candidate, and not with everything.
-        seen: float = min(1.0, SEEN_EACH * options.ef / max(1, self._rows.n))
-        return super()._scanned(queries, options) * seen

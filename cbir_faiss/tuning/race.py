@@ -193,26 +193,25 @@ class Race:
 
     def _time_in_turn(self, rivals: Sequence[Entrant]) -> None:
         """Time their ways again, a round of each after the other: the best round of each counts."""
-        best: dict[tuple[int, int], Way] = {}
-        for _ in range(ROUNDS):
-            for number, entrant in enumerate(rivals):
-                assert entrant.trial is not None
-                if self.over:
-                    break
-                grown = self.opened(entrant)
-                judge = self.judge(entrant, grown)
-                for place, way in enumerate(entrant.trial.ways):
-                    if way.meets and way.p50_ms is not None:
-                        again, known = judge.timed(way, rounds=1), best.get((number, place))
-                        best[number, place] = min((again, known or again), key=lambda one: one.p50_ms or 0.0)
-                grown.rest()
-        for number, entrant in enumerate(rivals):
-            assert entrant.trial is not None
-            ways = [best.get((number, place), way) for place, way in enumerate(entrant.trial.ways)]
-            entrant.looks[-1] = replace(entrant.trial, ways=ways)
+        rounds = [[self._timed_once(entrant) for entrant in rivals] for _ in range(ROUNDS)]
+        for entrant, taken in zip(rivals, zip(*rounds, strict=True), strict=True):
+            ways = [min(same, key=lambda way: way.p50_ms or 0.0) for same in zip(*taken, strict=True)]
+            entrant.looks[-1] = replace(entrant.looks[-1], ways=ways)
             entrant.in_turn, entrant.way = True, self._best_way(entrant)
             if entrant.way is None:
                 entrant.out = self._short_of(entrant)
+
+    def _timed_once(self, entrant: Entrant) -> Sequence[Way]:
+        """Its ways, those that reach the targets timed again by one round, while there is time."""
+        ways = entrant.looks[-1].ways
+        if self.over:
+            return ways
+        grown = self.opened(entrant)
+        try:
+            judge = self.judge(entrant, grown)
+            return [judge.timed(way, rounds=1) if way.meets and way.p50_ms is not None else way for way in ways]
+        finally:
+            grown.rest()
 
     def _cost(self, entrant: Entrant) -> tuple[float, float]:
         """What an entrant costs among all items, as far as is known; before the first look, nothing."""

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from cbir_faiss import base
 from cbir_faiss.backends.faiss._any import AnyIndex
-from cbir_faiss.backends.faiss._backend import SEEN_EACH
+from cbir_faiss.backends.faiss._backend import SEEN_EACH, FaissBackend
 
 
 class GraphOptions(base.Options):
@@ -24,13 +24,17 @@ class WalkOptions(base.Options):
     ef: int = Field(64, ge=1, description="candidates that a search keeps: recall against time")
 
 
-class Graph(AnyIndex):
-    """Items are nodes of an HNSW graph (Malkov and Yashunin 2018), which a search walks towards the query."""
+class Walked(FaissBackend):
+    """A graph, which a search walks towards the query."""
 
     def _scanned(self, queries: int, options: Any) -> float:
         # A walk compares the query with some neighbours of each candidate, and not with everything.
         seen: float = min(1.0, SEEN_EACH * options.ef / max(1, self._rows.n))
         return super()._scanned(queries, options) * seen
+
+
+class Graph(Walked, AnyIndex):
+    """Items are nodes of an HNSW graph (Malkov and Yashunin 2018)."""
 
     def _adjust(self, leaf: Any) -> None:
         leaf.hnsw.efConstruction = self.options.ef_construction
