@@ -37,6 +37,7 @@ from cbir_faiss.serve.limits import Limits
 from cbir_faiss.serve.live import Live
 from cbir_faiss.serve.photos import collection_of
 from cbir_faiss.serve.uploads import Uploads
+from cbir_faiss.storage.lock import LOCK
 
 COLOURS = ("red", "green", "blue", "black", "orange")
 
@@ -193,20 +194,25 @@ def test_a_missing_original_is_said_and_has_a_placeholder(folder: Path, photos: 
 # -- it changes them
 
 
+def uploaded(collection: Path) -> list[bytes]:
+    """The pictures that are kept, but not the file by which servers wait for each other."""
+    kept = collection.parent / "c.uploads"
+    return sorted(path.read_bytes() for path in kept.iterdir() if path.name != LOCK) if kept.exists() else []
+
+
 def test_what_is_uploaded_is_found_and_what_is_deleted_is_not(folder: Path, photos: Path) -> None:
     with serving(folder, write=True) as served:
         done = post(served, photo("white"), photo("yellow"), photo("white")).json()
         assert done["added"] == 2
         assert done["ids"] == [done["ids"][0], done["ids"][1], done["ids"][0]]
-        kept = sorted((folder.parent / "c.uploads").iterdir())
-        assert sorted(path.read_bytes() for path in kept) == sorted([photo("white"), photo("yellow")])
+        assert uploaded(folder) == sorted([photo("white"), photo("yellow")])
         assert served.get("collections/c")["write"] is True
         assert _upload(served, photo("white")).json()["results"][0][0]["id"] == done["ids"][0]
         again = post(served, photo("white")).json()
         assert (again["ids"], again["added"]) == ([done["ids"][0]], 0)
         gone = served.client.delete(f"/api/v1/collections/c/items/{done['ids'][0]}").json()
         assert gone == {"deleted": 1, "items": 6}
-        assert [path.read_bytes() for path in (folder.parent / "c.uploads").iterdir()] == [photo("yellow")]
+        assert uploaded(folder) == [photo("yellow")]
         served.problem("DELETE", f"collections/c/items/{done['ids'][0]}", 404)
         back = post(served, photo("white")).json()
         assert back["added"] == 1, "what was deleted may be uploaded again"
@@ -229,8 +235,7 @@ def test_an_upload_that_cannot_be_added_leaves_nothing(folder: Path) -> None:
         files = [("image", ("x", photo("white")))]
         problem(served.client.post("/api/v1/collections/c/items", files=files, data={"label": "a"}), 422)
         assert count(served) == 5
-    uploads = folder.parent / "c.uploads"
-    assert not uploads.exists() or not list(uploads.iterdir())
+    assert not uploaded(folder)
 
 
 def test_two_who_write_at_once_both_do(folder: Path) -> None:
@@ -301,8 +306,27 @@ def test_a_change_that_fails_late_keeps_what_is_an_item(folder: Path, monkeypatc
         patch.setattr(Collection, "add", added)
         with pytest.raises(CbirError, match="a fault"):
             uploads.add(folder, [(photo("white"), "PNG"), (photo("yellow"), "PNG")])
-    assert [path.read_bytes() for path in uploads.folder.iterdir()] == [photo("white")]
+    assert uploaded(folder) == [photo("white")]
     assert uploads.add(folder, [(photo("white"), "PNG"), (photo("yellow"), "PNG")])[1] == 1
+
+
+def test_what_another_server_adds_while_it_is_deleted_keeps_its_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    white = [(photo("white"), "PNG")]
+    ids, *_ = Uploads.beside(folder).add(folder, white)
+    real = Collection.delete
+
+    def late(opened: Collection, items: Any) -> Any:
+        """Between an item's end and its file's, another server is given the same picture."""
+        deleted = real(opened, items)
+        assert Uploads.beside(folder).add(folder, white)[1] == 1
+        return deleted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Collection, "delete", late)
+        Uploads.beside(folder).delete(folder, ids[0])
+    assert uploaded(folder) == [photo("white")]
 
 
 @pytest.mark.parametrize("name", ["räder & söhne", "a b%2fc", "-x?y#z", "日本"])

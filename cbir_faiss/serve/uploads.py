@@ -6,8 +6,8 @@ What is deleted is deleted from the collection. Of files, only those of this fol
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cbir_faiss._lib.files import write_durably
@@ -16,7 +16,9 @@ from cbir_faiss.errors import CbirError
 from cbir_faiss.serve.asking import original
 from cbir_faiss.sources._paths import Paths
 from cbir_faiss.storage.files import writing_to
+from cbir_faiss.storage.lock import writer_lock
 
+_PATIENCE = 60.0  # seconds to wait for another server that adds or removes files
 _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif"}
 
 
@@ -38,20 +40,20 @@ class Uploads:
         Raises CbirError; what was stored is removed then, unless it is an item's by now.
         """
         paths = [self._path(content, form) for content, form in pictures]
-        new = [path for path in dict.fromkeys(paths) if not path.exists()]
-        try:
-            with writing_to(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                for path, (content, _) in zip(paths, pictures, strict=True):
-                    if path in new:
-                        write_durably(path, content)
-            with Collection.open(collection) as opened:
-                done = opened.add(paths)
-                ids = _items(opened, paths)
-        except BaseException:
-            with suppress(CbirError):  # of a collection that cannot be read nobody knows
-                _forget(collection, [path for path in new if path.exists()])
-            raise
+        with self._alone():
+            new = [path for path in dict.fromkeys(paths) if not path.exists()]
+            try:
+                with writing_to(self.folder):
+                    for path, (content, _) in zip(paths, pictures, strict=True):
+                        if path in new:
+                            write_durably(path, content)
+                with Collection.open(collection) as opened:
+                    done = opened.add(paths)
+                    ids = _items(opened, paths)
+            except BaseException:
+                with suppress(CbirError):  # of a collection that cannot be read nobody knows
+                    _forget(collection, [path for path in new if path.exists()])
+                raise
         return [ids[path] for path in paths if path in ids], done.added, [failure.as_dict() for failure in done.failed]
 
     def delete(self, collection: Path, item: int) -> tuple[int, int]:
@@ -61,9 +63,17 @@ class Uploads:
             deleted = opened.delete([item])
             left = len(opened)
         if file is not None and Path(file).parent == self.folder:
-            with suppress(OSError):
-                Path(file).unlink()
+            with suppress(OSError, CbirError), self._alone():
+                _forget(collection, [Path(file)])
         return deleted, left
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no other server sees which files are there, or removes one that is about to be an item."""
+        with writing_to(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with writer_lock(self.folder, _PATIENCE):
+            yield
 
     def _path(self, content: bytes, form: str) -> Path:
         return self.folder / (hashlib.sha256(content).hexdigest()[:32] + _SUFFIXES.get(form, f".{form.lower()}"))
