@@ -378,6 +378,20 @@ def test_vectors_labels(tmp_path: Path) -> None:
             Vectors(file=str(tmp_path / "x.npy"), labels=str(tmp_path / name)).items()
 
 
+def test_other_vectors_are_another_source_whatever_their_size_and_time(tmp_path: Path) -> None:
+    x = np.eye(3, dtype=np.float32)
+    np.savez(tmp_path / "both.npz", a=x, b=2 * x)
+    for name, factor in (("one.npy", 1), ("two.npy", 2)):
+        np.save(tmp_path / name, factor * x)
+        os.utime(tmp_path / name, (1, 1))  # as an archive unpacks them
+    sources = [
+        *(Vectors(file=str(tmp_path / "both.npz"), key=key) for key in "ab"),
+        *(Vectors(file=str(tmp_path / name)) for name in ("one.npy", "two.npy")),
+    ]
+    assert len({source.source_digest() for source in sources}) == 4
+    assert Vectors(file=str(tmp_path / "one.npy")).source_digest() == sources[2].source_digest()
+
+
 def test_vectors_row_with_nan(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([[1, 2], [np.nan, 1], [np.inf, 1]]))
     source = Vectors(file=str(tmp_path / "x.npy"))

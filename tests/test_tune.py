@@ -22,8 +22,9 @@ from cbir_faiss.cli import main
 from cbir_faiss.collection import room
 from cbir_faiss.config import load_config
 from cbir_faiss.errors import BackendError, CbirError, ConfigError, InputError
-from cbir_faiss.measures.neighbours import exact_thresholds, knn_recall, true_distances
-from cbir_faiss.tuning import race
+from cbir_faiss.measures.neighbours import exact_neighbours, exact_thresholds, knn_recall, true_distances
+from cbir_faiss.tuning import race, ways
+from cbir_faiss.tuning.grown import Grown
 from cbir_faiss.tuning.race import Entrant, Race
 from cbir_faiss.tuning.tune import Tuned, tune
 from cbir_faiss.tuning.ways import Judge, Setting, Way
@@ -288,6 +289,23 @@ def test_a_run_that_died_while_an_index_was_judged_goes_on(
     assert found.met
 
 
+def test_another_embedding_of_the_same_items_is_other_data(config: Path, tmp_path: Path) -> None:
+    """Two collections of the same documents: nothing of a run on one is taken for the other."""
+    flat = {"codecs": [{"name": "raw"}], "backends": [{"name": "faiss-flat"}], "rescore": [{"name": "none"}]}
+    narrowed(config, **flat)
+    for seed in (0, 7):
+        np.save(tmp_path / "x.npy", clusters(seed=seed)[0])
+        assert cbir("build", config, "--out", tmp_path / f"{seed}.cbir").exit_code == 0
+
+    laid_out = []
+    for seed in (0, 7):
+        source = {"name": "collection", "path": f"{seed}.cbir"}
+        config.write_text(yaml.safe_dump({"source": source, "extractors": [{"name": "vectors"}], **CODES}))
+        looks(config, tmp_path / "t.yaml", die_after=2)
+        laid_out.append(np.load(tmp_path / "t.tuning" / "data" / "items.npy"))
+    assert not np.array_equal(*laid_out)
+
+
 def test_an_index_that_was_lost_meanwhile_is_built_again(config: Path, tmp_path: Path) -> None:
     looks(config, tmp_path / "t.yaml", die_after=2)
     for file in (tmp_path / "t.tuning").rglob("index.faiss"):
@@ -406,6 +424,45 @@ def test_vectors_in_memory_with_labels() -> None:
         cf.tune(x, "hit@1 >= 0.5", labels=[1, 2])
 
 
+def test_vectors_in_memory_with_several_labels_or_none() -> None:
+    x, labels = clusters(600)
+    several = [(f"only-{row}", "all") if label else {"all"} for row, label in enumerate(labels.tolist())]
+    assert cf.tune(x, "hit@1 >= 0.9", labels=several, **CODES).measured["hit@1"]["value"] == 1
+    with pytest.raises(InputError, match="have none"):
+        cf.tune(x, "hit@1 >= 0.1", labels=[None] * len(x), **CODES)
+
+
+def test_a_perfect_ranking_is_no_more_than_perfect() -> None:
+    x, labels = clusters(600)
+    found = cf.tune(10 * x + 100 * np.eye(10, 32, dtype=np.float32)[labels], "ndcg@20 >= 0.5", labels=labels.tolist(),
+                    codecs=["raw"], backends=["faiss-flat"], rescore=["none"])  # fmt: skip
+    assert found.measured["ndcg@20"]["value"] == 1
+
+
+def test_equal_distances_give_no_exact_index_up() -> None:
+    x = np.clip(np.round(10 * clusters(2_500, 16)[0]), 0, 255).astype(np.float32)
+    sections: dict[str, Any] = {"codecs": ["raw", {"name": "itq", "bits": 16}], "rescore": ["none"]}
+    found = tune(x, "knn_recall@10 >= 0.9", metric="l2", rungs=(200,), items=100_000,
+                 backends=["faiss-flat", "faiss-binary-flat"], **sections)  # fmt: skip
+    assert found.met, found.why
+    assert found.predicted is not None
+    assert found.predicted["knn_recall@10"]["value"] > 0.95
+
+
+def test_what_is_timed_is_the_search_that_is_asked_for(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    depths = set()
+
+    class Watched(ways.Timed):
+        def round(self) -> None:
+            depths.add(self.k)
+            super().round()
+
+    monkeypatch.setattr(ways, "Timed", Watched)
+    assert tune(config, "knn_recall@5 >= 0.5", rungs=()).met
+    assert tune(config, "knn_recall@50 >= 0.5", rungs=()).met
+    assert depths == {10, 50}
+
+
 def test_metrics_other_than_cosine(config: Path) -> None:
     flat = {"codecs": [{"name": "raw"}], "rescore": [{"name": "none"}]}
     for metric in ("l2", "ip"):
@@ -449,6 +506,24 @@ def test_the_metric_is_that_of_the_collection(config: Path, tmp_path: Path) -> N
     found = tune(tmp_path / "ip.cbir", "knn_recall@10 >= 0.9", rungs=(), **flat, backends=["faiss-flat"])
     assert found.config["backends"] == [{"name": "faiss-flat", "metric": "ip"}]
     assert found.config["metrics"] == {"truth": {"metric": "ip"}}
+
+
+def test_a_collection_is_read_as_it_was_extracted_not_as_a_codec_turned_it(config: Path, tmp_path: Path) -> None:
+    """Of features that are never negative, a turn about their mean changes which are near by cosine."""
+    np.save(tmp_path / "x.npy", np.maximum(clusters()[0], 0))
+    turned: dict[str, Any] = {"codecs": [{"name": "rotate", "normalise": True}], "backends": [{"name": "faiss-flat"}]}
+    flat = {"codecs": ["raw"], "backends": ["faiss-flat"], "rescore": ["none"]}
+    for rescore in ("none", "float"):
+        narrowed(config, **turned, rescore=[{"name": rescore}])
+        assert cbir("build", config, "--out", tmp_path / f"{rescore}.cbir").exit_code == 0
+    found = tune(tmp_path / "float.cbir", "knn_recall@10 >= 0.9", out=tmp_path / "t.yaml", **flat)  # type: ignore[arg-type]
+    assert found.config["metrics"] == {"truth": {"metric": "cosine"}}
+    with cf.Collection.build(tmp_path / "t.yaml", out=tmp_path / "t.cbir") as built:
+        fresh = np.maximum(clusters(100, seed=5)[0], 0)
+        near = exact_neighbours(np.load(tmp_path / "x.npy"), fresh, 1, "cosine")[0]
+        assert (built.search_hits(fresh, 1).ids == near).mean() > 0.99
+    with pytest.raises(InputError, match="what codec 'rotate' made of its embeddings"):
+        tune(tmp_path / "none.cbir", "knn_recall@10 >= 0.9", **flat)  # type: ignore[arg-type]
 
 
 def test_small_classes_of_which_a_sample_has_little_left_give_no_index_up() -> None:
@@ -679,6 +754,61 @@ def test_looks_stay_where_the_minutes_were_too_few(config: Path, tmp_path: Path)
     assert trials.read_text() == kept, "those of another run that may go on"
 
 
+def test_where_the_minutes_were_too_few_nothing_is_filled_twice(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, filled, grow, look = Clock(), list[tuple[int, int]](), Grown.grow, Race._grow
+
+    def watched(self: Grown, n: int) -> None:
+        filled.append((self.n, n))
+        grow(self, n)
+
+    def slow(self: Race, *given: Any) -> Any:
+        clock.now += 50
+        return look(self, *given)
+
+    monkeypatch.setattr(race, "time", clock)
+    monkeypatch.setattr(tune_module, "time", clock)
+    monkeypatch.setattr(Race, "_grow", slow)
+    monkeypatch.setattr(Grown, "grow", watched)
+    narrowed(config, **{**CODES, "codecs": [{"name": "itq", "bits": 32}]})
+    settings: dict[str, Any] = {"minimise": "latency", "out": tmp_path / "t.yaml", "rungs": RUNGS}
+    first = tune(config, "knn_recall@10 >= 0.9", minutes=0.5, **settings)
+    assert not first.met
+    assert "no time" in first.why
+    again = tune(config, "knn_recall@10 >= 0.9", minutes=10, **settings)
+    assert again.met
+    assert filled == [(0, 200), (200, 400), (400, 800)]
+    assert not list((tmp_path / "t.tuning").rglob("index.faiss")), "an answer leaves nothing"
+
+
+def test_one_that_has_to_look_at_more_is_compared_with_the_others_again(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quickest is not confirmed until it looks at so much that another is quicker."""
+    least, confirmed = dict[int, int](), Race._confirmed
+
+    def timed(self: Judge, way: Way, rounds: int = 3) -> Way:
+        bits = self._structure.codec.options["bits"]
+        candidates = way.setting.candidates or 1
+        ms = {24: 1.0, 32: 1.2}[bits] * candidates / least.setdefault(bits, candidates)
+        return replace(way, p50_ms=ms, p95_ms=ms, p99_ms=ms, batch_ms=ms)
+
+    def doubted(self: Race, judge: Judge, way: Way) -> Any:
+        found = confirmed(self, judge, way)
+        doubt = judge._structure.codec.options["bits"] == 24 and way.setting.candidates == least[24]
+        return {key: replace(value, low=0.0) if doubt else value for key, value in found.items()}
+
+    monkeypatch.setattr(Judge, "timed", timed)
+    monkeypatch.setattr(Race, "_confirmed", doubted)
+    codecs = [{"name": "itq", "bits": [24, 32]}]
+    found = tune(narrowed(config, **{**CODES, "codecs": codecs}), "knn_recall@10 >= 0.5", minimise="latency", rungs=())
+    assert found.met
+    assert found.chosen is not None
+    assert found.chosen["codec"]["bits"] == 32, found.why
+    assert found.measured["p50_ms"] == 1.2
+
+
 def test_a_failure_of_the_machine_is_tried_again(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "t.yaml"
     with monkeypatch.context() as patch:
@@ -695,6 +825,26 @@ def test_an_answer_of_before_is_none_to_what_was_not_met(config: Path, tmp_path:
     assert not tune(config, "knn_recall@10 >= 0.95", out=out, rungs=()).met
     assert not out.exists()
     assert (tmp_path / "t.yaml.before").read_text() == "before: 1\n"
+
+
+def test_nothing_that_is_read_or_is_no_answer_is_written_over(config: Path, tmp_path: Path) -> None:
+    before = config.read_bytes()
+    for out, message in (
+        (config, "this is what is tuned on"),
+        (tmp_path / "x.npy", "ends in .yaml"),
+        (tmp_path / "t.tuning", "ends in .yaml"),
+        (tmp_path / "t.html", "ends in .yaml"),
+        (tmp_path / "photos.yaml", "the report would be written over"),
+    ):
+        (tmp_path / "photos.html").write_text("<title>My photos</title>")
+        result = cbir("tune", config, "--target", "knn_recall@10 >= 0.5", "--out", out)
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    assert config.read_bytes() == before
+    assert np.load(tmp_path / "x.npy").shape == (1_000, 32)
+    for _ in range(2):  # the report of before is written over
+        assert cbir("tune", config, "--target", "knn_recall@10 >= 0.5", "--out", tmp_path / "t.yaml").exit_code == 0
 
 
 def test_a_config_of_vectors_in_memory_names_no_file_that_is_gone() -> None:

@@ -116,6 +116,25 @@ def test_an_index_that_compares_by_the_distances_loses_only_what_it_does_not_fin
     assert seen.recall(10, 10, 20.0) == pytest.approx(0.9, abs=0.02)
 
 
+def test_items_that_are_as_far_are_in_order_whichever_comes_first() -> None:
+    """Whole numbers have many equal distances, of which an exact scan finds any: what errs is still seen to err."""
+    rng = np.random.default_rng(0)
+    x = np.round(rng.standard_normal((3_000, 6)) * 3).astype(np.float32)
+    items, queries = x[100:], x[:100]
+    exact = ((queries[:, None] - items[None]) ** 2).sum(axis=2)
+    nearest = np.argsort(exact, axis=1, kind="stable")[:, :50]
+    shuffled = rng.permutation(len(items))
+    scan = shuffled[np.argsort(exact[:, shuffled], axis=1, kind="stable")][:, :300]
+    apart = np.take_along_axis(exact, nearest, 1)
+    assert (np.diff(apart, axis=1) == 0).mean() > 0.5
+    seen = Seen.of(scan, np.take_along_axis(exact, scan, 1), nearest, apart)
+    assert seen.ordered
+    assert seen.recall(10, 10, 50.0) > 0.99
+    coarse = np.floor(exact / 40)
+    codes = np.argsort(coarse, axis=1, kind="stable")[:, :300]
+    assert not Seen.of(codes, np.take_along_axis(coarse, codes, 1), nearest, apart).ordered
+
+
 def test_places_are_those_of_the_neighbours_among_the_hits() -> None:
     ids = np.array([[4, 2, -1], [0, 7, 9]])
     assert places_of(ids, np.array([[2, 5], [9, 0]])).tolist() == [[1, ABSENT], [2, 0]]

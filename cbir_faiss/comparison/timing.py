@@ -30,12 +30,14 @@ Search = Callable[[Columns, int], Hits]
 class Timed:
     """One row's times. one: its search by one thread. batch: by all that are allowed.
 
-    singles: seconds of single queries, a line a round. rates: queries a second of a batch, one a round.
+    k: hits of a query. singles: seconds of single queries, a line a round. rates: queries a second of a batch, one a
+    round.
     """
 
     one: Search
     batch: Search
     queries: Columns
+    k: int = LATENCY_K
     singles: list[NDArray[np.float64]] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
 
@@ -44,13 +46,13 @@ class Timed:
         n = len(self.queries["embedding"])
         start = len(self.singles) * QUERIES
         for i in range(WARM_UP):
-            self.one(self._rows(slice((start + i) % n, (start + i) % n + 1)), LATENCY_K)
+            self.one(self._rows(slice((start + i) % n, (start + i) % n + 1)), self.k)
         times: list[float] = []
         while len(times) < min(QUERIES, n) and (len(times) < 20 or sum(times) < SECONDS):
             at = (start + len(times)) % n
             query = self._rows(slice(at, at + 1))
             began = time.perf_counter()
-            self.one(query, LATENCY_K)
+            self.one(query, self.k)
             times.append(time.perf_counter() - began)
         self.singles.append(np.array(times))
         self._batch(n, float(np.median(times)))
@@ -58,7 +60,7 @@ class Timed:
     def _batch(self, n: int, single: float) -> None:
         some = self._rows(slice(0, min(n, BATCH, max(20, int(BATCH_SECONDS / max(single, 1e-7))))))
         began = time.perf_counter()
-        self.batch(some, LATENCY_K)
+        self.batch(some, self.k)
         self.rates.append(len(some["embedding"]) / (time.perf_counter() - began))
 
     def _rows(self, rows: slice) -> dict[str, NDArray[Any]]:
@@ -71,7 +73,7 @@ class Timed:
         best = self.singles[int(np.argmin(medians))]
         return {
             **{f"p{p}": float(np.percentile(best, p)) * 1000 for p in (50, 95, 99)},
-            "k": LATENCY_K,
+            "k": self.k,
             "threads": 1,
             "rounds": medians,
         }

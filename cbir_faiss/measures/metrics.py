@@ -185,7 +185,8 @@ def _observed(relevant: NDArray[np.bool_], k: int | NDArray[np.int64], totals: N
         "map": _ratio(sums, total),
         "map_full": _ratio(sums, findable),
         "map_trapezoid": _ratio((relevant * (precisions + before)).sum(axis=1) / 2, findable),
-        "ndcg": _ratio((relevant * discounts(len(ranks))).sum(axis=1), ideal[findable]),
+        # Sums in another order differ by a rounding, and nothing is better than the ideal.
+        "ndcg": np.minimum(_ratio((relevant * discounts(len(ranks))).sum(axis=1), ideal[findable]), 1.0),
         "mrr": (relevant / ranks * (found == 1)).max(axis=1, initial=0.0),
         "precision": _ratio(total, k),
         "hit": (total > 0).astype(np.float64),

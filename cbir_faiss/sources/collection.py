@@ -19,7 +19,8 @@ from cbir_faiss.types import Floats
 
 
 class CollectionSource(base.Source):
-    """Live items in the order of their ids. Floats are the codes of a raw collection, or what its rescorer keeps."""
+    """Live items in the order of their ids. Vectors are those that its rescorer keeps, or the codes of a raw
+    collection."""
 
     name: ClassVar[str] = "collection"
     yields: ClassVar[Literal["image", "vector"]] = "vector"
@@ -33,12 +34,15 @@ class CollectionSource(base.Source):
         """float ``(n, dim)``; memory-mapped where one segment holds them all.
 
         Raises:
-            InputError: the collection keeps codes only.
+            InputError: the collection keeps nothing but what a codec made of its embeddings.
         """
-        column = self._store.floats
-        if column is None:
-            raise InputError(f"source 'collection': {self.options.path} keeps codes and no floats to compare by")
-        return self._store.whole(column)
+        store = self._store
+        if store.embeddings is None:
+            codec = store.manifest.codec.name
+            raise InputError(
+                f"source 'collection': {self.options.path} keeps what codec '{codec}' made of its embeddings, not these"
+            )
+        return store.whole(store.embeddings)
 
     @cached_property
     def _store(self) -> Store:
@@ -51,6 +55,10 @@ class CollectionSource(base.Source):
     def _all(self) -> list[base.Item]:
         # Whoever wants one asks for all: to read the catalogue each time would take minutes for a thousand.
         return [_item(number, record.document) for number, record in self._store.records()]
+
+    def _survey(self) -> str:
+        # Another embedding of the same pictures has the same documents.
+        return hashlib.sha256(self._store.manifest.model_dump_json().encode()).hexdigest()
 
     def _place(self) -> str:
         return f"no items in {self.options.path}"

@@ -196,7 +196,9 @@ class Vectors(base.Source):
 
     def _survey(self) -> str:
         # A million rows need not be looked at where the files are the same.
-        return hashlib.sha256(repr(self._stamps).encode()).hexdigest()
+        o = self.options
+        said = o.file.name, o.key, self._stamps
+        return hashlib.sha256(repr(said).encode()).hexdigest()
 
     @cached_property
     def _stamps(self) -> list[base.Stamp]:

@@ -144,10 +144,15 @@ class Store:
     @property
     def floats(self) -> str | None:
         """The column (or ``code``) that holds the vectors themselves, to compare by; None where only codes are kept."""
-        if self.manifest.codec.name in _AS_THEY_ARE:
-            return "code"
+        return "code" if self.manifest.codec.name in _AS_THEY_ARE else self.embeddings
+
+    @property
+    def embeddings(self) -> str | None:
+        """The column (or ``code``) that holds the embeddings, not what a codec made of them; None where none does."""
         kept = [segment.column("embedding") for segment in self.segments[:1] if "embedding" in segment.column_names]
-        return "embedding" if kept and kept[0].dtype.kind == "f" else None
+        if kept and kept[0].dtype.kind == "f":
+            return "embedding"
+        return "code" if self.manifest.codec.name == "raw" else None
 
     def whole(self, column: str) -> NDArray[Any]:
         """A column of all live items, in the order of their ids; memory-mapped where one segment holds them all."""

@@ -82,10 +82,8 @@ def of_collection(store: Store, scratch: Path) -> Exact | None:
 
 def uncoded(store: Store, scratch: Path) -> Exact | None:
     """The embeddings, not what a codec makes of them, where they are kept or can still be read; else None."""
-    metric, column = metric_of(store), store.floats
-    if "embedding" in store.segments[0].column_names and store.whole("embedding").dtype.kind == "f":
-        return Exact(store.whole("embedding"), metric)
-    if column == "code" and store.manifest.codec.name == "raw":
+    metric, column = metric_of(store), store.embeddings
+    if column is not None:
         return Exact(store.whole(column), metric)
     recorded = _recorded(store, scratch)
     return None if recorded is None else Exact(recorded, metric)

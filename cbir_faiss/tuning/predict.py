@@ -44,6 +44,7 @@ _RESAMPLES = 50
 _PART, _PARTS = 5.0, 3  # what a sample is thinned by to see how well it is predicted itself, and how often
 _MADE_UP = 0.8  # of what such a prediction is short of: the parts are smaller still
 _SOME = 0.05
+_ROUNDING = 1e-6
 _SURELY = 0.8  # of as many as are kept on average, so many are of nearly every query
 _AROUND, _BEGINNING = (0.7, 0.85, 1.0, 1.2, 1.4), (1, 2, 3, 4, 6, 8)
 ERROR = 0.01
@@ -161,10 +162,16 @@ class Seen:
 
     @cached_property
     def ordered(self) -> bool:
-        """Whether nothing that is farther stands before a neighbour: the index compares by the distances themselves."""
+        """Whether nothing that is farther stands before a neighbour: the index compares by the distances themselves.
+
+        Of items that are as far, any may stand before the others: they are so by the index, and by the truth.
+        """
         known = self.places < ABSENT
         before = np.cumsum(known, axis=1)
-        return bool(known.any()) and float((self.places < before)[known].mean()) > 0.999
+        by_index = _ties(self.scores, self.places, np.maximum(before - 1, 0))
+        in_truth = _ties(self.apart, self.places, np.arange(self.apart.shape[1])[None])
+        in_order = (self.places < before) | (by_index & in_truth)
+        return bool(known.any()) and float(in_order[known].mean()) > 0.999
 
     @property
     def _partial(self) -> bool:
@@ -196,6 +203,13 @@ class Seen:
         """Depths at which to look: around the one that is asked for, and no deeper than is known."""
         cuts = depth * np.array(_AROUND) if depth >= 5 else np.unique([*_BEGINNING, max(1.0, depth), 1.4 * depth])
         return np.unique(np.clip(np.round(cuts), 1, self.scores.shape[1])).astype(np.int64)
+
+
+def _ties(values: NDArray[Any], at: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether what ascending lines of ``values`` have ``at`` places is no more than at ``others``, up to rounding."""
+    last = values.shape[1] - 1
+    here, there = (np.take_along_axis(values, np.minimum(some, last) + 0 * at, 1) for some in (at, others))
+    return np.asarray(here <= there + _ROUNDING * np.abs(there))
 
 
 def _moved(share: float, shift: float) -> float:

@@ -460,7 +460,8 @@ class Race:
         return f"reaches {said} at most{among}" if best.margin < 0 else f"reaches {said}, but not within the limits"
 
     def _confirm(self, entrant: Entrant) -> bool:
-        """Whether the queries that took no part say so too; where they do not, more is looked at, a few times."""
+        """Whether the queries that took no part say so too; where they do not, more is looked at, a few times, as long
+        as it is the cheapest."""
         if self.over:
             self._leave(entrant)
             return False
@@ -479,6 +480,8 @@ class Race:
                 if self._limits.ms is not None and (way.p50_ms or 0.0) > self._limits.ms:
                     break
                 entrant.way = way
+                if any(self._cost(other) < self._cost(entrant) for other in self.entrants if not other.out):
+                    return False  # by what it takes now another has its turn
             said = ", ".join(f"{name} {found.value:.3f}" for name, found in entrant.confirmed.items())
             entrant.out = f"other queries do not confirm it: {said}"
             return False
@@ -527,8 +530,9 @@ class Race:
             first = [look.seconds for e in self.entrants for look in e.looks if look.items == size and look.ways]
             return max(first, default=0.0)
         last = entrant.looks[-1]
+        filled = last.items if (self._folder / entrant.structure.key / "full").exists() else 0
         asked = self._asked(size) / self._asked(last.items) * (1.0 if last.walks else size / last.items)
-        return last.item_seconds * (size - last.items) + last.judge_seconds * asked
+        return last.item_seconds * (size - filled) + last.judge_seconds * asked
 
 
 def also(items: int) -> Target:

@@ -27,6 +27,7 @@ from cbir_faiss.config import parse_choices
 from cbir_faiss.errors import ConfigError, InputError
 from cbir_faiss.pipeline.cache import default_cache
 from cbir_faiss.pipeline.extraction import Progress
+from cbir_faiss.storage.catalogue import as_json
 from cbir_faiss.storage.files import writing_to
 from cbir_faiss.storage.lock import writer_lock
 from cbir_faiss.storage.manifest import CURRENT
@@ -43,6 +44,7 @@ from cbir_faiss.types import Metric
 
 Section = str | Mapping[str, Any]
 _TRIALS = "trials.jsonl"
+_REPORTS = (b"<title>Tuned for ", b"<title>Not reached: ")
 _BYTES_ERROR, _BUILD_ERROR = 0.005, 0.15
 
 
@@ -114,8 +116,9 @@ def tune(
 
     Args:
         data: a config that names a source (and, to narrow the choice, codecs, backends or rescorers), as a file or a
-            mapping; a collection; an ``.npy`` file; vectors ``(n, dim)``, with ``labels``, one a row; or an engine, a
-            backend or its name and options, which is read once and not changed.
+            mapping; a collection; an ``.npy`` file; vectors ``(n, dim)``, with ``labels``, one a row (a list where an
+            item has several, None where it has none); or an engine, a backend or its name and options, which is read
+            once and not changed.
         targets: such as ``"knn_recall@10 >= 0.95"`` and ``"map@5 >= raw - 0.01"``.
         max_bytes, max_disk_bytes: an item, in memory and on disk. max_ms: a query, on one thread.
         items: another size to predict to. minutes: when to stop looking.
@@ -134,6 +137,7 @@ def tune(
     wanted = parse_targets([targets] if isinstance(targets, str) else targets)
     if minutes <= 0 or (items is not None and items < 1):
         raise ConfigError(f"minutes and items must be above 0, got {minutes} and {items}")
+    _check_out(out, data)
     with _folder(out) as folder:
         given, metric = _given(data, labels, folder, metric, progress)
         naming = _narrowed(given, codecs=codecs, backends=backends, rescore=rescore)
@@ -173,9 +177,10 @@ def tune(
             tuned.write(Path(out))
         elif out is not None and Path(out).exists():
             _put_aside(Path(out))
+        if tuned.met or not race.late:
+            _clear(folder)
         if not race.late:
             trials.remove()
-        _clear(folder)
     if out is not None:
         from cbir_faiss.tuning.report import write_report
 
@@ -430,6 +435,20 @@ def _front(points: Sequence[Mapping[str, Any]], measure: str) -> list[Mapping[st
 # ------------------------------------------------------------------------------------------------------- what is given
 
 
+def _check_out(out: str | Path | None, data: Any) -> None:
+    """Raises ConfigError where it is no place for a config, or what is there is not an answer of before."""
+    if out is None:
+        return
+    path = Path(out)
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{out}: this is the config to write, and ends in .yaml; its report is beside it", path="out")
+    if isinstance(data, str | Path) and path.exists() and Path(data).exists() and path.samefile(data):
+        raise ConfigError(f"{out}: this is what is tuned on, and would be written over", path="out")
+    report = path.with_suffix(".html")
+    if report.exists() and not any(title in report.read_bytes()[:1000] for title in _REPORTS):
+        raise ConfigError(f"{report}: the report would be written over this, which is none", path="out")
+
+
 @contextmanager
 def _folder(out: str | Path | None) -> Iterator[Path]:
     """Where trials and indexes are kept: beside ``out``, or for this run alone."""
@@ -437,8 +456,6 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="cbir-") as scratch:
             yield Path(scratch)
         return
-    if Path(out).suffix == ".html":
-        raise ConfigError(f"{out}: this is the config to write; the report beside it ends in .html", path="out")
     folder = Path(out).with_suffix(".tuning")
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -514,20 +531,26 @@ def _narrowed(naming: Naming, **given: Sequence[Section] | None) -> Naming:
 
 def _naming_of_array(vectors: NDArray[Any], labels: Sequence[Any] | None, folder: Path) -> Naming:
     x = check_floats(vectors, "vectors")
-    source: dict[str, Any] = {"name": "vectors", "file": str(_kept(folder / "given.npy", x))}
+    file = folder / "given.npy"
+    with writing_to(folder), replacing(file) as part:  # what a run that was stopped goes on with stays as it is
+        np.save(part, x)
+    source: dict[str, Any] = {"name": "vectors", "file": str(file)}
     if labels is not None:
         if len(labels) != len(x):
             raise InputError(f"{len(labels)} labels for {len(x)} vectors")
-        names = np.asarray([str(label) for label in labels])
-        source["labels"] = str(_kept(folder / "given-labels.npy", names))
+        documents = folder / "given.jsonl"
+        with writing_to(folder), replacing(documents) as lines:
+            lines.write_text("".join(f"{as_json({'label': _classes(label)})}\n" for label in labels))
+        source["documents"] = str(documents)
     return naming_of_source(source)
 
 
-def _kept(file: Path, values: NDArray[Any]) -> Path:
-    """``values`` in a file, which stays as it is where it has them: a run that was stopped goes on with it."""
-    with writing_to(file.parent), replacing(file) as part:
-        np.save(part, values)
-    return file
+def _classes(label: Any) -> list[str]:
+    """Of one item: none, one, or several."""
+    if label is None:
+        return []
+    several = isinstance(label, list | tuple | set | frozenset | np.ndarray)
+    return sorted(map(str, label)) if several else [str(label)]
 
 
 def _check(targets: Sequence[Target], data: Data) -> None:

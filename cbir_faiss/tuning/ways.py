@@ -17,7 +17,7 @@ from cbir_faiss._lib import threads
 from cbir_faiss.base import Backend, Rescorer
 from cbir_faiss.base.filters import Where
 from cbir_faiss.comparison.index import RowIndex
-from cbir_faiss.comparison.timing import QUERIES, ROUNDS, Timed
+from cbir_faiss.comparison.timing import LATENCY_K, QUERIES, ROUNDS, Timed
 from cbir_faiss.config import Choice
 from cbir_faiss.errors import ConfigError
 from cbir_faiss.measures.neighbours import knn_recall, true_distances
@@ -405,7 +405,8 @@ class Judge:
     def timed(self, way: Way, rounds: int = ROUNDS) -> Way:
         """It with the times of the best of some rounds: a noisy moment is not an index's fault."""
         searcher, _ = self._searcher(way.setting, 1)
-        timed = Timed(searcher.hits, searcher.hits, {"embedding": self._embedding[:QUERIES]})
+        queries = {"embedding": self._embedding[:QUERIES]}
+        timed = Timed(searcher.hits, searcher.hits, queries, max(LATENCY_K, self._deepest))
         for _ in range(rounds):
             timed.round()
         ms = timed.latency_ms
