@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -113,6 +114,20 @@ def test_bad_usage_is_status_2(tmp_path: Path) -> None:
     assert cbir("compare", tmp_path / "none.yaml").exit_code == 2
     assert cbir("search", tmp_path).exit_code == 2
     assert cbir("nonsense").exit_code == 2
+
+
+def test_options_of_an_engine_that_are_not_yaml_are_status_2(tmp_path: Path) -> None:
+    for words in (["pull", "sqlite-vec", "path=@x", "--out", tmp_path / "x.cbir"], ["recall", "sqlite-vec", "path={a"]):
+        result = cbir(*words)
+        assert result.exit_code == 2
+        assert "is no value in YAML" in result.stderr
+
+
+def test_several_arrays_are_not_vectors(tmp_path: Path) -> None:
+    np.savez(tmp_path / "v.npz", a=np.eye(3, dtype=np.float32))
+    result = cbir("doctor", "--vectors", tmp_path / "v.npz")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+    assert "several arrays" in result.stderr
 
 
 def test_build_search_info_verify(config: Path, pictures: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
@@ -78,6 +79,14 @@ def test_what_cannot_be_a_start_is_one_line(home: Path) -> None:
     assert "no image file" in result.stderr
     assert not (home / "empty.yaml").exists()
     assert cbir("init", "nowhere").exit_code == 2
+    for name in (os.fsdecode(b"fo\xff"), "two\nlines"):
+        (home / name).mkdir()
+        Image.new("RGB", (40, 40), "red").save(home / name / "0.png")
+        refused = cbir("init", name)
+        assert (refused.exit_code, len(refused.stderr.splitlines())) == (1, 1)
+        assert not (home / f"{name}.yaml").exists()
+    assert cbir("init", "two\nlines", "--out", "two.yaml").exit_code == 0
+    assert Path(load_config("two.yaml").source.options["root"]).resolve() == home / "two\nlines"
     missing = cbir("init", "pictures", "--out", "no/such/folder.yaml")
     assert (missing.exit_code, len(missing.stderr.splitlines())) == (1, 1)
 

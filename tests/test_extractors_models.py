@@ -393,6 +393,25 @@ def test_weights_of_another_model_in_its_folder(place: Path, tmp_path: Path) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("own", [{"do_rescale": False}, {"do_normalize": True, "rescale_factor": 1 / 127.5}])
+def test_a_model_that_sees_in_a_way_of_its_own(own: dict[str, Any], place: Path, tmp_path: Path) -> None:
+    """What only its processor does is not passed over: a picture is compared."""
+    odd = Path(shutil.copytree(place / "vit", tmp_path / "odd"))
+    (file,) = odd.glob("*processor*.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **own}))
+    with pytest.raises(ConfigError, match=r"as only its own ViTImageProcessor.* does: give preprocess with resize and"):
+        Transformers(model=str(odd), runtime="torch").load()
+    said = {**SMALL, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    assert Transformers(model=str(odd), runtime="torch", preprocess=said)(pictures())["embedding"].shape == (3, 32)
+
+
+@pytest.mark.parametrize(("plugin", "folder"), [(Timm, _models.timm_folder), (OpenClip, _models.open_clip_folder)])
+def test_a_folder_brings_its_own_weights(plugin: Any, folder: Any, tmp_path: Path) -> None:
+    made = str(folder(tmp_path / "own"))
+    with pytest.raises(ConfigError, match="brings its own weights, not 'openai': DEFAULT, none, or the path of others"):
+        plugin(model=made, weights="openai", runtime="torch").load()
+
+
 def test_a_model_that_does_not_say_how_it_sees(place: Path, tmp_path: Path) -> None:
     silent = Path(shutil.copytree(place / "vit", tmp_path / "silent"))
     for file in silent.glob("*processor*.json"):

@@ -242,6 +242,18 @@ def test_list_csv(tmp_path: Path) -> None:
     ]
 
 
+def test_list_numbers_that_are_too_long_stay_what_they_are(tmp_path: Path) -> None:
+    """Two ids whose floats are one are two ids, and no number becomes infinite."""
+    ids, longer = ("1729876543210987655", "1729876543210987656"), ("1" * 20, "2" * 400)
+    lines = [f"{i}.jpg,{ids[i]},{longer[i]},{('0.5', ids[0])[i]},{('1e999', '2.5')[i]}" for i in (0, 1)]
+    (tmp_path / "x.csv").write_text("\n".join(["path,id,longer,mixed,infinite", *lines]))
+    first, second = (item.payload for item in List(file=str(tmp_path / "x.csv")).items())
+    assert (first["id"], second["id"]) == tuple(map(int, ids))
+    assert (first["longer"], second["longer"]) == longer
+    assert (first["mixed"], second["mixed"]) == ("0.5", ids[0])
+    assert (first["infinite"], second["infinite"]) == ("1e999", "2.5")
+
+
 def test_list_several_labels(tmp_path: Path) -> None:
     source = listing(tmp_path, "x.csv", "path,label\na.png,cat| dog |cat\nb.png,|\n", label_separator="|")
     assert [item.labels for item in source.items()] == [("cat", "dog"), ()]
@@ -376,6 +388,19 @@ def test_vectors_labels(tmp_path: Path) -> None:
     for name, message in (("lines.txt", "1 labels for 3"), ("gone.npy", "cannot read"), ("objects.npy", "cannot read")):
         with pytest.raises(InputError, match=message):
             Vectors(file=str(tmp_path / "x.npy"), labels=str(tmp_path / name)).items()
+
+
+def test_vectors_whose_label_is_not_there_have_none(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.eye(3, dtype=np.float32))
+    np.save(tmp_path / "floats.npy", np.array([1.0, np.nan, 2.0]))
+    (tmp_path / "lines.txt").write_text("a\n\nb\n")
+    for labels in ("floats.npy", "lines.txt"):
+        source = Vectors(file=str(tmp_path / "x.npy"), labels=str(tmp_path / labels))
+        assert [len(item.labels) for item in source.items()] == [1, 0, 1]
+    (tmp_path / "x.jsonl").write_text('{"label": "a"}\n{"label": NaN, "x": Infinity}\n{"label": ["", "b"]}\n')
+    told = list(Vectors(file=str(tmp_path / "x.npy"), documents=str(tmp_path / "x.jsonl")).items())
+    assert [item.labels for item in told] == [("a",), (), ("b",)]
+    assert told[1].payload == {"x": None}
 
 
 def test_other_vectors_are_another_source_whatever_their_size_and_time(tmp_path: Path) -> None:

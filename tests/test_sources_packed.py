@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import tarfile
 import zipfile
@@ -141,6 +142,18 @@ def test_zip_bad_members(tmp_path: Path) -> None:
         source.content_key(0)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zip_damaged_member_of_any_method(method: int, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as archive:
+        archive.writestr("damaged.png", bytes(range(256)) * 9)
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    at = content.index(b"damaged.png") + len(b"damaged.png")
+    content[at + 4 : at + 40] = b"\xff" * 36
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(BadImage, match="cannot be unpacked"):
+        Zip(file=str(tmp_path / "x.zip")).read(0)
+
+
 def test_zip_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"source 'zip': no such file: .*x\.zip"):
         Zip(file=str(tmp_path / "x.zip")).items()
@@ -245,6 +258,13 @@ def test_webdataset_bad_samples(tmp_path: Path) -> None:
     tarred(tmp_path / "x.tar", {"a.png": png(1), "a.json": b'{"label": {"b": 1}}'})
     with pytest.raises(InputError, match=r"x/a\.png: a document's path is a text and its label"):
         WebDataset(shards=str(tmp_path / "x.tar")).items()
+    tarred(tmp_path / "x.tar", {"a.png": png(1), "a.json": b"[" * 100_000})
+    with pytest.raises(InputError, match=r"source 'webdataset': x/a\.png: "):
+        WebDataset(shards=str(tmp_path / "x.tar")).items()
+    tarred(tmp_path / "x.tar", {os.fsdecode(b"a\xff.png"): png(1), "b.png": png(2), "b.cls": b""})
+    odd = WebDataset(shards=str(tmp_path / "x.tar"))
+    assert [(item.path, item.labels) for item in odd.items()] == [("x/a\\xff.png", ()), ("x/b.png", ())]
+    assert odd.read(0).getpixel((0, 0)) == (20, 0, 0)
     tarred(tmp_path / "x.tar", {"a.png": png(1), "b.cls": b"1", ".png": png(2)})
     source = WebDataset(shards=str(tmp_path / "x.tar"))
     assert [item.path for item in source.items()] == ["x/a.png"]
@@ -340,6 +360,16 @@ def test_huggingface_bad_input(tmp_path: Path) -> None:
     twice = parquet(tmp_path / "twice", files=1)
     with pytest.raises(InputError, match="'0' is there twice"):
         HuggingFace(path=str(twice), key="label").items()
+    (tmp_path / "saved").mkdir()
+    for state in ("{}", '{"_data_files": [{"name": "x"}]}', '{"_data_files": 3}', '{"_data_files": []}'):
+        (tmp_path / "saved" / "state.json").write_text(state)
+        with pytest.raises(InputError, match=r"saved (is damaged: its state\.json|was copied or downloaded in part)"):
+            HuggingFace(path=str(tmp_path / "saved")).items()
+    tables, file = pytest.importorskip("pyarrow.parquet"), twice / "train-00000-of-00001.parquet"
+    for noted in (b"no JSON", b"3", b'{"info": 3}', b'{"info": {"features": 3}}'):
+        tables.write_table(tables.read_table(file).replace_schema_metadata({b"huggingface": noted}), file)
+        with pytest.raises(InputError, match="what it says of its columns cannot be read"):
+            HuggingFace(path=str(twice)).items()
     (folder / "train-00001-of-00002.parquet").rename(tmp_path / "kept")
     with pytest.raises(InputError, match="set was copied or downloaded in part: 1 of 2 files are there"):
         HuggingFace(path=str(folder)).items()

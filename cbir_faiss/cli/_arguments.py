@@ -57,5 +57,8 @@ def key_values(words: tuple[str, ...]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise click.UsageError(f"options are key=value, not {word!r}")
-        options[key] = yaml.safe_load(value) if value else ""
+        try:
+            options[key] = yaml.safe_load(value) if value else ""
+        except yaml.YAMLError as error:
+            raise click.UsageError(f"{key}: {value!r} is no value in YAML; put quotes around a text") from error
     return options

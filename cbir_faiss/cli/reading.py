@@ -132,6 +132,9 @@ def _vectors(path: Path) -> Any:
         queries = np.load(path)
     except (OSError, ValueError, EOFError) as error:
         raise CbirError(f"{path}: not a .npy file of vectors ({error})") from error
+    if not isinstance(queries, np.ndarray):
+        queries.close()
+        raise CbirError(f"{path}: not a .npy file of vectors, but several arrays: save the one you want by itself")
     return queries[None] if queries.ndim == 1 else queries
 
 

@@ -81,10 +81,16 @@ def init(folder: Path, comparing: bool, out: Path | None) -> None:
     name = folder.resolve().name or "pictures"
     out = out or Path(f"{name}-compare.yaml" if comparing else f"{name}.yaml")
     n = _count(folder)
+    if "\n" in str(out):
+        raise CbirError(f"{str(out)!r} takes more than one line: choose another --out")
     if out.exists():
         raise CbirError(f"{out}: exists; choose another --out or remove it")
-    with writing_to(out), out.open("x", encoding="utf-8") as file:
-        file.write(_text(folder, out, n, comparing))
+    try:
+        text = _text(folder, out, n, comparing).encode()
+    except UnicodeEncodeError as error:
+        raise CbirError("the folder's name is not UTF-8, which a config has to be: rename it, or link to it") from error
+    with writing_to(out), out.open("xb") as file:
+        file.write(text)
     say(f"{out}: {n:,} pictures. Next:")
     say(f"cbir {'compare' if comparing else 'build'} {shlex.quote(str(out))}")
 
@@ -113,7 +119,7 @@ def _count(folder: Path) -> int:
 def _text(folder: Path, config: Path, n: int, comparing: bool) -> str:
     head = _HEAD.format(
         n=n,
-        folder=folder,
+        folder=folder if str(folder).isprintable() else json.dumps(str(folder)),
         root=json.dumps(_relative(folder, config), ensure_ascii=False),
         commands=(_COMPARE if comparing else _BUILD)
         .format(config=shlex.quote(str(config)), collection=shlex.quote(str(config.with_suffix(".cbir"))))

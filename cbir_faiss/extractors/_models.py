@@ -157,6 +157,14 @@ def commit_at_hub(name: str, file: str) -> str:
         raise ConfigError(f"cannot get the model '{name}' ({one_line(error)[:300]})", path="model") from error
 
 
+def check_own(name: str, folder: Path | None, weights: str) -> None:
+    """Raises ConfigError where a model that brings its own weights, from a folder or a hub, is given others' name."""
+    if (folder is not None or ":" in name) and weights.isidentifier() and weights not in ("DEFAULT", "none"):
+        raise ConfigError(
+            f"'{name}' brings its own weights, not '{weights}': DEFAULT, none, or the path of others", path="weights"
+        )
+
+
 def near_names(name: str, known: Iterable[str]) -> str:
     """``; did you mean …?`` with the names that are nearest to ``name``, or nothing."""
     near = difflib.get_close_matches(name, known, n=3)

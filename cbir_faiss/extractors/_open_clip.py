@@ -14,7 +14,7 @@ import torch
 
 from cbir_faiss.errors import ConfigError, one_line
 from cbir_faiss.extractors import _tokenizer
-from cbir_faiss.extractors._models import near_names
+from cbir_faiss.extractors._models import check_own, near_names
 from cbir_faiss.extractors._tapped import seeded
 from cbir_faiss.extractors._torch import TextTower
 
@@ -57,6 +57,7 @@ def build(name: str, folder: Path | None, weights: str, seed: int) -> Any:
     Raises:
         ConfigError: no such model, no such weights, weights of another model, or they cannot be downloaded.
     """
+    check_own(name, folder, weights)
     whose, tag = name, None
     named = weights != "none" and weights.isidentifier()
     if folder is not None:

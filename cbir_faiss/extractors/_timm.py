@@ -12,7 +12,7 @@ import torch
 from timm.data import resolve_model_data_config
 
 from cbir_faiss.errors import ConfigError, one_line
-from cbir_faiss.extractors._models import near_names
+from cbir_faiss.extractors._models import check_own, near_names
 from cbir_faiss.extractors._tapped import seeded
 from cbir_faiss.nets.weights import fill, read_state_dict
 
@@ -25,6 +25,7 @@ def build(name: str, folder: Path | None, weights: str, seed: int) -> Any:
     Raises:
         ConfigError: no such model, no such weights, weights of another model, or they cannot be downloaded.
     """
+    check_own(name, folder, weights)
     if folder is not None:
         if not (folder / "config.json").is_file():
             raise ConfigError(f"{folder} holds no model of timm: there is no config.json", path="model")

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
+from cbir_faiss.base.options import parse_options
 from cbir_faiss.errors import ConfigError, one_line
 from cbir_faiss.extractors import _tokenizer
 from cbir_faiss.extractors._models import commit_at_hub, near_names
 from cbir_faiss.extractors._tapped import seeded
 from cbir_faiss.extractors._torch import TextTower
+from cbir_faiss.images.preprocess import Preprocess
 from cbir_faiss.nets.weights import fill, read_state_dict
 
 # Left open, the library asks on the terminal whether to run the code that comes with a model.
 _SAFE = {"trust_remote_code": False}
+_ALIKE = 0.05  # of values whose deviation is about one: resampling differs by much less
 _INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
 
 
@@ -79,28 +84,50 @@ def tower(model: Any) -> Any:
     return getattr(model, "vision_model", model)
 
 
-def preset(name: str, *, needed: bool) -> dict[str, Any]:
-    """How pictures are prepared for a model; nothing where it does not say, unless that is ``needed``.
+def preset(name: str, given: Set[str]) -> dict[str, Any]:
+    """How pictures are prepared for a model, but for what is ``given``; nothing where it does not say, and the size is.
 
     Raises:
         ConfigError: it does not say, or in a way that ``Preprocess`` has not.
     """
+    sized = bool(given & {"resize", "crop"})
     try:
         with _quiet():
-            told = AutoImageProcessor.from_pretrained(name, **_SAFE).to_dict()
+            processor = AutoImageProcessor.from_pretrained(name, **_SAFE)
     except Exception as error:  # no such file, or not one of a processor of pictures
-        if not needed:
+        if sized:
             return {}
         raise ConfigError(
             f"'{name}' does not say how pictures are prepared: give preprocess with resize and crop", path="preprocess"
         ) from error
+    told = processor.to_dict()
     found: dict[str, Any] = dict(_sides(told))
     if told.get("resample") is not None:
         found["interpolation"] = _INTERPOLATIONS[int(told["resample"])]
     normal = told.get("do_normalize", True)
     found["mean"] = tuple(told["image_mean"]) if normal else (0.0, 0.0, 0.0)
     found["std"] = tuple(told["image_std"]) if normal else (1.0, 1.0, 1.0)
+    said = sized and {"mean", "std"} <= given
+    if not said and not _as_asked(processor, parse_options(Preprocess, found)):
+        raise ConfigError(
+            f"'{name}' wants pictures prepared as only its own {type(processor).__name__} does: give preprocess with "
+            "resize and crop, mean and std",
+            path="preprocess",
+        )
     return found
+
+
+def _as_asked(processor: Any, how: Preprocess) -> bool:
+    """Whether a picture becomes what the model's own processor makes of it, which has more ways than are read here."""
+    slopes = np.add.outer(np.arange(300), np.arange(400)) / 700
+    picture = Image.fromarray((255 * np.stack([slopes, slopes[::-1], 0.3 + 0 * slopes], axis=2)).astype(np.uint8))
+    ours = how.normalise(how.pixels(picture)[None])[0].transpose(2, 0, 1)
+    try:
+        with _quiet():
+            theirs = np.asarray(processor(images=picture, return_tensors="np")["pixel_values"])[0]
+    except Exception:  # it asks for more than a picture
+        return False
+    return theirs.shape == ours.shape and float(np.abs(theirs - ours).mean()) < _ALIKE
 
 
 def text_tower(model: Any, name: str) -> tuple[TextTower, str]:

@@ -68,8 +68,7 @@ class Transformers(TwoTowerExtractor):
         model = self._model()
         from cbir_faiss.extractors import _transformers
 
-        given = set(self.options.preprocess)
-        preset = _transformers.preset(self.options.model, needed=not given & {"resize", "crop"})
+        preset = _transformers.preset(self.options.model, set(self.options.preprocess))
         return self._space(_transformers.Pictures(model), _transformers.tower(model)), preset
 
     def _text_tower(self) -> tuple[TextTower, str]:

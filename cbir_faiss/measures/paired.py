@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from cbir_faiss.errors import InputError
 
 Values = NDArray[np.float64]
+_ROUNDING = 1e-12
 MARGIN = 0.01
 """How much of a measure may be lost before a smaller index is not worth it."""
 ALPHA = 0.025
@@ -100,7 +101,9 @@ def paired_test(a: NDArray[Any], b: NDArray[Any]) -> Test:
         raise InputError(f"a paired test takes at least two queries (or seeds), got {len(a)}")
     _check(a, "a", len(a))
     _check(b, "b", len(a))
-    mean, error = _mean_and_error(a.astype(np.float64) - b)
+    differences = a.astype(np.float64) - b
+    differences[np.abs(differences) < _ROUNDING] = 0.0  # of sums in another order: they are none
+    mean, error = _mean_and_error(differences)
     freedom = len(a) - 1
     half = _half_width(error, freedom, ALPHA)
     p = t_probability(mean / error, freedom) if error > 0 else float(mean == 0)

@@ -27,8 +27,11 @@ def files_of(folder: Path, split: str | None) -> list[Path]:
         if not (folder / "state.json").is_file():
             raise wrong(f"{folder} was copied in part: there is no state.json")
     if (folder / "state.json").is_file():
-        files = [folder / entry["filename"] for entry in _json(folder / "state.json").get("_data_files", [])]
-        return _all_there(folder, files, len(files))
+        try:
+            files = [folder / entry["filename"] for entry in _json(folder / "state.json")["_data_files"]]
+        except (KeyError, TypeError) as error:
+            raise wrong(f"{folder} is damaged: its state.json does not say which files there are") from error
+        return _all_there(folder, files, max(1, len(files)))
     return _by_name(folder, split)
 
 
@@ -68,8 +71,11 @@ class Table:
         self._arrow: Any = need("pyarrow", "parquet")
         self._parquet: Any = need("pyarrow.parquet", "parquet")
         self.schema = self._read(files[0], lambda opened: getattr(opened, "schema_arrow", None) or opened.schema)
-        told = json.loads((self.schema.metadata or {}).get(b"huggingface", b"{}"))
-        self.features: dict[str, Any] = (told.get("info") or {}).get("features") or {}
+        try:
+            told = json.loads((self.schema.metadata or {}).get(b"huggingface", b"{}"))
+            self.features: dict[str, Any] = dict((told.get("info") or {}).get("features") or {})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise wrong(f"{files[0]} is damaged: what it says of its columns cannot be read") from error
 
     def blocks(self, columns: list[str]) -> Iterator[tuple[Path, int, Any]]:
         """File, number of the block in it, and an Arrow table of these columns; ``image.path`` is a part of one."""

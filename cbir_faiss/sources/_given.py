@@ -58,7 +58,8 @@ def item_of(document: Mapping[str, Any], path: str = "") -> base.Item:
     """The item of a stored document; ``path`` is its path where the document has none."""
     path, label = document.get("path", path), document.get("label", ())
     labels = label if isinstance(label, (list, tuple)) else [label]
-    labels = [one for one in labels if one is not None]
+    # What a table has in place of a label that is not there is no class, which others without one would be of, too.
+    labels = [one for one in labels if one not in (None, "") and one == one]
     if not isinstance(path, str) or not all(isinstance(one, (str, int, float)) for one in labels):
         raise InputError(f"a document's path is a text and its label a text or a list of them, not {path!r}, {label!r}")
     payload = {key: value for key, value in document.items() if key not in ("path", "label")}

@@ -134,6 +134,8 @@ class HuggingFace(PackedSource):
                 return opened.read(most + 1)
         except OSError as error:
             raise NoAccess(f"{file}: {error.strerror}") from error
+        except ValueError as error:
+            raise BadImage(f"the row names no file: {error}") from error
 
     def _rows(self, place: _Place) -> Any:
         """The images of a block; the last one is kept, because items are read in order."""

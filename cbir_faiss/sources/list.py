@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,7 +20,8 @@ from cbir_faiss.sources._given import is_text, plain_row
 _Row = tuple[str, dict[str, Any]]
 """Where a row stands ("line 3"), and its values by column."""
 
-_INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})")
+_INTEGER = re.compile(r"-?(0|[1-9]\d*)")
+_WHOLE, _LONGEST = 2**63, len(str(-(2**63)))
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d{1,2})?")
 
 
@@ -111,14 +113,19 @@ def _csv(file: Path, separator: str | None) -> Iterator[_Row]:
 
 
 def _type(cells: Iterator[str]) -> Callable[[str], Any]:
-    """The narrowest of int, float and str that all non-empty cells of a column are written in."""
-    kind: Callable[[str], Any] = int
-    for cell in filter(None, cells):
-        if kind is int and not _INTEGER.fullmatch(cell):
-            kind = float
-        if kind is float and not _NUMBER.fullmatch(cell):
-            return str
-    return kind
+    """The narrowest of int, float and str that says what all non-empty cells of a column say: a number that is too long
+    is a text, or two ids would be one."""
+    told = [cell for cell in cells if cell]
+    if all(map(_INTEGER.fullmatch, told)):
+        return int if all(len(cell) <= _LONGEST and -_WHOLE <= int(cell) < _WHOLE for cell in told) else str
+    return float if all(map(_is_float, told)) else str
+
+
+def _is_float(cell: str) -> bool:
+    """Whether a float is the number that is written here, up to its last digits."""
+    if not _NUMBER.fullmatch(cell) or not math.isfinite(float(cell)):
+        return False
+    return not _INTEGER.fullmatch(cell) or float(cell) == int(cell)
 
 
 def _jsonl(file: Path) -> Iterator[_Row]:

@@ -143,7 +143,8 @@ class Vectors(base.Source):
             return None
         try:
             if path.suffix.lower() == ".npy":
-                labels = [str(label) for label in np.load(path, allow_pickle=False).ravel().tolist()]
+                told = np.load(path, allow_pickle=False).ravel().tolist()
+                labels = ["" if label != label else str(label) for label in told]  # NaN is none
             else:
                 labels = path.read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError, EOFError) as error:
@@ -220,7 +221,8 @@ class _Rows(Sequence[base.Item]):
         if isinstance(index, slice):
             return [self[row] for row in self._indices[index]]
         row = self._indices[index]
-        return base.Item(f"{row:0{self._digits}d}", (self._labels[row],) if self._labels else ())
+        label = self._labels[row] if self._labels else ""
+        return base.Item(f"{row:0{self._digits}d}", (label,) if label else ())
 
 
 class _Lines:
@@ -246,7 +248,8 @@ class _Lines:
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         try:
-            document = json.loads(bytes(self._file[self._limits[row] : self._limits[row + 1]]))
+            line = bytes(self._file[self._limits[row] : self._limits[row + 1]])
+            document = json.loads(line, parse_constant=lambda _: None)  # NaN and infinity are not JSON
         except ValueError as error:
             raise InputError(f"{self._path}:{row + 1}: not JSON: {error}") from error
         if not isinstance(document, dict):

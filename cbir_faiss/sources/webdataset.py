@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -87,7 +88,7 @@ class WebDataset(PackedSource):
     def _note(self, samples: dict[str, dict[str, Any]], shard: Path, tar: Any, member: tarfile.TarInfo) -> None:
         from cbir_faiss.images.reading import image_suffixes
 
-        name = PurePosixPath(member.name)
+        name = PurePosixPath(os.fsencode(member.name).decode("utf-8", "backslashreplace"))
         stem, _, kind = name.name.partition(".")
         if not stem:
             return
@@ -114,7 +115,7 @@ class WebDataset(PackedSource):
             facts = {"caption": sample["txt"].decode().strip()} if "txt" in sample else {}
             label = sample["cls"].decode().strip() if "cls" in sample else document.pop(self.options.label, None)
             return named_item(path, label, {**facts, **document})
-        except (ValueError, InputError) as error:
+        except (ValueError, RecursionError, InputError) as error:
             raise InputError(f"source 'webdataset': {path}: {error}") from error
 
     def _bytes(self, place: _Place, most: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import zlib
 from collections.abc import Iterator
 from functools import cached_property
@@ -14,6 +15,9 @@ from cbir_faiss.base.options import RelativePath
 from cbir_faiss.errors import BadImage, InputError, NoAccess, one_line
 from cbir_faiss.sources._file_source import FileOptions
 from cbir_faiss.sources._packed import PackedSource
+
+_UNREADABLE = (BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
+"""What is said of a member that is damaged, encrypted, or packed in a rare way."""
 
 
 class Zip(PackedSource):
@@ -58,9 +62,11 @@ class Zip(PackedSource):
             with self._archive.open(place) as member:
                 return member.read(most + 1)
         except OSError as error:
-            raise NoAccess(str(error.strerror or error)) from error
-        except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-            raise BadImage(f"cannot be unpacked: {error}") from error  # damaged, encrypted, or packed in a rare way
+            if error.errno is None:  # bz2's word for damage
+                raise BadImage(f"cannot be unpacked: {error}") from error
+            raise NoAccess(str(error.strerror)) from error
+        except _UNREADABLE as error:
+            raise BadImage(f"cannot be unpacked: {error}") from error
 
     def _holder(self, place: ZipInfo) -> Path:
         return self.options.file

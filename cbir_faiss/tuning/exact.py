@@ -49,10 +49,13 @@ def read_vectors(path: Path) -> NDArray[Any]:
         InputError: it is not such a file.
     """
     try:
-        x: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        found: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: not a .npy file of vectors ({error})") from error
-    x = x[None] if x.ndim == 1 else x
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise InputError(f"{path}: not a .npy file of vectors, but several arrays: save the one you want by itself")
+    x: NDArray[Any] = found[None] if found.ndim == 1 else found
     if x.ndim != 2 or 0 in x.shape:
         raise InputError(f"{path}: holds {x.dtype} {x.shape}, not vectors (n, dim)")
     return x

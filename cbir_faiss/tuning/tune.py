@@ -443,7 +443,7 @@ def _check_out(out: str | Path | None, data: Any) -> None:
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"{out}: this is the config to write, and ends in .yaml; its report is beside it", path="out")
     if isinstance(data, str | Path) and path.exists() and Path(data).exists() and path.samefile(data):
-        raise ConfigError(f"{out}: this is what is tuned on, and would be written over", path="out")
+        raise ConfigError(f"{out}: this is what is tuned on, and would be written over: choose another", path="out")
     report = path.with_suffix(".html")
     if report.exists() and not any(title in report.read_bytes()[:1000] for title in _REPORTS):
         raise ConfigError(f"{report}: the report would be written over this, which is none", path="out")
