@@ -5,6 +5,7 @@ and bfloat16 beside float32.
     python benchmarks/extraction.py --quick     128 pictures, one round, to see that it runs; stores nothing
     python benchmarks/extraction.py --store     the raw figures go to benchmarks/results/extraction.json
     python benchmarks/extraction.py --precisions --store    int8 and bfloat16 beside float32 alone
+    python benchmarks/extraction.py --shipped --store       the network that ships with the package alone
 
 Rounds are interleaved, and the medians compared. The plain loop: torchvision in eager mode, DataLoader with batches of
 64 and the PIL transforms that belong to the weights, with 0, 1 and 2 workers; over_plain is beside the best of them and
@@ -63,8 +64,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pictures", type=int, help="so many, from all classes; all take 20 minutes")
     parser.add_argument("--precisions", action="store_true", help="nothing but int8 and bfloat16 beside float32")
+    parser.add_argument("--shipped", action="store_true", help="nothing but the network that ships with the package")
     chosen = parser.parse_args()
     quick = chosen.quick
+    if chosen.shipped:
+        section = _shipped(64 if quick else 2048, 1 if quick else chosen.rounds)
+        _show(f"compact, {section['images']} pictures", section)
+        if chosen.store and not quick:
+            print(store("extraction", {"caltech101-compact": section}))
+        return
     with tempfile.TemporaryDirectory() as place:
         os.environ["CBIR_CACHE"] = place  # so that nothing is exported yet
         rounds = 1 if quick else chosen.rounds
@@ -171,6 +179,25 @@ def _precisions(place: Path, calibrating: int, rounds: int) -> dict[str, dict[st
         }
         for name, x in found.items()
     }
+
+
+def _shipped(count: int, rounds: int) -> dict[str, Any]:
+    """Images a second of ``compact``: from files, and of the network on pixels that are ready."""
+    extractor = make("extractors", "compact")
+    rates: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        root = _pictures(Path(place), count)
+        paths = sorted(root.rglob("*.jpg"))
+        pixels = np.stack([extractor.prepare(open_image(path, min_side=extractor.min_side)) for path in paths])
+        extractor.extract(pixels[:32])
+        for _ in range(rounds):
+            began = time.perf_counter()
+            extract(make("sources", "folder", root=str(root)), extractor, cache=None)
+            rates.setdefault("from files", []).append(len(paths) / (time.perf_counter() - began))
+            began = time.perf_counter()
+            extractor.extract(pixels)
+            rates.setdefault("network alone", []).append(len(paths) / (time.perf_counter() - began))
+    return {"images": len(paths), "images_per_second": rates}
 
 
 def _near(exact: NDArray[np.float32], x: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, float]:

@@ -32,7 +32,7 @@ SIZE = {"resize": [32, 32], "crop": None}
 SQUEEZE = {"model": "squeezenet1_1", "weights": "none", "preprocess": {"resize": 64, "crop": 64}}
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "backbone": {**SQUEEZE, "attention": "cbam", "ratio": 64, "full": 16, "dropout": 0.2},
-    "compact": {"width": 2, "features": 16, "blocks": 1, "preprocess": SIZE},
+    "compact": {"width": 2, "features": 16, "blocks": 1, "squeeze": 4, "preprocess": SIZE},
     "multipool": {"width": 2, "joint": 8, "features": 16},
     "plain": {"width": 4, "features": 16},
     "speedrun": {"widths": [4, 8, 8]},
@@ -383,6 +383,22 @@ def test_compact_reads_colour_by_mean_and_deviation() -> None:
     assert torch.isfinite(x.grad).all()
     # width 2: means and deviations of 4 channels, means of 8, means and maxima of 16.
     assert module.mix[1].in_features == 2 * 4 + 8 + 2 * 16
+
+
+def test_squeeze_weighs_channels_by_the_whole_map() -> None:
+    """At half where the two layers say nothing; what differs in one place changes the weights of all."""
+    module, _ = built("compact")
+    gates = module.late[1].gates
+    x = torch.rand(2, gates.mlp[0].in_features, 4, 4)
+    with torch.no_grad():
+        other = x.clone()
+        other[:, :, 0, 0] += 5
+        assert not torch.allclose(gates(x)[:, :, 1:], gates(other)[:, :, 1:])
+        for last in (gates.mlp[2].weight, gates.mlp[2].bias):
+            last.zero_()
+        torch.testing.assert_close(gates(x), x / 2)
+    plain, _ = built("compact", squeeze=None)
+    assert set(plain.state_dict()) == {key for key in module.state_dict() if ".gates." not in key}
 
 
 # ----------------------------------------------------------------------------------------------------------- backbone

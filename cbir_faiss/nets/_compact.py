@@ -11,12 +11,12 @@ from torch import nn
 class CompactModule(nn.Module):  # type: ignore[misc]
     """Normalised images ``(n, 3, h, w)`` to ``(n, features)``."""
 
-    def __init__(self, width: int, features: int, blocks: int) -> None:
+    def __init__(self, width: int, features: int, blocks: int, squeeze: int | None = None) -> None:
         super().__init__()
         w = width
         self.early = nn.Sequential(_convolution(3, w, 2), _convolution(w, 2 * w, 2))
-        self.middle = nn.Sequential(_convolution(2 * w, 4 * w, 2), *(_Residual(4 * w) for _ in range(blocks)))
-        self.late = nn.Sequential(_convolution(4 * w, 8 * w, 2), *(_Residual(8 * w) for _ in range(blocks)))
+        self.middle = nn.Sequential(_convolution(2 * w, 4 * w, 2), *(_Residual(4 * w, squeeze) for _ in range(blocks)))
+        self.late = nn.Sequential(_convolution(4 * w, 8 * w, 2), *(_Residual(8 * w, squeeze) for _ in range(blocks)))
         pooled = 2 * 2 * w + 4 * w + 2 * 8 * w
         self.mix = nn.Sequential(nn.BatchNorm1d(pooled), nn.Linear(pooled, features))
 
@@ -38,9 +38,22 @@ def _convolution(before: int, after: int, stride: int) -> Any:
 
 
 class _Residual(nn.Module):  # type: ignore[misc]
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, squeeze: int | None) -> None:
         super().__init__()
         self.change = _convolution(channels, channels, 1)
+        self.gates = _Gates(channels, squeeze) if squeeze else nn.Identity()
 
     def forward(self, x: Any) -> Any:
-        return x + self.change(x)
+        return x + self.gates(self.change(x))
+
+
+class _Gates(nn.Module):  # type: ignore[misc]
+    """Channels weighted by what all places have of them: Hu, Shen and Sun, "Squeeze-and-Excitation Networks", 2018."""
+
+    def __init__(self, channels: int, squeeze: int) -> None:
+        super().__init__()
+        hidden = max(1, channels // squeeze)
+        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+
+    def forward(self, x: Any) -> Any:
+        return x * torch.sigmoid(self.mlp(x.mean((2, 3))))[:, :, None, None]

@@ -21,15 +21,18 @@ class Compact(Network):
 
     class Options(Network.Options):
         """width: channels of the first convolution; each halving of the resolution doubles it. features: their number.
-        blocks: residual convolutions at each of the two lowest resolutions."""
+        blocks: residual convolutions at each of the two lowest resolutions. squeeze: what these find is weighted by
+        channel, by squeeze-and-excitation that narrows the channels by so much; not, where left out."""
 
         width: int = Field(default=24, ge=1, le=256)
         features: int = Field(default=256, ge=1, le=65_536)
         blocks: int = Field(default=2, ge=0, le=16)
+        squeeze: int | None = Field(default=None, ge=1, le=256)
 
     options: Options
 
     def _build(self, pretrained: bool) -> tuple[Any, dict[str, Any]]:
         from cbir_faiss.nets._compact import CompactModule
 
-        return CompactModule(self.options.width, self.options.features, self.options.blocks), {}
+        o = self.options
+        return CompactModule(o.width, o.features, o.blocks, o.squeeze), {}
