@@ -147,6 +147,8 @@ def test_two_rows_are_chosen_in_a_browser(finished: Path, tmp_path: Path) -> Non
     first, turned, itself = title.split("|")
     difference, low, high = (f"{value:+.4f}".replace("-", "−") for value in pairs[0][2:5])
     assert first.startswith(f"{difference}, 95 % interval {low} to {high}, p ")
-    difference, low, high = (f"{value:+.4f}".replace("-", "−") for value in (-pairs[1][2], -pairs[1][4], -pairs[1][3]))
+    difference, low, high = (
+        f"{value:+.4f}".replace("-", "−") for value in (0 - pairs[1][2], 0 - pairs[1][4], 0 - pairs[1][3])
+    )
     assert turned.startswith(f"{difference}, 95 % interval {low} to {high}, p ")
     assert itself.startswith("not tested: two different rows")
